@@ -1,0 +1,1 @@
+"""Talking to Ollama: addresses, the control plane, and the measured path."""

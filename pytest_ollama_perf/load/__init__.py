@@ -1,0 +1,1 @@
+"""Firing a workload."""

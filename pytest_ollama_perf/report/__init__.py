@@ -1,0 +1,1 @@
+"""Saying what was found, to people and to programs."""

@@ -1,0 +1,1 @@
+"""A faithful Ollama without a model."""

@@ -1,0 +1,20 @@
+"""Text from a server or a file, made harmless before anybody sees it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HARMLESS = {"\n": " ", "\t": " ", "\r": " "}
+
+
+def inert(text: str, limit: int = 300) -> str:
+    """Return ``text`` on one line without control, format (bidi, zero-width) or unassigned characters, at most ``limit`` long.
+
+    Escape sequences lose their ESC and so their meaning. A cut text ends in an ellipsis.
+    """
+    kept = "".join(
+        _HARMLESS.get(char) or char
+        for char in text[: 4 * limit]
+        if char in _HARMLESS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    )
+    return kept if len(kept) <= limit and len(text) <= 4 * limit else kept[: limit - 1] + "…"

@@ -1,0 +1,1 @@
+"""Judging runs. Everything here is pure: values in, values out."""

@@ -1,0 +1,78 @@
+"""What to send, how many at once or how often, and when to stop. A plain value that can be sent to another process."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+
+class Endpoint(str, enum.Enum):
+    GENERATE = "generate"
+    CHAT = "chat"
+    EMBED = "embed"
+
+
+class Arrival(str, enum.Enum):
+    """How an open loop spaces its requests."""
+
+    CONSTANT = "constant"
+    POISSON = "poisson"
+
+
+class Prefix(str, enum.Enum):
+    """Whether prompts may share their beginning, and so the server's prompt cache."""
+
+    UNIQUE = "unique"
+    WARM = "warm"
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds; ``first_token_s`` covers queueing and a cold load, ``idle_s`` the gap between two reads after that."""
+
+    connect_s: float = 10.0
+    first_token_s: float = 600.0
+    idle_s: float = 60.0
+    total_s: float = 1800.0
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One load. Exactly one of ``concurrency`` (closed loop) and ``rate`` (open loop, requests/s), exactly one of
+    ``requests`` and ``duration_s``; ``marks`` and ``plan`` see to that, this value only carries it.
+
+    ``prompts`` are user-given texts, cycled; empty means synthetic ones of ``prompt_words`` words from ``seed``.
+    ``salt`` tells one run's prompts from another's, so that a run never meets the cache of the one before; it is no
+    part of the identity. ``raw`` sends the prompt past the model's template.
+    """
+
+    model: str
+    endpoint: Endpoint = Endpoint.GENERATE
+    stream: bool = True
+    concurrency: int | None = 1
+    rate: float | None = None
+    arrival: Arrival = Arrival.POISSON
+    requests: int | None = 20
+    duration_s: float | None = None
+    warmup: int = 1
+    think_time_s: tuple[float, float] = (0.0, 0.0)
+    prompts: tuple[str, ...] = ()
+    prompt_words: int = 32
+    prefix: Prefix = Prefix.UNIQUE
+    raw: bool = True
+    num_predict: int = 64
+    num_ctx: int = 4096
+    temperature: float = 0.0
+    seed: int = 1
+    think: bool | str = False
+    keep_alive: str | float = "5m"
+    options: dict[str, Any] = {}
+    cold: bool = False
+    timeouts: Timeouts = Timeouts()
+    drain_s: float = 30.0
+    salt: str = ""
+
+    @property
+    def clients(self) -> int:
+        """How many connections to open before the clock starts."""
+        return self.concurrency or 1
