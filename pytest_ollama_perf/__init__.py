@@ -1,0 +1,1 @@
+"""Performance regression tests for models served by Ollama."""

@@ -1,0 +1,36 @@
+"""The command ``pytest-ollama-perf``: each subcommand is a module of this folder with ``add_parser`` and ``main``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pytest_ollama_perf.errors import OllamaPerfError
+
+COMMANDS = ("simulate",)
+"""Subcommand modules in the order of ``--help``; each has ``add_parser(subparsers)`` that sets ``run=`` to a
+function taking the parsed arguments and returning an exit status."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the whole command line."""
+    root = argparse.ArgumentParser(prog="pytest-ollama-perf", description="Performance tests for models served by Ollama.")
+    subparsers = root.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"pytest_ollama_perf.cli.{name}").add_parser(subparsers)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; errors made by people are one line on stderr and exit status 2."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except OllamaPerfError as error:
+        print(f"pytest-ollama-perf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
