@@ -1,0 +1,71 @@
+"""How a number of a metric reads for a person: milliseconds below a second, three significant digits, its unit behind it."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_ollama_perf.metric import METRICS, Unit
+
+_SUFFIX = {Unit.SECONDS: " s", Unit.TOKENS_PER_SECOND: " /s", Unit.REQUESTS_PER_SECOND: " /s", Unit.SHARE: " %"}
+
+
+def show(metric: str, value: float | None, digits: int = 3) -> str:
+    """Return ``value``, in the metric's own unit, as a person reads it: ``182 ms``, ``1.2 s``, ``84.1 /s``, ``3 %``.
+
+    ``inf`` is how a failed request's time reads; ``-`` stands for a value that does not exist (``None``, NaN).
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "-inf" if value < 0 else "inf"
+    unit = METRICS[metric].unit
+    if unit is Unit.SECONDS:
+        return seconds(value, digits)
+    return number(value * 100 if unit is Unit.SHARE else value, digits) + _SUFFIX[unit]
+
+
+def show_apart(metric: str, value: float, other: float) -> tuple[str, str]:
+    """Return both numbers, with more digits where three would make different numbers read alike."""
+    for digits in (3, 4, 5, 6, 9):
+        pair = show(metric, value, digits), show(metric, other, digits)
+        if pair[0] != pair[1] or value == other:
+            break
+    return pair
+
+
+def seconds(value: float, digits: int = 3) -> str:
+    """Return a time in seconds as ``182 ms`` or ``1.2 s``; it is rounded before the unit is chosen."""
+    rounded = _rounded(value, digits)
+    return f"{number(rounded, digits)} s" if rounded == 0 or abs(rounded) >= 1 else f"{number(value * 1e3, digits)} ms"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Return ``value`` with ``digits`` significant digits, no trailing zeros and no exponent; whole digits are kept."""
+    rounded = _rounded(value, digits)
+    if rounded == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float, *, signed: bool = False) -> str:
+    """Return a share or relative change as ``44 %`` or, signed, ``+26.9 %``; infinite changes read ``inf %``."""
+    if math.isinf(share):
+        return ("+" if signed and share > 0 else "-" if share < 0 else "") + "inf %"
+    text = number(share * 100)
+    return f"{'+' if signed and not text.startswith('-') else ''}{text} %"
+
+
+def label(metric: str, stat: str = "") -> str:
+    """Return what a judged number is called: ``ttft p50``, ``tps``."""
+    return f"{metric} {stat}".rstrip()
+
+
+def count(number_of: int, noun: str) -> str:
+    """Return ``1 request``, ``2 requests``."""
+    return f"{number_of} {noun}{'' if number_of == 1 else 's'}"
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits - 1}e}")
