@@ -1,4 +1,4 @@
-"""How a number of a metric reads for a person: milliseconds below a second, three significant digits, its unit behind it."""
+"""How a number of a metric reads for a person: milliseconds below a second, three significant digits, then its unit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def show_apart(metric: str, value: float, other: float) -> tuple[str, str]:
 def seconds(value: float, digits: int = 3) -> str:
     """Return a time in seconds as ``182 ms`` or ``1.2 s``; it is rounded before the unit is chosen."""
     rounded = _rounded(value, digits)
-    return f"{number(rounded, digits)} s" if rounded == 0 or abs(rounded) >= 1 else f"{number(value * 1e3, digits)} ms"
+    return f"{number(value, digits)} s" if rounded == 0 or abs(rounded) >= 1 else f"{number(value * 1e3, digits)} ms"
 
 
 def number(value: float, digits: int = 3) -> str:
