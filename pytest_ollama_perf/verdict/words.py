@@ -65,6 +65,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     hints: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     accept: str = ""  # the command that accepts a regression
+    stored: int | None = None  # how many stored runs the history held; None where it was not asked
 
 
 def worst(words: tuple[Word, ...]) -> Word:
