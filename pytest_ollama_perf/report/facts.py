@@ -1,0 +1,106 @@
+"""What a report says of a load besides its verdict: its size, what was left out, the server and model, the errors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from pytest_ollama_perf.report.layout import clean
+from pytest_ollama_perf.report.result import LoadResult
+from pytest_ollama_perf.run import Fingerprint
+from pytest_ollama_perf.sample import Outcome, Sample
+from pytest_ollama_perf.verdict.wording import count, number, percent, seconds
+from pytest_ollama_perf.workload import Endpoint, Workload
+
+
+def size(loads: Sequence[LoadResult], stored: int | None = None) -> list[str]:
+    """Return how much was measured, as phrases: ``3 runs x 20 requests``, ``0 errors; 9 stored runs``."""
+    *phrases, last = [_requests(loads), *_pace(loads[0].run.workload), *left_out(loads)]
+    return [*phrases, f"{last}; {count(stored, 'stored run')}" if stored is not None else last]
+
+
+def _requests(loads: Sequence[LoadResult]) -> str:
+    numbers = {load.summary.requests for load in loads}
+    if len(loads) == 1:
+        return count(numbers.pop(), "request")
+    if len(numbers) == 1:
+        return f"{len(loads)} runs x {count(numbers.pop(), 'request')}"
+    return f"{len(loads)} runs, {count(sum(load.summary.requests for load in loads), 'request')}"
+
+
+def _pace(workload: Workload) -> Iterator[str]:
+    if workload.rate is not None:
+        yield f"{number(workload.rate)} a second ({workload.arrival.value})"
+    else:
+        yield f"{workload.clients} at once" if workload.clients > 1 else "one at a time"
+    if workload.duration_s is not None:
+        yield f"for {seconds(workload.duration_s)}"
+    if workload.cold:
+        yield "each on a cold model"
+
+
+def left_out(loads: Iterable[LoadResult]) -> list[str]:
+    """Return what was dropped, retried, cached or short, and always how many failed, as counted phrases."""
+    runs = [load.run for load in loads]
+    measured = [sample for run in runs for sample in run.measured]
+    warmup = sum(len(run.warmup) for run in runs)
+    short = sum(_short(sample, run.workload) for run in runs for sample in run.measured)
+    counted = (
+        (warmup, f"{warmup} warm-up dropped"),
+        (sum(sample.outcome is Outcome.LATE for sample in measured), "late"),
+        (sum(sample.outcome is Outcome.CANCELLED for sample in measured), "cancelled"),
+        (sum(sample.attempt > 1 for sample in measured), "retried"),
+        (sum(bool(sample.counters.prompt_eval_cached_count) for sample in measured), "cached"),
+        (short, "short"),
+    )
+    phrases = [text if " " in text else f"{number_of} {text}" for number_of, text in counted if number_of]
+    return [*phrases, count(sum(not sample.ok for sample in measured), "error")]
+
+
+def _short(sample: Sample, workload: Workload) -> bool:
+    """Tell whether an answer ended before ``num_predict``; only the counter says, ``done_reason`` does not."""
+    if not sample.ok or workload.endpoint is Endpoint.EMBED:
+        return False
+    return (sample.counters.eval_count or 0) < workload.num_predict
+
+
+def environment(fingerprint: Fingerprint) -> list[str]:
+    """Return server, model and where it ran as phrases: ``ollama 0.32.15``, ``llama3.2:3b Q4_K_M``, ``100 % GPU``."""
+    version, model, context = fingerprint.server_version, fingerprint.model, fingerprint.context_length
+    phrases = (
+        f"ollama {version}" if version else "",
+        f"{model} {fingerprint.quantization}",
+        f"num_ctx {context}" if context else "",
+        _processor(fingerprint.vram_share),
+        fingerprint.gpu,
+    )
+    return [clean(phrase) for phrase in phrases if phrase.strip()]
+
+
+def _processor(vram_share: float | None) -> str:
+    if vram_share is None:
+        return ""
+    return "CPU" if vram_share == 0 else f"{percent(vram_share)} GPU"
+
+
+def errors(loads: Iterable[LoadResult]) -> list[str]:
+    """Return failed requests by outcome, the most frequent first, each with one text: ``3 busy, e.g. "..."``."""
+    failed = [sample for load in loads for sample in load.run.measured if not sample.ok]
+    grouped = Counter(sample.outcome for sample in failed)
+    return [f"{number_of} {outcome.value}{_example(failed, outcome)}" for outcome, number_of in grouped.most_common()]
+
+
+def _example(failed: Iterable[Sample], outcome: Outcome) -> str:
+    texts = (clean(sample.error, 200) for sample in failed if sample.outcome is outcome)
+    text = next(filter(None, texts), "")
+    return f', e.g. "{text}"' if text else ""
+
+
+def public_url(url: str) -> str:
+    """Return ``url`` without user name, password and query, inert; a simulator's query is its settings and stays."""
+    scheme, separator, rest = clean(url, 2000).partition("://")
+    if not separator:
+        return scheme.rpartition("@")[2]
+    authority, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"

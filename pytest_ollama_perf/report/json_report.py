@@ -1,0 +1,313 @@
+"""The machine-readable result: a document of one schema, written whole or not at all.
+
+``docs/report.schema.json`` describes it and is made from the types below. Seconds are floats, ``*_ns`` are integers on
+the clock of ``time.perf_counter_ns``. An infinite number, a failed request's time, is ``null``; a statistic that a
+metric does not have is absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.report.facts import public_url
+from pytest_ollama_perf.report.layout import clean
+from pytest_ollama_perf.report.result import LoadResult, TestResult
+from pytest_ollama_perf.run import Fingerprint, ModelState, Watch
+from pytest_ollama_perf.sample import Outcome, Sample, Stage
+from pytest_ollama_perf.summary import MetricSummary
+from pytest_ollama_perf.verdict.words import Row, Word
+from pytest_ollama_perf.workload import Workload
+
+SCHEMA = 1
+
+_Absent = msgspec.UnsetType
+_UNSET = msgspec.UNSET
+_Facts = TypeVar("_Facts", Fingerprint, ModelState)
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What is true of the whole session. ``started_at`` is in Unix seconds."""
+
+    plugin_version: str
+    started_at: float
+    aborted: str = ""
+
+
+class MetricEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric: its pooled or per-run ``value``, its statistics over requests, the 95 % interval of each by name."""
+
+    unit: str
+    better: str
+    n: int
+    failed: int
+    value: float | _Absent | None = _UNSET
+    mean: float | _Absent | None = _UNSET
+    p50: float | _Absent | None = _UNSET
+    p90: float | _Absent | None = _UNSET
+    p95: float | _Absent | None = _UNSET
+    p99: float | _Absent | None = _UNSET
+    min: float | _Absent | None = _UNSET
+    max: float | _Absent | None = _UNSET
+    ci: Mapping[str, tuple[float | None, float | None]] = {}
+
+
+class SampleEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, its counters beside its times. ``null`` stands for what the request or the server did not show."""
+
+    request_id: str
+    url: str
+    outcome: Outcome
+    stage: Stage
+    index: int
+    client: int
+    attempt: int
+    sent_ns: int
+    done_ns: int
+    scheduled_ns: int | None
+    connect_ns: int | None
+    header_ns: int | None
+    first_token_ns: int | None
+    first_answer_ns: int | None
+    chunk_ns: tuple[int, ...]
+    line_count: int
+    read_count: int
+    bytes_received: int
+    read_lag_ns: int
+    status: int | None
+    error: str
+    done_reason: str
+    server: str
+    total_duration_ns: int | None
+    load_duration_ns: int | None
+    prompt_eval_count: int | None
+    prompt_eval_cached_count: int | None
+    prompt_eval_duration_ns: int | None
+    eval_count: int | None
+    eval_duration_ns: int | None
+    queue_ns: int | None
+
+
+class ProblemEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that makes a measurement less than it seems."""
+
+    name: str
+    text: str
+    spoils: bool
+
+
+class RowEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One judged number, as in ``verdict.words.Row``."""
+
+    metric: str
+    stat: str
+    word: Word
+    reason: str
+    gating: bool
+    op: str
+    value: float | None
+    bound: float | None
+    baseline: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    margin: float | None
+
+
+class LoadEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One load: what was sent to what, the numbers, and every sample they come from, warm-up included."""
+
+    run_id: str
+    model: str
+    started_at: float
+    aborted: str
+    load_time_s: float | None
+    requests: int
+    ok: int
+    warmup: int
+    outcomes: dict[str, int]
+    wall_s: float
+    steady_s: float
+    prompt_tokens: int
+    output_tokens: int
+    workload: Workload
+    fingerprint: Fingerprint
+    before: dict[str, ModelState]
+    after: dict[str, ModelState]
+    watch: Watch
+    metrics: dict[str, MetricEntry]
+    samples: tuple[SampleEntry, ...]
+
+
+class TestEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One test item and the loads it fired."""
+
+    test: str
+    verdict: Word
+    reason: str
+    rows: tuple[RowEntry, ...]
+    problems: tuple[ProblemEntry, ...]
+    hints: tuple[str, ...]
+    changed: tuple[str, ...]
+    accept: str
+    stored: int | None
+    loads: tuple[LoadEntry, ...]
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole report. ``schema`` grows by one when a reader of the old one would be misled."""
+
+    schema: int
+    plugin_version: str
+    started_at: float
+    aborted: str
+    tests: tuple[TestEntry, ...]
+
+
+def document(results: Sequence[TestResult], *, meta: Meta) -> bytes:
+    """Return the report of ``results`` as UTF-8 JSON with a newline at its end."""
+    whole = Document(
+        schema=SCHEMA,
+        plugin_version=meta.plugin_version,
+        started_at=meta.started_at,
+        aborted=clean(meta.aborted),
+        tests=tuple(map(_test, results)),
+    )
+    return _encoded(whole) + b"\n"
+
+
+def _encoded(whole: Document) -> bytes:
+    try:
+        return msgspec.json.encode(whole)
+    except UnicodeEncodeError:  # a lone surrogate in what the user wrote: a file name or an option
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(whole)))
+
+
+def _encodable(value: object) -> object:
+    """Return plain ``value`` with a question mark for every lone surrogate."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(inner) for key, inner in value.items()}
+    return [_encodable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _test(result: TestResult) -> TestEntry:
+    verdict = result.verdict
+    return TestEntry(
+        test=result.test,
+        verdict=verdict.word,
+        reason=clean(verdict.reason),
+        rows=tuple(map(_row, verdict.rows)),
+        problems=tuple(
+            ProblemEntry(name=each.name, text=clean(each.text), spoils=each.spoils) for each in verdict.problems
+        ),
+        hints=tuple(map(clean, verdict.hints)),
+        changed=tuple(map(clean, verdict.changed)),
+        accept=verdict.accept,
+        stored=verdict.stored,
+        loads=tuple(map(_load, result.loads)),
+    )
+
+
+def _row(row: Row) -> RowEntry:
+    return RowEntry(**msgspec.structs.asdict(msgspec.structs.replace(row, reason=clean(row.reason))))
+
+
+def _load(load: LoadResult) -> LoadEntry:
+    run, summary = load.run, load.summary
+    numbers = msgspec.structs.asdict(summary) | {
+        "metrics": {name: _metric(each) for name, each in summary.metrics.items()}
+    }
+    return LoadEntry(
+        run_id=run.id,
+        model=run.workload.model,
+        started_at=run.started_at,
+        aborted=clean(run.aborted),
+        load_time_s=run.load_time_s,
+        workload=run.workload,
+        fingerprint=_inert(run.fingerprint),
+        before=_by_url(run.before),
+        after=_by_url(run.after),
+        watch=run.watch,
+        samples=tuple(map(_sample, run.samples)),
+        **numbers,
+    )
+
+
+def _by_url(states: dict[str, ModelState]) -> dict[str, ModelState]:
+    return {public_url(url): _inert(state) for url, state in states.items()}
+
+
+def _inert(value: _Facts) -> _Facts:
+    """Return ``value`` with every text that a server may have sent made inert."""
+    texts = {name: clean(text) for name, text in msgspec.structs.asdict(value).items() if isinstance(text, str)}
+    return msgspec.structs.replace(value, **texts)
+
+
+def _metric(found: MetricSummary) -> MetricEntry:
+    value: float | _Absent = _UNSET if found.value is None else found.value
+    return MetricEntry(
+        unit=found.unit, better=found.better, n=found.n, failed=found.failed, value=value, ci=found.ci, **found.stats
+    )
+
+
+def _sample(sample: Sample) -> SampleEntry:
+    fields = msgspec.structs.asdict(sample)
+    counters = msgspec.structs.asdict(fields.pop("counters"))
+    texts = {name: clean(fields[name]) for name in ("error", "done_reason", "server", "request_id")}
+    fields |= counters | texts | {"url": public_url(sample.url), "queue_ns": sample.counters.queue_ns}
+    return SampleEntry(**fields)
+
+
+def schema() -> bytes:
+    """Return the JSON Schema of the document, indented, as it is kept in ``docs/report.schema.json``."""
+    made = msgspec.json.schema(Document)
+    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pytest-ollama-perf report", **made}
+    return msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` whole or not at all; missing folders are made.
+
+    Raises ``ConfigError`` where the path cannot be written; nothing is left behind then.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"--ollama-report: {path} is no regular file; give the path of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"--ollama-report: cannot write {path}: {why}; give a path that can be written") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

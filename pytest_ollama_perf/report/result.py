@@ -1,0 +1,28 @@
+"""What is reported: one test's verdict and the loads it stands on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.summary import Summary
+from pytest_ollama_perf.verdict.words import Verdict
+
+
+class LoadResult(msgspec.Struct, frozen=True):
+    """One load: what happened, and the numbers computed from it."""
+
+    run: Run
+    summary: Summary
+
+
+class TestResult(msgspec.Struct, frozen=True):
+    """One test item: its node id, its verdict and every load it fired, in their order."""
+
+    __test__: ClassVar[bool] = False
+
+    test: str
+    verdict: Verdict
+    loads: tuple[LoadResult, ...] = ()
