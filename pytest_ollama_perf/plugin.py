@@ -1,1 +1,91 @@
-"""The pytest plugin: hooks hand over to one registered object. Nothing heavy is imported here."""
+"""The pytest plugin: hooks hand over to one registered object. Nothing heavy is imported until a load test runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.settings import OPTIONS, Option, Settings, resolve
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.api import MarkedLoad, Ollama, Simulators
+    from pytest_ollama_perf.room import Room
+
+MARKER = "ollama_load"
+MARKER_HELP = (
+    "ollama_load(model=, concurrency=|rate=, requests=|duration=, min_tps=, max_p95_latency=, ...): "
+    "fire this load at the Ollama server (--ollama-url), measure it, and fail the test where a limit is broken. "
+    "Load: model, endpoint, stream, concurrency, rate, arrival, requests, duration, drain, warmup, think_time, prompt, prompts, "
+    "prompt_words, prefix, raw, num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold, timeout. "
+    "Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> (max_p95_latency=2.5), max_error_rate (default 0), "
+    "limits={'ttft.p95': '<= 300ms'}, max_regression. Nearer markers win word by word; parameters of the same name count, too."
+)
+ROOM = pytest.StashKey["Room"]()
+
+
+class _PytestSource:
+    """pytest's config as a source of raw settings."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def command_line(self, option: Option) -> Any:
+        return self._config.getoption(option.key, default=None)
+
+    def ini(self, option: Option) -> Any:
+        return self._config.getini(option.key) if option.key in self._config.inicfg else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ollama", "performance of models served by Ollama")
+    actions: dict[str, dict[str, Any]] = {"value": {}, "list": {"action": "append"}, "flag": {"action": "store_true"}}
+    for option in OPTIONS:
+        shape = actions[option.kind] | ({"metavar": option.metavar} if option.metavar else {})
+        group.addoption(option.flag, dest=option.key, default=None, help=option.help, **shape)
+        parser.addini(option.key, option.help.replace("%%", "%"), type=option.ini_type)  # type: ignore[arg-type]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER_HELP)
+    try:
+        config.stash[ROOM] = _open_room(config, resolve(_PytestSource(config)))
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _open_room(config: pytest.Config, settings: Settings) -> Room:
+    from pytest_ollama_perf.room import Room
+
+    room = Room(config, settings)
+    config.pluginmanager.register(room, "ollama-perf-room")
+    return room
+
+
+@pytest.fixture
+def ollama_load(request: pytest.FixtureRequest) -> MarkedLoad:
+    """The load that this test's ``ollama_load`` marker describes, measured: metrics, all samples, ``check(...)``."""
+    return request.config.stash[ROOM].marked_load(request.node)
+
+
+@pytest.fixture
+def ollama(request: pytest.FixtureRequest) -> Ollama:
+    """Fire loads from code: ``ollama.load(concurrency=4)``, or ``await ollama.aload(...)``; words as on the marker."""
+    return request.config.stash[ROOM].ollama(request.node)
+
+
+@pytest.fixture(scope="session")
+def ollama_url(request: pytest.FixtureRequest) -> str:
+    """The URL of the (first) server under test; starts the simulator where that is what ``--ollama-url`` names."""
+    return request.config.stash[ROOM].url()
+
+
+@pytest.fixture
+def ollama_simulator(request: pytest.FixtureRequest) -> Iterator[Simulators]:
+    """Start simulated Ollama servers: ``ollama_simulator(slots=4, tps=80).url``; each stops when the test ends."""
+    from pytest_ollama_perf.api import Simulators
+
+    with Simulators() as simulators:
+        yield simulators

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+
+
+ANY_MODEL = ""
+"""Stands for the server's only model until the server has been asked."""
 
 
 class Endpoint(str, enum.Enum):
@@ -43,7 +49,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``prompts`` are user-given texts, cycled; empty means synthetic ones of ``prompt_words`` words from ``seed``.
     ``salt`` tells one run's prompts from another's, so that a run never meets the cache of the one before; it is no
-    part of the identity. ``raw`` sends the prompt past the model's template.
+    part of the identity. ``raw`` sends the prompt past the model's template. ``prompt_set`` stands for the prompts in a
+    stored workload, which carries none: their hash.
     """
 
     model: str
@@ -71,8 +78,40 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeouts: Timeouts = Timeouts()
     drain_s: float = 30.0
     salt: str = ""
+    prompt_set: str = ""
 
     @property
     def clients(self) -> int:
         """How many connections to open before the clock starts."""
         return self.concurrency or 1
+
+
+_NOT_LOAD = frozenset({"model", "timeouts", "keep_alive", "drain_s", "salt", "prompts", "prompt_set"})
+"""Fields that do not change what the server is asked to do. The model is known by its digest, the prompts by their hash."""
+
+
+def prompt_set(prompts: Sequence[str]) -> str:
+    """Return the hash of user-given ``prompts`` in their order, ``""`` when there are none."""
+    if not prompts:
+        return ""
+    return hashlib.sha256(msgspec.json.encode([_encodable(prompt) for prompt in prompts])).hexdigest()[:32]
+
+
+def identity(workload: Workload) -> str:
+    """Return the 16 hex digits that two workloads share exactly when they ask for the same load."""
+    asked = {name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NOT_LOAD}
+    asked["prompt_set"] = workload.prompt_set or prompt_set(workload.prompts)
+    return hashlib.sha256(msgspec.json.encode(_whole_as_float(asked), order="sorted")).hexdigest()[:16]
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _whole_as_float(value: Any) -> Any:
+    """JSON knows one kind of number: 2 and 2.0 are the same load, before a file and after it."""
+    if isinstance(value, dict):
+        return {key: _whole_as_float(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole_as_float(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

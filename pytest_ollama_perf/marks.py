@@ -1,0 +1,239 @@
+"""The words of a load - on the marker, in ``ollama.load(...)`` - read into a workload and its limits."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.load.plan import check
+from pytest_ollama_perf.quantity import seconds
+from pytest_ollama_perf.settings import parse_margin, parse_percent
+from pytest_ollama_perf.verdict.limits import Limit, limit_from_word, limit_words, parse_limit
+from pytest_ollama_perf.words import did_you_mean
+from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Endpoint, Prefix, Timeouts, Workload
+
+DEFAULT_REQUESTS = 20
+REQUESTS_PER_CLIENT = 5
+TIMEOUT_PARTS = ("connect", "first_token", "idle", "total")
+
+
+class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one load is asked for: the workload, its absolute limits, and the margins that differ from the settings'."""
+
+    workload: Workload
+    limits: tuple[Limit, ...]
+    margins: dict[str, float] = {}
+
+
+def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> LoadSpec:
+    """Read the words of one load.
+
+    Without a model the workload names ``ANY_MODEL``: the server's only one, which is known once the server is asked.
+
+    Raises:
+        ConfigError: a word or its value is wrong, or words contradict each other.
+    """
+    _refuse_unknown(words, known_words())
+    if "prompt" in words and "prompts" in words:
+        raise ConfigError("prompt and prompts contradict each other: give one of them")
+    fields: dict[str, Any] = {}
+    for word, value in words.items():
+        if word in WORDS:
+            fields.update(WORDS[word](word, value))
+    fields.setdefault("model", default_model or ANY_MODEL)
+    workload = Workload(**_with_defaults(fields))
+    check(workload)
+    limits = read_limits({word: value for word, value in words.items() if word not in WORDS and word != "max_regression"})
+    return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=_margins(words.get("max_regression", {})))
+
+
+def known_words() -> tuple[str, ...]:
+    """Every word the marker takes, limits included."""
+    return (*WORDS, *JUDGING, *limit_words())
+
+
+def _refuse_unknown(words: Iterable[str], valid: tuple[str, ...]) -> None:
+    for word in words:
+        if word not in valid:
+            listed = ", ".join(dict.fromkeys((*WORDS, *JUDGING, "min_tps", "min_throughput", "min_qps", "max_error_rate")))
+            raise ConfigError(
+                f"unknown word '{word}'{did_you_mean(word, valid)} (valid: {listed}, and max_<stat>_<metric> such as max_p95_latency)"
+            )
+
+
+def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fill what depends on other words: who says ``rate`` means an open loop, who says ``duration`` no request count."""
+    rate, concurrency = fields.get("rate"), fields.get("concurrency")
+    if rate is None:
+        concurrency = fields.setdefault("concurrency", 1)
+    else:
+        fields.setdefault("concurrency", None)
+    clients = concurrency or 1
+    if fields.get("duration_s") is None:
+        fields.setdefault("requests", max(DEFAULT_REQUESTS, REQUESTS_PER_CLIENT * clients))
+    else:
+        fields.setdefault("requests", None)
+    fields.setdefault("warmup", clients)
+    endpoint = fields.get("endpoint", Endpoint.GENERATE)
+    # A person's own prompt goes through the model's template as their users' prompts do.
+    fields.setdefault("raw", endpoint is Endpoint.GENERATE and not fields.get("prompts"))
+    if endpoint is Endpoint.EMBED:
+        fields.setdefault("stream", False)
+    return fields
+
+
+def read_limits(words: Mapping[str, Any]) -> tuple[Limit, ...]:
+    """Read limit words alone, as ``Result.check`` takes them; no limit is added."""
+    known = limit_words()
+    _refuse_unknown(words, ("limits", *known))
+    limits = [limit_from_word(word, value) for word, value in words.items() if word in known]
+    given = words.get("limits", {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"limits={given!r}: expected a mapping such as {{'ttft.p95': '<= 300ms'}}")
+    limits += [parse_limit(str(key), text) for key, texts in given.items() for text in ([texts] if isinstance(texts, str) else texts)]
+    return tuple(limits)
+
+
+def _with_error_limit(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
+    """Add the default contract: no request may fail."""
+    named = any(limit.metric == "error_rate" for limit in limits)
+    return limits if named else (*limits, limit_from_word("max_error_rate", 0))
+
+
+def _margins(given: object) -> dict[str, float]:
+    """Read ``max_regression="10%"`` (tps and ttft) or ``max_regression={"tps": "5%", "ttft.p95": "25%"}``."""
+    if isinstance(given, Mapping):
+        return dict(parse_margin(f"{key}={value}", "max_regression") for key, value in given.items())
+    share = parse_percent(given, f"max_regression={given!r}")
+    return {"tps": share, "ttft": share}
+
+
+def _text(word: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{word}={value!r}: expected a text")
+    return value
+
+
+def _whole(least: int) -> Callable[[str, object], int]:
+    def parse(word: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{word}={value!r}: expected a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def _number(word: str, value: object, *, positive: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ConfigError(f"{word}={value!r}: expected a number {'above' if positive else 'of at least'} 0")
+    return float(value)
+
+
+def _flag(word: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{word}={value!r}: expected True or False")
+    return value
+
+
+_E = TypeVar("_E", bound=enum.Enum)
+
+
+def _choice(kind: type[_E]) -> Callable[[str, object], _E]:
+    def parse(word: str, value: object) -> _E:
+        try:
+            return kind(value)
+        except ValueError:
+            valid = [str(member.value) for member in kind]
+            raise ConfigError(f"{word}={value!r}: expected one of {', '.join(valid)}{did_you_mean(str(value), valid)}") from None
+
+    return parse
+
+
+def _prompts(word: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ConfigError(f"{word}={value!r}: expected {'a text' if word == 'prompt' else 'a list of texts'}, not empty")
+    return tuple(texts)
+
+
+def _think_time(word: str, value: object) -> tuple[float, float]:
+    """Read seconds, or a pair of bounds between which each pause is drawn."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        low, high = seconds(value[0], word), seconds(value[1], word)
+        if low > high:
+            raise ConfigError(f"{word}={value!r}: the lower bound comes first")
+        return low, high
+    pause = seconds(value, word)
+    return pause, pause
+
+
+def _think(word: str, value: object) -> bool | str:
+    if isinstance(value, bool) or value in ("low", "medium", "high", "max"):
+        return value  # type: ignore[return-value]
+    raise ConfigError(f"{word}={value!r}: expected True, False, 'low', 'medium', 'high' or 'max'")
+
+
+def _keep_alive(word: str, value: object) -> str | float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ConfigError(f"{word}={value!r}: expected seconds or a duration such as '10m'; -1 keeps the model loaded")
+    return value if isinstance(value, str) else float(value)
+
+
+def _options(word: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{word}={value!r}: expected a mapping of Ollama options such as {{'num_thread': 4}}")
+    return dict(value)
+
+
+def _timeouts(word: str, value: object) -> Timeouts:
+    """Read the total in seconds, or a mapping with any of ``TIMEOUT_PARTS``."""
+    given = value if isinstance(value, Mapping) else {"total": value}
+    for part in given:
+        if part not in TIMEOUT_PARTS:
+            raise ConfigError(f"{word}: no timeout '{part}'{did_you_mean(str(part), TIMEOUT_PARTS)} (valid: {', '.join(TIMEOUT_PARTS)})")
+    limits = {f"{part}_s": seconds(limit, f"{word}[{part!r}]" if isinstance(value, Mapping) else word) for part, limit in given.items()}
+    if any(limit == 0 for limit in limits.values()):
+        raise ConfigError(f"{word}={value!r}: a timeout must be above 0")
+    return Timeouts(**limits)
+
+
+def _to(field: str, parse: Callable[[str, Any], Any]) -> Callable[[str, Any], dict[str, Any]]:
+    return lambda word, value: {field: parse(word, value)}
+
+
+WORDS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
+    "model": _to("model", _text),
+    "endpoint": _to("endpoint", _choice(Endpoint)),
+    "stream": _to("stream", _flag),
+    "concurrency": _to("concurrency", _whole(1)),
+    "rate": _to("rate", lambda word, value: _number(word, value, positive=True)),
+    "arrival": _to("arrival", _choice(Arrival)),
+    "requests": _to("requests", _whole(1)),
+    "duration": _to("duration_s", seconds),
+    "drain": _to("drain_s", seconds),
+    "warmup": _to("warmup", _whole(0)),
+    "think_time": _to("think_time_s", _think_time),
+    "prompt": _to("prompts", _prompts),
+    "prompts": _to("prompts", _prompts),
+    "prompt_words": _to("prompt_words", _whole(1)),
+    "prefix": _to("prefix", _choice(Prefix)),
+    "raw": _to("raw", _flag),
+    "num_predict": _to("num_predict", _whole(1)),
+    "num_ctx": _to("num_ctx", _whole(1)),
+    "temperature": _to("temperature", _number),
+    "seed": _to("seed", _whole(0)),
+    "think": _to("think", _think),
+    "keep_alive": _to("keep_alive", _keep_alive),
+    "options": _to("options", _options),
+    "cold": _to("cold", _flag),
+    "timeout": _to("timeouts", _timeouts),
+}
+"""Words that shape the load; each maps to a field of ``Workload``."""
+
+JUDGING = ("limits", "max_regression")
+"""Words that judge it, beside the ``min_``/``max_`` words of ``verdict.limits``."""

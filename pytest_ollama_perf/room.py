@@ -1,0 +1,239 @@
+"""The last room of the house: what pytest's hooks hand over to. Loads, verdicts and texts come from the stages before."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ollama_perf.errors import ConfigError, OllamaPerfError
+from pytest_ollama_perf.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.api import MarkedLoad, Ollama
+    from pytest_ollama_perf.bench import Bench
+    from pytest_ollama_perf.marks import LoadSpec
+    from pytest_ollama_perf.report.progress import LiveProgress
+    from pytest_ollama_perf.report.result import TestResult
+    from pytest_ollama_perf.report.terminal import Line
+    from pytest_ollama_perf.trial import Trial
+
+MARKER = "ollama_load"
+FIXTURES = frozenset({"ollama_load", "ollama", "ollama_url"})
+
+
+class VerdictFailed(pytest.fail.Exception):
+    """A verdict failed the test; the message is the whole explanation."""
+
+
+class Room:
+    """One object for one pytest session: the settings, the servers, the loads of each test and their verdicts."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        self._trials: dict[str, list[Trial]] = defaultdict(list)
+        self._loads: dict[str, MarkedLoad] = {}
+        self._bench: Bench | None = None
+
+    # What fixtures and results ask for.
+
+    def bench(self) -> Bench:
+        """The servers and instruments of this session, opened on first use."""
+        if self._bench is None:
+            from pytest_ollama_perf.bench import Bench
+
+            self._bench = Bench(self.settings, root=self.config.rootpath)
+        return self._bench
+
+    def url(self) -> str:
+        return self.bench().servers[0].address.url
+
+    def marked_load(self, item: pytest.Item) -> MarkedLoad:
+        return self._loads[item.nodeid]
+
+    def ollama(self, item: pytest.Item) -> Ollama:
+        from pytest_ollama_perf.api import Ollama
+
+        return Ollama(self, item.nodeid)
+
+    def conduct(self, spec: LoadSpec, test: str, *, check: bool = True) -> Trial:
+        """Fire a load, judge it, and keep it for the reports - also when it could not be fired or was interrupted.
+
+        Raises:
+            VerdictFailed: nothing could be measured; the message says why.
+        """
+        from pytest_ollama_perf.trial import aborted, conduct, unmeasured
+
+        try:
+            with self._progress() as progress:
+                trial = conduct(self.bench(), spec, test, progress=progress)
+        except OllamaPerfError as error:
+            self.keep(test, unmeasured(str(error)))
+            raise VerdictFailed(str(error), pytrace=False) from None
+        except BaseException:
+            if (partial := self.bench().partial) is not None:
+                self.keep(test, aborted(partial, spec))
+            raise
+        self.keep(test, trial if check else trial.unjudged())
+        return trial
+
+    def keep(self, test: str, trial: Trial) -> None:
+        """Remember what a test measured and how it was judged."""
+        self._trials[test].append(trial)
+
+    def fail_if_bad(self, test: str, trial: Trial) -> None:
+        """Fail the running test where the trial's verdict says so."""
+        if trial.fails(strict=self.settings.strict):
+            raise VerdictFailed(self._explain(test, trial), pytrace=False)
+
+    def _explain(self, test: str, trial: Trial) -> str:
+        from pytest_ollama_perf.report.failure import failure_text
+        from pytest_ollama_perf.trial import merge
+
+        return failure_text(merge(test, [trial]))
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[LiveProgress]:
+        from pytest_ollama_perf.report.progress import LiveProgress
+
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        terminal = self.config.get_terminal_writer()
+        suspended = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
+        with suspended, LiveProgress(terminal._file, verbosity=self.config.getoption("verbose")) as progress:
+            yield progress
+
+    # Collection: every marker is read before the first test.
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        wrong: list[str] = []
+        for item in items:
+            try:
+                self._read(item)
+            except ConfigError as error:
+                wrong.append(f"{item.nodeid}: {error}")
+        if wrong:
+            raise pytest.UsageError("\n       ".join(wrong))
+
+    def _read(self, item: pytest.Item) -> None:
+        if item.get_closest_marker(MARKER) is None:
+            if MARKER in getattr(item, "fixturenames", ()):
+                raise ConfigError("uses the fixture ollama_load without the marker; add @pytest.mark.ollama_load(...)")
+            return
+        from pytest_ollama_perf.api import MarkedLoad
+        from pytest_ollama_perf.marks import known_words, load_spec
+
+        spec = load_spec(marker_words(item, known_words()), default_model=self.settings.model)
+        self._loads[item.nodeid] = MarkedLoad(self, item.nodeid, spec)
+
+    def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
+        if not any(item.nodeid in self._loads or "ollama" in getattr(item, "fixturenames", ()) for item in items):
+            return []
+        if self.config.getoption("collectonly") or self.config.getoption("verbose") < 0:
+            return []
+        from pytest_ollama_perf.report.terminal import header
+
+        return [header(*self.bench().introduce({load.spec.workload.model for load in self._loads.values()}))]
+
+    # The test itself.
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """A test that is run again, by whatever plugin, measures again."""
+        self._trials.pop(item.nodeid, None)
+        if load := self._loads.get(item.nodeid):
+            load.forget()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        load = self._loads.get(item.nodeid)
+        with terminated_as_exit():
+            trial = load.measure() if load else None
+            try:
+                outcome = yield
+            except Exception:
+                if trial and trial.fails(strict=self.settings.strict):
+                    item.add_report_section("call", "ollama verdict", self._explain(item.nodeid, trial))
+                raise
+        if trial:
+            self.fail_if_bad(item.nodeid, trial)
+        return outcome
+
+    # Afterwards.
+
+    def results(self) -> list[TestResult]:
+        """One result a test, in the order they ran."""
+        if not self._trials:
+            return []
+        from pytest_ollama_perf.trial import merge
+
+        return [merge(test, trials) for test, trials in self._trials.items()]
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the reports that were asked for; they exist also after Ctrl-C."""
+        if not self._reports:
+            return
+        from pytest_ollama_perf.report.spec import write_report
+
+        results = self.results()
+        for report in self._reports:
+            write_report(report, results)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        results = self.results()
+        if not results:
+            return
+        from pytest_ollama_perf.report.terminal import section
+
+        lines = section(results, verbosity=self.config.getoption("verbose"))
+        if self.config.getoption("verbose") >= 0:
+            terminalreporter.write_sep("=", "ollama")
+        for line in lines:
+            terminalreporter.write_line(line.text, **line.style.markup)
+
+    def pytest_unconfigure(self) -> None:
+        if self._bench is not None:
+            self._bench.close()
+
+
+def marker_words(item: pytest.Item, known: tuple[str, ...]) -> dict[str, Any]:
+    """Return the words that count for ``item``: nearer markers win word by word.
+
+    From near to far: marks of the parameter set, parameters named like a word, the function's own markers, its class,
+    its module.
+    """
+    callspec = getattr(item, "callspec", None)
+    near = [mark for mark in getattr(callspec, "marks", ()) if mark.name == MARKER]
+    parameters = {name: value for name, value in getattr(callspec, "params", {}).items() if name in known}
+    far = [mark for mark in item.iter_markers(MARKER) if mark not in near]
+    layers: list[Mapping[str, Any]] = [*(mark.kwargs for mark in near), parameters, *(mark.kwargs for mark in far)]
+    if any(mark.args for mark in (*near, *far)):
+        raise ConfigError("the marker takes words only, for example @pytest.mark.ollama_load(concurrency=4)")
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        merged.update(layer)
+    return merged
+
+
+@contextlib.contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """While a test runs, let SIGTERM end the session as Ctrl-C does: streams closed, what was measured reported."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise pytest.exit.Exception("terminated (SIGTERM)")
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

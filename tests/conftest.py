@@ -1,0 +1,38 @@
+"""Shared by all tests: the real server, where there is one, and nothing else of the surroundings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+REAL_SERVER = os.environ.pop("OLLAMA_HOST", "")
+REQUIRED = os.environ.get("OLLAMA_PERF_REAL_SERVER") == "required"
+for _name in ("OLLAMA_API_KEY", "PYTEST_ADDOPTS", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"):
+    os.environ.pop(_name, None)
+os.environ["COLUMNS"] = "80"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("real_server") and not REAL_SERVER:
+            item.add_marker(pytest.mark.skip(reason="no real server: set OLLAMA_HOST"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where the real server is required, a test that did without it has failed."""
+    report = yield
+    if REQUIRED and report.skipped and item.get_closest_marker("real_server"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: skipped, but OLLAMA_PERF_REAL_SERVER=required"
+    return report
+
+
+@pytest.fixture(scope="session")
+def real_server() -> str:
+    """The URL of the real Ollama; tests that ask for it carry the marker of the same name."""
+    if not REAL_SERVER:
+        pytest.skip("no real server: set OLLAMA_HOST")
+    return REAL_SERVER
