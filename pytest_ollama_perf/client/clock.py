@@ -1,0 +1,89 @@
+"""When a packet arrived: the kernel's receive stamps, brought onto the clock of ``time.perf_counter_ns``.
+
+Linux stamps each packet with CLOCK_REALTIME as it comes in. CLOCK_REALTIME and CLOCK_MONOTONIC are slewed together,
+so their distance only changes when somebody sets the time; it is measured again every few milliseconds, and a stamp
+that does not fit is dropped for the time of the read. On TCP the stamp of a read is that of its last packet.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from platform import machine
+
+ANCILLARY_BYTES = 64
+_GENERIC = {"x86_64", "aarch64", "arm64", "riscv64", "ppc64le", "s390x", "loongarch64"}
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; other machines number it differently
+_TIMESPEC = struct.Struct("qq")
+_SECOND = 1_000_000_000
+_REFRESH_NS = 10_000_000
+_DOUBT_NS = 2_000_000
+_STEP_NS = 200_000
+
+Ancillary = Sequence[tuple[int, int, bytes]]
+
+
+def enable(sock: socket.socket) -> bool:
+    """Ask the kernel to stamp what ``sock`` receives; return whether it will."""
+    if sys.platform != "linux" or machine() not in _GENERIC:
+        return False
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    except OSError:
+        return False
+    return True
+
+
+class ReceiveClock:
+    """Turns the ancillary data of ``recvmsg`` into nanoseconds of ``monotonic``."""
+
+    def __init__(
+        self,
+        realtime: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._realtime = realtime
+        self._monotonic = monotonic
+        self._offset = 0
+        self._due = 0
+        self._measure()
+
+    def stamp(self, ancillary: Ancillary, now_ns: int) -> int:
+        """Return when the packet behind ``ancillary`` arrived; the time of the read, ``now_ns``, where that is unknown."""
+        if not ancillary:
+            return now_ns
+        level, kind, data = ancillary[0]
+        if kind != _SO_TIMESTAMPNS or level != socket.SOL_SOCKET or len(data) != _TIMESPEC.size:
+            return now_ns
+        seconds, nanoseconds = _TIMESPEC.unpack(data)
+        real = seconds * _SECOND + nanoseconds
+        if now_ns >= self._due and self._stepped():
+            return now_ns
+        at_ns: int = real - self._offset
+        if 0 <= now_ns - at_ns < _DOUBT_NS:
+            return at_ns
+        return self._doubted(real, now_ns)
+
+    def _doubted(self, real: int, now_ns: int) -> int:
+        """Take a late or future stamp only where the clocks stand as they did at the last look."""
+        if self._stepped():
+            return now_ns
+        return min(real - self._offset, now_ns)
+
+    def _stepped(self) -> bool:
+        before = self._offset
+        self._measure()
+        return abs(self._offset - before) > _STEP_NS
+
+    def _measure(self) -> None:
+        best = _SECOND
+        for _ in range(3):
+            before = self._monotonic()
+            real = self._realtime()
+            after = self._monotonic()
+            if after - before < best:
+                best, self._offset = after - before, real - (before + after) // 2
+        self._due = after + _REFRESH_NS
