@@ -1,0 +1,282 @@
+"""A workload turned into what can be fired: bodies, arrival times, think times. Impossible workloads end here."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, islice
+from typing import Any
+
+import msgspec
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.load.prompts import NONCE_WORDS, Prompts
+from pytest_ollama_perf.sample import Stage
+from pytest_ollama_perf.words import did_you_mean
+from pytest_ollama_perf.workload import Arrival, Endpoint, Prefix, Workload
+
+_MAX_SEED = 2**31 - 1
+_THINK_LEVELS = ("low", "medium", "high", "max")
+_ENCODED_AHEAD_BYTES = 64 * 1024 * 1024
+_OPEN_CONNECTIONS = 256
+_ENCODER = msgspec.json.Encoder()
+
+
+class Plan:
+    """Everything of a load that is known before the clock starts.
+
+    Raises ``ConfigError`` for a workload that cannot be fired.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        check(workload)
+        self.workload = workload
+        self.total = total_requests(workload)
+        self._prompts = Prompts(workload)
+        self._head = _ENCODER.encode(_fixed(workload))[:-1] + b","
+        self._ahead = self._encode_ahead()
+
+    @property
+    def clients(self) -> int:
+        """Clients of a closed loop that have something to send."""
+        concurrency = self.workload.concurrency or 1
+        return concurrency if self.total is None else min(concurrency, self.total)
+
+    @property
+    def connections(self) -> int:
+        """Connections to one server worth opening before the clock starts.
+
+        An open loop opens two seconds' worth of requests: more are made when needed, and their making is recorded.
+        """
+        if self.workload.rate is None:
+            return self.clients
+        wanted = min(_OPEN_CONNECTIONS, math.ceil(2 * self.workload.rate))
+        return wanted if self.total is None else min(wanted, self.total)
+
+    def stage(self, index: int) -> Stage:
+        """Return whether the request counts."""
+        return Stage.WARMUP if index < self.workload.warmup else Stage.MEASURED
+
+    def body(self, index: int) -> bytes:
+        """Return the request's JSON: from memory where it was encoded ahead, the same bytes either way."""
+        return self._ahead[index] if index < len(self._ahead) else self._encode(index)
+
+    def arrivals_ns(self) -> Iterator[int]:
+        """Yield when each request of an open loop is due, in nanoseconds after the first."""
+        rate = self.workload.rate or 1.0
+        times = _poisson(rate, self.workload.seed) if self.workload.arrival is Arrival.POISSON else _constant(rate)
+        return islice((round(1e9 * at) for at in times), self.total)
+
+    def pauses_s(self, client: int) -> Iterator[float]:
+        """Yield the seconds that a client of a closed loop thinks before each request but its first."""
+        low, high = self.workload.think_time_s
+        chance = random.Random(f"think:{self.workload.seed}:{client}")
+        while True:
+            yield chance.uniform(low, high)
+
+    def _encode(self, index: int) -> bytes:
+        return self._head + _ENCODER.encode(_varying(self.workload, self._prompts, index))[1:]
+
+    def _encode_ahead(self) -> list[bytes]:
+        bodies: list[bytes] = []
+        room = _ENCODED_AHEAD_BYTES
+        for index in range(self.total or 0):
+            bodies.append(self._encode(index))
+            room -= len(bodies[-1])
+            if room < 0:
+                break
+        return bodies
+
+
+def total_requests(workload: Workload) -> int | None:
+    """Return how many requests the load sends, warm-up included; ``None`` where time ends it."""
+    return None if workload.requests is None else workload.warmup + workload.requests
+
+
+def _constant(rate: float) -> Iterator[float]:
+    # a product, not a sum: rounding must not accumulate over a long load
+    return (index / rate for index in count())
+
+
+def _poisson(rate: float, seed: int) -> Iterator[float]:
+    chance = random.Random(f"arrivals:{seed}")
+    at = 0.0
+    while True:
+        yield at
+        at += chance.expovariate(rate)
+
+
+def _raw(workload: Workload) -> bool:
+    # thinking is switched on in the model's template, which raw passes by
+    return workload.raw and workload.endpoint is Endpoint.GENERATE and not workload.think
+
+
+def _fixed(workload: Workload) -> dict[str, Any]:
+    """Return the fields that every request of the load shares."""
+    fields: dict[str, Any] = {
+        "model": workload.model,
+        "keep_alive": workload.keep_alive,
+        "options": {**_named_options(workload), **workload.options},
+    }
+    if workload.endpoint is Endpoint.EMBED:
+        return fields
+    fields |= {"stream": workload.stream, "think": workload.think}
+    return fields | {"raw": _raw(workload)} if workload.endpoint is Endpoint.GENERATE else fields
+
+
+def _named_options(workload: Workload) -> dict[str, Any]:
+    return {
+        "num_ctx": workload.num_ctx,
+        "num_predict": workload.num_predict,
+        "temperature": workload.temperature,
+        "seed": workload.seed,
+    }
+
+
+def _varying(workload: Workload, prompts: Prompts, index: int) -> dict[str, Any]:
+    """Return the fields that differ between requests.
+
+    Under a template the nonce stands in the system message too: the model's own system message would otherwise come
+    first, the same in every request. It also stands in the prompt, since some templates leave the system message out.
+    """
+    text, nonce = prompts.text(index), prompts.nonce(index)
+    if workload.endpoint is Endpoint.EMBED:
+        return {"input": text}
+    if workload.endpoint is Endpoint.CHAT:
+        system = [{"role": "system", "content": nonce}] if nonce else []
+        return {"messages": [*system, {"role": "user", "content": text}]}
+    return {"prompt": text} if _raw(workload) or not nonce else {"system": nonce, "prompt": text}
+
+
+def check(workload: Workload) -> None:
+    """Raise ``ConfigError``, one line in the words a user writes, for a workload that cannot be fired."""
+    _check_types(workload)
+    for rule in _RULES:
+        if fault := rule(workload):
+            raise ConfigError(fault)
+
+
+def _check_types(workload: Workload) -> None:
+    try:
+        msgspec.convert(msgspec.to_builtins(workload), Workload)
+    except (msgspec.ValidationError, TypeError) as error:
+        what, _, where = str(error).partition(" - at `$.")
+        word = where.rstrip("`").replace("_s", "") or "workload"
+        raise ConfigError(f"{word}: {what[:1].lower()}{what[1:]}") from None
+
+
+def _model(workload: Workload) -> str:
+    return "" if workload.model.strip() else "model is empty: name one, as 'ollama list' shows it"
+
+
+def _load(workload: Workload) -> str:
+    concurrency, rate = workload.concurrency, workload.rate
+    if concurrency is None and rate is None:
+        how = "concurrency keeps that many requests running, rate starts that many a second"
+        return f"neither concurrency nor rate is given: {how}"
+    if concurrency is not None and rate is not None:
+        return f"concurrency={concurrency} and rate={rate:g} exclude each other: give one of them"
+    if concurrency is not None and concurrency < 1:
+        return f"concurrency={concurrency}: must be at least 1"
+    return "" if rate is None or _positive(rate) else f"rate={rate:g}: must be more than 0 requests a second"
+
+
+def _stop(workload: Workload) -> str:
+    requests, duration = workload.requests, workload.duration_s
+    if requests is None and duration is None:
+        return "neither requests nor duration is given: the load would never stop"
+    if requests is not None and duration is not None:
+        return f"requests={requests} and duration={duration:g}s exclude each other: give one of them"
+    if requests is not None and requests < 1:
+        return f"requests={requests}: must be at least 1"
+    return "" if duration is None or _positive(duration) else f"duration={duration:g}s: must be more than 0"
+
+
+def _warmup(workload: Workload) -> str:
+    return "" if workload.warmup >= 0 else f"warmup={workload.warmup}: must be 0 or more requests"
+
+
+def _think_time(workload: Workload) -> str:
+    low, high = workload.think_time_s
+    if not 0 <= low <= high < math.inf:
+        return f"think_time={low:g}s..{high:g}s: must be 0 or more seconds, the lower bound first"
+    if high and workload.rate is not None:
+        return (
+            f"think_time={low:g}s..{high:g}s and rate={workload.rate:g} exclude each other: a rate has its own schedule"
+        )
+    return ""
+
+
+def _prompts(workload: Workload) -> str:
+    if empty := [str(at) for at, text in enumerate(workload.prompts) if not text.strip()]:
+        return f"prompts: number {empty[0]} is empty, and an empty prompt only loads the model"
+    least = NONCE_WORDS if workload.prefix is Prefix.UNIQUE else 1
+    if not workload.prompts and workload.prompt_words < least:
+        return f"prompt_words={workload.prompt_words}: must be at least {least}" + _nonce_hint(workload)
+    if not workload.prompts and workload.prompt_words >= workload.num_ctx:
+        return f"prompt_words={workload.prompt_words} do not fit into num_ctx={workload.num_ctx}: raise num_ctx"
+    return ""
+
+
+def _nonce_hint(workload: Workload) -> str:
+    unique = workload.prefix is Prefix.UNIQUE
+    return f", or prefix='warm': the first {NONCE_WORDS} words keep prompts out of the server's cache" if unique else ""
+
+
+def _generation(workload: Workload) -> str:
+    if workload.num_predict < 1:
+        return f"num_predict={workload.num_predict}: must be at least 1 (Ollama takes 0 and less as unlimited)"
+    if workload.num_ctx < 1:
+        return f"num_ctx={workload.num_ctx}: must be at least 1"
+    if not 0 <= workload.seed <= _MAX_SEED:
+        return f"seed={workload.seed}: must be 0 to {_MAX_SEED} (Ollama takes a negative one as random)"
+    if not 0 <= workload.temperature < math.inf:
+        return f"temperature={workload.temperature:g}: must be 0 or more"
+    return ""
+
+
+def _think(workload: Workload) -> str:
+    think = workload.think
+    if isinstance(think, str) and think not in _THINK_LEVELS:
+        hint = did_you_mean(think, _THINK_LEVELS) or f"; valid are True, False, {', '.join(map(repr, _THINK_LEVELS))}"
+        return f"think={think!r} is no level{hint}"
+    return f"think={think!r} and endpoint='embed' exclude each other" if think and _embeds(workload) else ""
+
+
+def _embeds(workload: Workload) -> bool:
+    return workload.endpoint is Endpoint.EMBED
+
+
+def _options(workload: Workload) -> str:
+    for word, named in _named_options(workload).items():
+        given = workload.options.get(word, named)
+        if given != named:
+            return f"options {{{word!r}: {given!r}}} contradicts {word}={named!r}: give {word}={given!r} alone"
+    return ""
+
+
+def _waits(workload: Workload) -> str:
+    waits: Mapping[str, float] = msgspec.structs.asdict(workload.timeouts)
+    for word, seconds in waits.items():
+        if not seconds > 0:
+            return f"timeout {word.removesuffix('_s')}={seconds:g}s: must be more than 0"
+    return "" if workload.drain_s >= 0 else f"drain={workload.drain_s:g}s: must be 0 or more"
+
+
+def _positive(number: float) -> bool:
+    return 0 < number < math.inf
+
+
+_RULES: tuple[Callable[[Workload], str], ...] = (
+    _model,
+    _load,
+    _stop,
+    _warmup,
+    _think_time,
+    _generation,
+    _prompts,
+    _think,
+    _options,
+    _waits,
+)

@@ -1,0 +1,86 @@
+"""Prompts that are the same set in every run of a seed and yet never meet the server's prompt cache.
+
+The server keeps the beginnings of earlier prompts, in slots and in memory, so only a first token that differs
+defeats it. Each request therefore begins with a nonce, made of the run's salt and the request's index; what follows
+depends on the seed alone. Every synthetic word is a space and four letters, one token in the vocabularies in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from pytest_ollama_perf.workload import Prefix, Workload
+
+_WORDS = """
+able acid also area army atom away baby back ball band bank base bath bear beat been beer bell belt
+best bill bird bite blow blue boat body bomb bond bone book boot born boss both bowl bulk burn bush
+busy cake call calm came camp card care case cash cast cell chat chip city clay club coal coat code
+cold come cook cool cope copy core corn cost crew crop dark data date dawn days dead deal dean dear
+debt deep deny desk dial diet disc disk does done door dose down draw drew drop drug dual duke dust
+duty each earn ease east easy edge else even ever evil exit face fact fail fair fall farm fast fate
+fear feed feel feet fell felt file fill film find fine fire firm fish five flat flow food foot ford
+form fort four free from fuel full fund gain game gate gave gear gene gift girl give glad goal goes
+gold golf gone good gray grew grey grow gulf hair half hall hand hang hard harm hate have head hear
+heat held hell help here hero high hill hire hold hole holy home hope host hour huge hung hunt hurt
+idea inch into iron item jack jean join jump jury just keen keep kept kick kill kind king knee knew
+know lack lady laid lake land lane last late lead left less life lift like line link list live load
+loan lock logo long look lord lose loss lost love luck made mail main make many
+"""
+
+WORDS = tuple(_WORDS.split())
+"""256 common four-letter words, so that one byte names one word."""
+
+NONCE_WORDS = 8
+"""Words of a nonce: the first differs within any 256 consecutive requests, the other seven make the whole unique."""
+
+_WORD_CHARS = 5
+_RING_WORDS = 8192
+_STRIDE = 1009  # coprime with the ring, so that 8192 prompts pass before a text returns
+_MASK = (1 << 56) - 1
+
+
+class Prompts:
+    """The prompts of one load, by request index. Equal workloads give equal bytes, in any process."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._given = workload.prompts
+        self._unique = workload.prefix is Prefix.UNIQUE
+        self._words = workload.prompt_words - (NONCE_WORDS if self._unique else 0)
+        self._run = f"{workload.seed}\0{workload.salt}"
+        self._ring = "" if self._given else _ring(workload.seed, self._words)
+
+    def text(self, index: int) -> str:
+        """Return the whole prompt of a request, nonce included."""
+        if not self._given:
+            return self.nonce(index) + self._synthetic(index)
+        given = self._given[index % len(self._given)]
+        return f"{self.nonce(index)}\n{given}" if self._unique else given
+
+    def nonce(self, index: int) -> str:
+        """Return the request's ``NONCE_WORDS`` words; empty where a warm prefix is asked for."""
+        if not self._unique:
+            return ""
+        block, position = divmod(index, 1 << 24)
+        run = hashlib.blake2b(f"{self._run}\0{block}".encode(), digest_size=6).digest()
+        first = (index + run[5]) % len(WORDS)
+        rest = _scatter(int.from_bytes(run[:5], "big") << 16 | position >> 8)
+        return "".join(f" {WORDS[byte]}" for byte in (first, *rest.to_bytes(7, "big")))
+
+    def _synthetic(self, index: int) -> str:
+        # a warm load repeats one text: nothing else is sure to be cached
+        start = index * _STRIDE % _RING_WORDS * _WORD_CHARS if self._unique else 0
+        return self._ring[start : start + self._words * _WORD_CHARS]
+
+
+def _ring(seed: int, words: int) -> str:
+    """Return enough seeded words that a slice of ``words`` can start anywhere in the first ``_RING_WORDS``."""
+    chance = random.Random(f"prompts:{seed}")
+    return "".join(f" {word}" for word in chance.choices(WORDS, k=_RING_WORDS + words))
+
+
+def _scatter(number: int) -> int:
+    """Mix 56 bits one to one, so that neighbours differ from their first byte on (an odd factor is invertible)."""
+    number = number * 0x9E3779B97F4A7D & _MASK
+    number ^= number >> 28
+    return number * 0xBF58476D1CE4E5 & _MASK

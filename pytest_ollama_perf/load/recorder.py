@@ -1,0 +1,86 @@
+"""Keeps what a load has measured so far, safe to read from another thread while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_ollama_perf.sample import Sample
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a load has come. Counts include warm-up; ``total`` is ``None`` where time alone ends the load.
+
+    ``tokens`` counts those of finished requests: the server's own count, or the chunks seen where it sent none.
+    """
+
+    sent: int
+    done: int
+    failed: int
+    tokens: int
+    elapsed_s: float
+    total: int | None
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - self.done
+
+
+class Recorder:
+    """Collects the samples of one load.
+
+    The loop's thread writes, any thread reads: appending to a list and storing an integer are atomic in CPython, and
+    ``done`` is read before ``sent``, so that a reader never sees more requests answered than sent. ``clock`` is for
+    the elapsed time alone; a sample's times are the backend's.
+    """
+
+    def __init__(self, total: int | None = None, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self.total = total
+        self._clock = clock
+        self.started_ns: int | None = None
+        self._began_ns: int | None = None
+        self._sent = 0
+        self._failed = 0
+        self._tokens = 0
+        self._samples: list[Sample] = []
+
+    def begin(self, now_ns: int) -> None:
+        """Start: connections stand, the first request is about to go out. ``now_ns`` is on the samples' clock."""
+        self.started_ns = now_ns
+        self._began_ns = self._clock()
+
+    def sent(self) -> None:
+        """Count a request as on its way."""
+        self._sent += 1
+
+    def add(self, sample: Sample) -> None:
+        """Keep the sample of a request that ended."""
+        self._failed += not sample.ok
+        self._tokens += _tokens(sample)
+        self._samples.append(sample)
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Return what was recorded so far, in the order of the requests."""
+        return tuple(sorted(self._samples, key=lambda sample: sample.index))
+
+    def progress(self) -> Progress:
+        """Return how far the load has come; costs the same at any size."""
+        failed, tokens, done = self._failed, self._tokens, len(self._samples)
+        return Progress(
+            sent=self._sent,
+            done=done,
+            failed=failed,
+            tokens=tokens,
+            elapsed_s=self._elapsed_s(),
+            total=self.total,
+        )
+
+    def _elapsed_s(self) -> float:
+        return 0.0 if self._began_ns is None else (self._clock() - self._began_ns) / 1e9
+
+
+def _tokens(sample: Sample) -> int:
+    counted = sample.counters.eval_count
+    return len(sample.chunk_ns) if counted is None else counted
