@@ -131,7 +131,8 @@ def _of_gaps(stats: Mapping[str, float], samples: Sequence[Sample]) -> dict[str,
         return {}
     found, owner = gaps(samples)
     sizes = np.bincount(owner)
-    sums, many = np.bincount(owner, found)[sizes > 0], sizes[sizes > 0].astype(np.float64)
+    sums = np.bincount(owner, found).astype(np.float64)[sizes > 0]
+    many = sizes[sizes > 0].astype(np.float64)
     intervals = {stat: interval.of_clustered_quantile(found, owner, stats[stat]) for stat in PERCENTILES}
     return intervals | {"mean": interval.of_ratio(sums, many)}
 
@@ -197,7 +198,7 @@ def _per_second(name: str, value: float, samples: Sequence[Sample], amounts: Flo
     """A closed loop makes as much as its requests are fast, so the interval is that of amount over time in flight;
     an open loop makes what arrives, so its interval comes from equal parts of the time."""
     if samples[0].scheduled_ns is None:
-        taken = np.array([max(1, sample.done_ns - sample.sent_ns) * 1e-9 for sample in samples])
+        taken = np.array([max(1, sample.done_ns - sample.sent_ns) / 1e9 for sample in samples])
         found, middle = interval.of_ratio(amounts, taken), float(amounts.sum() / taken.sum())
     elif len(samples) < 2 * _BATCHES:
         found, middle = None, 0.0

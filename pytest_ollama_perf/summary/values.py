@@ -30,7 +30,7 @@ from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.sample import Sample
 
 Floats = npt.NDArray[np.float64]
-_NS = 1e-9
+_SECOND = 1e9  # ns; divided by, so that 300 ms are 0.3 s exactly, as a limit has it
 
 
 def request_values(metric: str, samples: Sequence[Sample]) -> list[float]:
@@ -59,7 +59,7 @@ def gaps(succeeded: Sequence[Sample]) -> tuple[Floats, npt.NDArray[np.intp]]:
     if not sizes.sum():
         return np.empty(0), np.empty(0, dtype=np.intp)
     found = np.concatenate([np.diff(np.array(sample.chunk_ns, dtype=np.int64)) for sample in succeeded])
-    return found * _NS, np.repeat(np.arange(len(succeeded)), sizes)
+    return found / _SECOND, np.repeat(np.arange(len(succeeded)), sizes)
 
 
 def _of_each(metric: str, succeeded: Sequence[Sample]) -> Floats:
@@ -74,34 +74,34 @@ def _thought(sample: Sample) -> bool:
 
 
 def _latency(sample: Sample) -> float:
-    return (sample.done_ns - sample.start_ns) * _NS
+    return (sample.done_ns - sample.start_ns) / _SECOND
 
 
 def _ttft(sample: Sample) -> float | None:
-    return None if sample.first_token_ns is None else (sample.first_token_ns - sample.start_ns) * _NS
+    return None if sample.first_token_ns is None else (sample.first_token_ns - sample.start_ns) / _SECOND
 
 
 def _ttfa(sample: Sample) -> float | None:
     if sample.first_token_ns is None:
         return None
-    return math.inf if sample.first_answer_ns is None else (sample.first_answer_ns - sample.start_ns) * _NS
+    return math.inf if sample.first_answer_ns is None else (sample.first_answer_ns - sample.start_ns) / _SECOND
 
 
 def _tpot(sample: Sample) -> float | None:
     count, duration = sample.counters.eval_count or 0, sample.counters.eval_duration_ns
-    return duration * _NS / (count - 1) if duration and count >= 2 else None
+    return duration / _SECOND / (count - 1) if duration and count >= 2 else None
 
 
 def _queue(sample: Sample) -> float | None:
     counters = sample.counters
     if counters.queue_ns is None or (counters.prompt_eval_duration_ns is None and counters.eval_duration_ns is None):
         return None
-    return counters.queue_ns * _NS
+    return counters.queue_ns / _SECOND
 
 
 def _load_time(sample: Sample) -> float | None:
     loading = sample.counters.load_duration_ns
-    return None if loading is None else loading * _NS
+    return None if loading is None else loading / _SECOND
 
 
 def _tps(sample: Sample) -> float | None:
@@ -117,7 +117,7 @@ def _prefill_tps(sample: Sample) -> float | None:
 def decoded(sample: Sample) -> tuple[int, float]:
     """Return sampled tokens and the seconds they took; ``(0, 0.0)`` where the server told no such pair."""
     count, duration = sample.counters.eval_count, sample.counters.eval_duration_ns
-    return (count, duration * _NS) if count and duration else (0, 0.0)
+    return (count, duration / _SECOND) if count and duration else (0, 0.0)
 
 
 def prefilled(sample: Sample) -> tuple[int, float]:
@@ -125,7 +125,7 @@ def prefilled(sample: Sample) -> tuple[int, float]:
     counters = sample.counters
     fresh = (counters.prompt_eval_count or 0) - (counters.prompt_eval_cached_count or 0)
     duration = counters.prompt_eval_duration_ns
-    return (fresh, duration * _NS) if fresh > 0 and duration else (0, 0.0)
+    return (fresh, duration / _SECOND) if fresh > 0 and duration else (0, 0.0)
 
 
 _VALUE: MappingProxyType[str, Callable[[Sample], float | None]] = MappingProxyType(

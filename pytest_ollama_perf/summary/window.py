@@ -38,7 +38,7 @@ def steady(samples: Sequence[Sample]) -> Window:
 
 
 def seconds(window: Window) -> float:
-    return max(0, window[1] - window[0]) * 1e-9
+    return max(0, window[1] - window[0]) / 1e9
 
 
 def tokens_by(samples: Sequence[Sample], edges: Edges) -> Floats:
