@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping
 from types import FrameType
@@ -41,6 +42,9 @@ class Room:
         self._trials: dict[str, list[Trial]] = defaultdict(list)
         self._loads: dict[str, MarkedLoad] = {}
         self._bench: Bench | None = None
+        self._started_at = time.time()
+        self._aborted = ""
+        self._written: list[str] = []
 
     # What fixtures and results ask for.
 
@@ -72,8 +76,8 @@ class Room:
         from pytest_ollama_perf.trial import aborted, conduct, unmeasured
 
         try:
-            with self._progress() as progress:
-                trial = conduct(self.bench(), spec, test, progress=progress)
+            with self._onlooker() as onlooker:
+                trial = conduct(self.bench(), spec, test, onlooker=onlooker)
         except OllamaPerfError as error:
             self.keep(test, unmeasured(str(error)))
             raise VerdictFailed(str(error), pytrace=False) from None
@@ -100,7 +104,7 @@ class Room:
         return failure_text(merge(test, [trial]))
 
     @contextlib.contextmanager
-    def _progress(self) -> Iterator[LiveProgress]:
+    def _onlooker(self) -> Iterator[LiveProgress]:
         from pytest_ollama_perf.report.progress import LiveProgress
 
         capture = self.config.pluginmanager.getplugin("capturemanager")
@@ -177,14 +181,19 @@ class Room:
         return [merge(test, trials) for test, trials in self._trials.items()]
 
     def pytest_sessionfinish(self) -> None:
-        """Write the reports that were asked for; they exist also after Ctrl-C."""
-        if not self._reports:
+        """Write the reports that were asked for; they are written also after Ctrl-C."""
+        if not self.settings.reports:
             return
-        from pytest_ollama_perf.report.spec import write_report
+        from pytest_ollama_perf.report.json_report import Meta, document, write
 
-        results = self.results()
-        for report in self._reports:
-            write_report(report, results)
+        meta = Meta(plugin_version=PLUGIN_VERSION, started_at=self._started_at, aborted=self._aborted)
+        for report in self.settings.reports:
+            write(report.path, document(self.results(), meta=meta))
+            self._written.append(f"{report.type} report: {report.path}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self._aborted = str(excinfo.value) or "interrupted (Ctrl-C)"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         results = self.results()
@@ -197,6 +206,9 @@ class Room:
             terminalreporter.write_sep("=", "ollama")
         for line in lines:
             terminalreporter.write_line(line.text, **line.style.markup)
+        if self.config.getoption("verbose") >= 0:
+            for written in self._written:
+                terminalreporter.write_line(written)
 
     def pytest_unconfigure(self) -> None:
         if self._bench is not None:

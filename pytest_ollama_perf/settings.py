@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.report.spec import ReportSpec
+from pytest_ollama_perf.report.spec import parse as parse_report
 from pytest_ollama_perf.words import did_you_mean
 
 DEFAULT_URL = "http://127.0.0.1:11434"
@@ -92,7 +94,7 @@ class Settings:
 
     urls: tuple[str, ...] = (DEFAULT_URL,)
     model: str | None = None
-    reports: tuple[str, ...] = ()
+    reports: tuple[ReportSpec, ...] = ()
     strict: bool = False
     store: str = DEFAULT_STORE
     save: bool = False
@@ -126,7 +128,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
     return Settings(
         urls=_urls(raw["url"]),
         model=raw["model"] or None,
-        reports=tuple(raw["report"] or ()),
+        reports=tuple(map(parse_report, raw["report"] or ())),
         strict=bool(raw["strict"]),
         store=raw["store"] or DEFAULT_STORE,
         save=bool(raw["save"]),

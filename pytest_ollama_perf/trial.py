@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pytest_ollama_perf.bench import Bench
+from pytest_ollama_perf.bench import Bench, Onlooker
 from pytest_ollama_perf.marks import LoadSpec
 from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.run import Run
@@ -36,14 +36,14 @@ class Trial:
         return self
 
 
-def conduct(bench: Bench, spec: LoadSpec, test: str, *, progress: Progress) -> Trial:
+def conduct(bench: Bench, spec: LoadSpec, test: str, *, onlooker: Onlooker) -> Trial:
     """Fire the load of ``spec`` and judge it.
 
     Raises:
         OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through; ``bench.partial`` then
             holds what had been measured.
     """
-    return judge(bench.measure(spec.workload, test, progress=progress), spec.limits, strict=bench.settings.strict)
+    return judge(bench.measure(spec.workload, test, onlooker=onlooker), spec.limits, strict=bench.settings.strict)
 
 
 def aborted(run: Run, spec: LoadSpec) -> Trial:

@@ -1,0 +1,174 @@
+"""The bench: the servers of a session and the way from a workload to a run. Knows no pytest and judges nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from pytest_ollama_perf.client.access import Access
+from pytest_ollama_perf.client.address import Address, parse_address
+from pytest_ollama_perf.client.control import Control
+from pytest_ollama_perf.client.preflight import fingerprint, model_state, only_model
+from pytest_ollama_perf.client.wire import WireBackend
+from pytest_ollama_perf.errors import OllamaPerfError, ServerError
+from pytest_ollama_perf.load import runner
+from pytest_ollama_perf.load.recorder import Progress
+from pytest_ollama_perf.run import ModelState, Run
+from pytest_ollama_perf.settings import Settings
+from pytest_ollama_perf.simulator.process import start
+from pytest_ollama_perf.simulator.settings import SimulatorSettings
+from pytest_ollama_perf.simulator.url import is_sim_url, parse_sim_url
+from pytest_ollama_perf.workload import ANY_MODEL, Workload
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server under test. ``name`` is how the user named it, without credentials."""
+
+    name: str
+    address: Address
+    control: Control
+
+
+class Onlooker(Protocol):
+    """Who is told how a load comes along. What it raises stops the load."""
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        """A load of ``model`` begins; ``duration_s`` where time ends it."""
+
+    def message(self, text: str) -> None:
+        """Something that may take long begins."""
+
+    def update(self, progress: Progress) -> None:
+        """The load has come this far."""
+
+
+class Bench:
+    """Servers, opened on first use, and measurements on them.
+
+    ``partial`` is the run that something interrupted, for whoever catches what interrupted it.
+
+    Raises:
+        ConfigError: an address, header or simulator URL is wrong; nothing has been contacted by then.
+    """
+
+    def __init__(self, settings: Settings, *, root: Path) -> None:
+        self.settings = settings
+        self.session = uuid.uuid4().hex[:12]
+        self.partial: Run | None = None
+        self._root = root
+        self._access = Access(headers=settings.headers, verify=not settings.insecure, ca_file=settings.ca_file or "")
+        self._places = tuple(_place(url) for url in settings.urls)
+        self._stack = contextlib.ExitStack()
+
+    @functools.cached_property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers in the order given; simulators are started here."""
+        return tuple(self._open(url, place) for url, place in zip(self.settings.urls, self._places, strict=True))
+
+    def _open(self, url: str, place: Address | SimulatorSettings) -> Server:
+        if isinstance(place, SimulatorSettings):
+            address, name = parse_address(self._stack.enter_context(start(place)).url), url
+        else:
+            address, name = place, place.display
+        return Server(name, address, self._stack.enter_context(Control(address, self._access)))
+
+    def close(self) -> None:
+        """Stop simulators and close connections."""
+        self._stack.close()
+
+    def introduce(self, models: Iterable[str]) -> tuple[str, list[str], list[str]]:
+        """Return server version, server names and models for a header line; what cannot be reached has no version."""
+        try:
+            versions = ", ".join(dict.fromkeys(server.control.version() for server in self.servers))
+            named = sorted({model or only_model(self.servers[0].control) for model in models})
+        except ServerError:
+            versions, named = "not reached", sorted(filter(None, models))
+        return versions, [server.name for server in self.servers], named
+
+    def measure(self, workload: Workload, test: str = "", *, fresh: bool = False, onlooker: Onlooker) -> Run:
+        """Fire ``workload`` and return what happened; ``fresh`` reloads the model first, so that the run is a unit of evidence.
+
+        Raises:
+            OllamaPerfError: the server cannot be reached or lacks the model, or the workload is impossible.
+        """
+        self.partial = None
+        whole = self._completed(workload)
+        draft = self._prepared(whole, test, fresh=fresh or whole.cold, onlooker=onlooker)
+        onlooker.begin(whole.model, whole.duration_s)
+        fired = runner.run(
+            whole,
+            lambda: WireBackend([server.address for server in self.servers], self._access),
+            targets=len(self.servers),
+            on_progress=onlooker.update,
+            on_abort=lambda part: self._interrupted(draft, part),
+        )
+        return msgspec.structs.replace(_filled(draft, fired), after=self._states(whole.model))
+
+    def _completed(self, workload: Workload) -> Workload:
+        model = only_model(self.servers[0].control) if workload.model == ANY_MODEL else workload.model
+        return msgspec.structs.replace(workload, model=model, salt=workload.salt or uuid.uuid4().hex[:8])
+
+    def _prepared(self, workload: Workload, test: str, *, fresh: bool, onlooker: Onlooker) -> Run:
+        """Bring the model into the state the load needs, and return the run as far as it is known before the load."""
+        load_times = [_load(server.control, workload, fresh=fresh, onlooker=onlooker) for server in self.servers]
+        first = self.servers[0].control
+        return Run(
+            id=uuid.uuid4().hex,
+            test=test,
+            session=self.session,
+            started_at=time.time(),
+            git_commit=self._git_commit,
+            plugin_version=PLUGIN_VERSION,
+            workload=workload,
+            fingerprint=fingerprint(first, workload.model, dict(self.settings.server_env)),
+            load_time_s=max((seconds for seconds in load_times if seconds is not None), default=None),
+            before=self._states(workload.model),
+        )
+
+    def _states(self, model: str) -> dict[str, ModelState]:
+        return {server.address.url: model_state(server.control, model) for server in self.servers}
+
+    def _interrupted(self, draft: Run, part: runner.Fired) -> None:
+        self.partial = _filled(draft, part)
+
+    @functools.cached_property
+    def _git_commit(self) -> str:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            asked = ["git", "-C", str(self._root), "rev-parse", "HEAD"]
+            return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return ""
+
+
+PLUGIN_VERSION = version("pytest-ollama-perf")
+
+
+def _place(url: str) -> Address | SimulatorSettings:
+    return parse_sim_url(url) if is_sim_url(url) else parse_address(url)
+
+
+def _filled(draft: Run, fired: runner.Fired) -> Run:
+    return msgspec.structs.replace(draft, samples=fired.samples, watch=fired.watch, aborted=fired.aborted)
+
+
+def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlooker) -> float | None:
+    """Load the model with the options of the workload; return the seconds that took, ``None`` where it stood loaded."""
+    state = model_state(control, workload.model)
+    if fresh and state.loaded:
+        onlooker.message(f"unloading {workload.model}")
+        control.unload(workload.model)
+    stood = not fresh and state.loaded and state.context_length == workload.num_ctx
+    if not stood:
+        onlooker.message(f"loading {workload.model}")
+    seconds = control.load(workload)
+    return None if stood else seconds
