@@ -52,7 +52,7 @@ class ReceiveClock:
         self._measure()
 
     def stamp(self, ancillary: Ancillary, now_ns: int) -> int:
-        """Return when the packet behind ``ancillary`` arrived; the time of the read, ``now_ns``, where that is unknown."""
+        """Return when the packet behind ``ancillary`` arrived; ``now_ns``, the time of the read, where unknown."""
         if not ancillary:
             return now_ns
         level, kind, data = ancillary[0]
