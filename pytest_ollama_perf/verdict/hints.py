@@ -2,10 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean
+
 from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.sample import Outcome, Sample
 from pytest_ollama_perf.summary import Summary
+from pytest_ollama_perf.text import inert
+from pytest_ollama_perf.verdict.wording import count, seconds
 
 
 def hints(run: Run, summary: Summary) -> tuple[str, ...]:
     """Return the hints of ``run``, one line each."""
-    return ()
+    return (*_slots(run), *_refusals(summary), *_on_cpu(run))
+
+
+def _slots(run: Run) -> Iterator[str]:
+    """Name the number of slots where requests plainly waited for one."""
+    urls = sorted({sample.url for sample in run.measured})
+    for url in urls:
+        samples = [sample for sample in run.measured if sample.url == url and sample.ok]
+        slots = slots_seen(samples)
+        if slots is None:
+            continue
+        where = f"{inert(url)}: " if len(urls) > 1 else ""
+        waited = seconds(mean(sample.counters.queue_ns or 0 for sample in samples) / 1e9)
+        ran = "requests ran one at a time" if slots == 1 else f"at most {slots} requests ran at once"
+        yield f"{where}{ran} and waited {waited} for it; OLLAMA_NUM_PARALLEL is probably {slots}"
+
+
+_WAITING = 0.2
+_EDGE = 0.05
+
+
+def slots_seen(samples: Sequence[Sample]) -> int | None:
+    """Return how many of one server's requests ran at the same time, or ``None`` where none had to wait for a slot.
+
+    A request ran for the last ``prompt_eval + eval`` of its time; 5 % at both ends are left out, since clocks and
+    counters do not meet exactly. Waiting means a fifth of the time spent running, on average, while more requests were
+    in flight than ran.
+    """
+    served = [sample for sample in samples if _running_ns(sample) and sample.counters.queue_ns is not None]
+    if len(served) < 2:
+        return None
+    if sum(sample.counters.queue_ns or 0 for sample in served) < _WAITING * sum(map(_running_ns, served)):
+        return None
+    slots = _most_at_once(_inner(sample.done_ns - _running_ns(sample), sample.done_ns) for sample in served)
+    return slots if slots < _most_at_once((sample.sent_ns, sample.done_ns) for sample in served) else None
+
+
+def _running_ns(sample: Sample) -> int:
+    return (sample.counters.prompt_eval_duration_ns or 0) + (sample.counters.eval_duration_ns or 0)
+
+
+def _inner(start: int, end: int) -> tuple[int, int]:
+    edge = int(_EDGE * (end - start))
+    return start + edge, end - edge
+
+
+def _most_at_once(spans: Iterable[tuple[int, int]]) -> int:
+    """Return the largest number of spans that overlap; an end at a start comes first."""
+    steps = sorted(step for start, end in spans for step in ((start, 1), (end, -1)))
+    at_once = most = 0
+    for _, change in steps:
+        at_once += change
+        most = max(most, at_once)
+    return most
+
+
+def _refusals(summary: Summary) -> Iterator[str]:
+    busy = summary.outcomes.get(Outcome.BUSY.value, 0)
+    if busy:
+        yield f"the server turned {count(busy, 'request')} away: it was loading a model and its OLLAMA_MAX_QUEUE was full"
+    slow = summary.outcomes.get(Outcome.FIRST_TOKEN_TIMEOUT.value, 0)
+    if slow:
+        yield f"{count(slow, 'request')} got no first token in time; raise the timeout or lower the load"
+
+
+def _on_cpu(run: Run) -> Iterator[str]:
+    states = [state for state in run.after.values() if state.loaded]
+    if states and all(state.vram_share == 0 for state in states):
+        yield "the model runs on the CPU: none of it is in GPU memory"
