@@ -1,0 +1,232 @@
+"""What a request body asks, checked as Ollama checks it, with Ollama's own words for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pytest_ollama_perf.simulator.job import Ask, Failure
+from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.simulator.tokens import Tokenizer
+
+_UNIT_S = MappingProxyType({"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0})
+_DURATION = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))*")
+_INTEGERS = frozenset(
+    {"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict", "top_k"}
+    | {"repeat_last_n", "draft_num_predict"}
+)
+_FLOATS = frozenset(
+    {"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
+)
+_BOOLEANS = frozenset({"use_mmap"})
+_GO_ERRORS = MappingProxyType(
+    {
+        "Expecting property name": "looking for beginning of object key string",
+        "Expecting value": "looking for beginning of value",
+        "Expecting ':' delimiter": "after object key",
+        "Expecting ',' delimiter": "after object key:value pair",
+        "Illegal trailing comma": "looking for beginning of object key string",
+        "Extra data": "after top-level value",
+    }
+)
+
+
+class Body:
+    """A decoded request body; ``text`` and friends answer 400 for a value of the wrong type, as Ollama does."""
+
+    def __init__(self, fields: Mapping[str, Any], kind: str) -> None:
+        self.fields = fields
+        self._kind = kind
+
+    def text(self, name: str) -> str:
+        return str(self._typed(name, str, "string", ""))
+
+    def flag(self, name: str, default: bool) -> bool:
+        return bool(self._typed(name, bool, "bool", default))
+
+    def items(self, name: str) -> list[Any]:
+        return list(self._typed(name, list, "[]interface {}", []))
+
+    @property
+    def stream(self) -> bool:
+        return self.flag("stream", True)
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """Seconds, negative for ever, ``None`` when the request leaves it to the server."""
+        return keep_alive(self.fields.get("keep_alive"))
+
+    def _typed(self, name: str, wanted: type, go_type: str, default: object) -> Any:
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, wanted):
+            raise Failure(
+                400,
+                f"json: cannot unmarshal {_go_kind(value)} into Go struct field {self._kind}.{name} of type {go_type}",
+            )
+        return value
+
+
+def body(raw: bytes, kind: str) -> Body:
+    """Decode a request body; ``kind`` is the Go type that Ollama names in its errors."""
+    if not raw:
+        raise Failure(400, "missing request body")
+    try:
+        fields = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise Failure(400, _go_syntax_error(error)) from None
+    except ValueError:
+        raise Failure(400, "invalid character '\\ufffd' looking for beginning of value") from None
+    if not isinstance(fields, dict):
+        raise Failure(400, f"json: cannot unmarshal {_go_kind(fields)} into Go value of type api.{kind}")
+    decoded = Body(fields, kind)
+    _ = decoded.stream, decoded.keep_alive_s
+    return decoded
+
+
+def _go_syntax_error(error: json.JSONDecodeError) -> str:
+    if error.pos >= len(error.doc.rstrip()):
+        return "unexpected EOF"
+    where = next((words for python, words in _GO_ERRORS.items() if error.msg.startswith(python)), "in string literal")
+    return f"invalid character {error.doc[error.pos]!r} {where}"
+
+
+def _go_kind(value: object) -> str:
+    kinds: tuple[tuple[type, str], ...] = (
+        *((bool, "bool"), (int, "number"), (float, "number")),
+        *((str, "string"), (list, "array"), (dict, "object")),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "null")
+
+
+def keep_alive(value: object) -> float | None:
+    """Read Ollama's ``keep_alive``: seconds as a number, or a Go duration; negative means for ever."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Failure(400, f"json: cannot unmarshal {_go_kind(value)} into Go value of type api.Duration")
+    return _go_duration(value) if isinstance(value, str) else float(value)
+
+
+def _go_duration(text: str) -> float:
+    if text in {"0", "+0", "-0"}:
+        return 0.0
+    if not _DURATION.fullmatch(text):
+        wrong = "missing unit in" if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", text) else "invalid"
+        raise Failure(400, f'time: {wrong} duration "{text}"')
+    sign = -1 if text.startswith("-") else 1
+    parts = re.findall(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)", text)
+    return sign * sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+
+
+def options(given: object) -> dict[str, Any]:
+    """Check the types of a request's ``options``; unknown ones are silently ignored, as Ollama does."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise Failure(
+            400,
+            f"json: cannot unmarshal {_go_kind(given)} into Go struct field .options of type map[string]interface {{}}",
+        )
+    for name, value in given.items():
+        if (wanted := _wrong_type(name, value)) and value is not None:
+            raise Failure(500, f'option "{name}" must be of type {wanted}')
+    return given
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _wrong_type(name: str, value: object) -> str:
+    checks: tuple[tuple[frozenset[str], Callable[[object], bool], str], ...] = (
+        (_INTEGERS, _is_number, "integer"),
+        (_FLOATS, _is_number, "float32"),
+        (_BOOLEANS, lambda given: isinstance(given, bool), "boolean"),
+        (frozenset({"stop"}), lambda given: isinstance(given, list), "array"),
+    )
+    return next((words for names, fits, words in checks if name in names and not fits(value)), "")
+
+
+def think(given: Body, model: Model) -> bool:
+    """Say whether the model is to think: what was asked, and where nothing was, what it can."""
+    wanted = given.fields.get("think")
+    if wanted is None:
+        return model.can("thinking")
+    if wanted and not model.can("thinking"):
+        raise Failure(400, f'"{given.text("model")}" does not support thinking')
+    return bool(wanted)
+
+
+def completion(given: Body, model: Model, prompt: list[int], endpoint: str, request_id: str) -> Ask:
+    """Make the request for a text, once its model is known to exist and to be able to."""
+    thinks = think(given, model)
+    chosen = options(given.fields.get("options"))
+    limit = chosen.get("num_predict")
+    return Ask(
+        model=given.text("model"),
+        prompt=tuple(prompt),
+        request_id=request_id,
+        endpoint=endpoint,
+        limit=int(limit) if limit is not None and limit > 0 else None,
+        stop=tuple(str(each) for each in chosen.get("stop") or ()),
+        think=thinks,
+        keep_alive_s=given.keep_alive_s,
+        options=reloads(given, chosen),
+        truncate=given.flag("truncate", True),
+        images=bool(given.items("images")),
+    )
+
+
+def reloads(given: Body, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options together with ``shift``, which stands beside them and forces a reload as they do."""
+    shift = given.fields.get("shift")
+    return chosen if shift is None else {**chosen, "shift": shift}
+
+
+def prompt_tokens(given: Body, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of a generate request: past the template when ``raw``, else inside it."""
+    context = [token for token in given.items("context") if isinstance(token, int)]
+    text = given.text("prompt")
+    if given.flag("raw", False):
+        return context + tokenizer.encode(text)
+    system = given.text("system")
+    messages = [("system", system)] if system else []
+    return context + tokenizer.encode_chat([*messages, ("user", text)])
+
+
+def chat_tokens(given: Body, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of a chat's messages in the template."""
+    messages = [each for each in given.items("messages") if isinstance(each, dict)]
+    return tokenizer.encode_chat((str(each.get("role", "")), str(each.get("content", ""))) for each in messages)
+
+
+def capable(model: Model, asked: str, capability: str, what: str) -> None:
+    """Refuse what the model cannot do."""
+    if not model.can(capability):
+        raise Failure(400, f'"{asked}" does not support {what}')
+
+
+def embed_ask(given: Body, settings: SimulatorSettings, tokenizer: Tokenizer, request_id: str) -> tuple[Ask, list[str]]:
+    """Make the request for embeddings; the texts are evaluated one after another in one slot."""
+    given_input = given.fields.get("input")
+    texts = [given_input] if isinstance(given_input, str) else given_input
+    if texts is None:
+        texts = []
+    if not isinstance(texts, list) or any(not isinstance(text, str) for text in texts):
+        raise Failure(400, "invalid input type")
+    chosen = options(given.fields.get("options"))
+    ask = Ask(
+        model=given.text("model"),
+        prompt=tuple(token for text in texts for token in tokenizer.encode(text)),
+        request_id=request_id,
+        endpoint="embed",
+        keep_alive_s=given.keep_alive_s,
+        options=reloads(given, chosen),
+        truncate=given.flag("truncate", True),
+    )
+    return ask, texts

@@ -1,0 +1,181 @@
+"""HTTP/1.1 on an asyncio transport: one request at a time, answered whole or in chunks; a hang-up cancels the handler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
+
+import anyio
+import httptools
+from anyio.abc import TaskGroup
+
+JSON = "application/json; charset=utf-8"
+_WHOLE_LIMIT = 2048
+"""Go sends a longer answer in chunks, as it does not hold it back to count it."""
+
+_BODY_LIMIT = 64 * 1024 * 1024
+
+
+class Incoming:
+    """A request as it came; ``read_ns`` is when its last byte was read (``time.perf_counter_ns``)."""
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.target = b""
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.keep_alive = True
+        self.read_ns = 0
+
+    @property
+    def path(self) -> str:
+        return self.target.split(b"?", 1)[0].decode("latin-1")
+
+
+Handler = Callable[[Incoming, "Outgoing"], Awaitable[None]]
+
+
+class Outgoing:
+    """The response under way. Nothing is sent before ``whole``, ``start`` or ``chunk`` say so."""
+
+    def __init__(self, transport: asyncio.Transport, keep_alive: bool) -> None:
+        self._transport = transport
+        self._keep_alive = keep_alive
+        self.started = False
+        self.ended = False
+
+    def whole(self, status: int, content_type: str, body: bytes) -> None:
+        """Send a complete response."""
+        if len(body) > _WHOLE_LIMIT:
+            self.start(status, content_type)
+            self.chunk(body)
+            self.end()
+            return
+        self.started = self.ended = True
+        self._transport.write(self._head(status, content_type, f"Content-Length: {len(body)}\r\n") + body)
+
+    def start(self, status: int, content_type: str) -> None:
+        """Send the header of a response in chunks."""
+        self.started = True
+        self._transport.write(self._head(status, content_type, "Transfer-Encoding: chunked\r\n"))
+
+    def chunk(self, data: bytes) -> None:
+        """Send one chunk."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        """End a response in chunks."""
+        self.ended = True
+        self._transport.write(b"0\r\n\r\n")
+
+    def drop(self) -> None:
+        """Break the connection at once, after what was written."""
+        self.ended = True
+        self._transport.close()
+
+    def _head(self, status: int, content_type: str, framing: str) -> bytes:
+        kind = f"Content-Type: {content_type}\r\n" if content_type else ""
+        close = "" if self._keep_alive else "Connection: close\r\n"
+        words = HTTPStatus(status).phrase
+        return f"HTTP/1.1 {status} {words}\r\n{kind}{close}Date: {_date(int(time.time()))}\r\n{framing}\r\n".encode()
+
+
+_last_date = (0, "")
+
+
+def _date(second: int) -> str:
+    global _last_date
+    if _last_date[0] != second:
+        _last_date = (second, formatdate(second, usegmt=True))
+    return _last_date[1]
+
+
+class Connection(asyncio.Protocol):
+    """One connection; requests that come before the answer to the one before wait their turn."""
+
+    def __init__(self, handler: Handler, tasks: TaskGroup, connections: set[Connection]) -> None:
+        self._handler = handler
+        self._tasks = tasks
+        self._connections = connections
+        self._parser = httptools.HttpRequestParser(self)
+        self._request = Incoming()
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._waiting: deque[Incoming] = deque()
+        self._scope: anyio.CancelScope | None = None
+        self._gone = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self._connections.discard(self)
+        self._waiting.clear()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def eof_received(self) -> bool:
+        """A client that closes its sending side has hung up."""
+        return False
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n")
+            self._transport.write(b"Connection: close\r\n\r\n400 Bad Request")
+            self._transport.close()
+
+    def on_message_begin(self) -> None:
+        self._request = Incoming()
+        self._parts, self._size = [], 0
+
+    def on_url(self, url: bytes) -> None:
+        self._request.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if self._request.headers.get("expect", "").lower() == "100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > _BODY_LIMIT:
+            self._transport.abort()
+            return
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        request.method = self._parser.get_method().decode("latin-1")
+        request.keep_alive = self._parser.should_keep_alive()
+        request.body = b"".join(self._parts)
+        request.read_ns = time.perf_counter_ns()
+        self._waiting.append(request)
+        if self._scope is None:
+            self._scope = anyio.CancelScope()
+            self._tasks.start_soon(self._serve)
+
+    async def _serve(self) -> None:
+        assert self._scope is not None
+        with self._scope:
+            while self._waiting and not self._gone:
+                request = self._waiting.popleft()
+                outgoing = Outgoing(self._transport, request.keep_alive)
+                await self._handler(request, outgoing)
+                if not request.keep_alive:
+                    self._transport.close()
+        self._scope = None

@@ -1,0 +1,142 @@
+"""One request inside the simulator: what it asks, what it has so far, and where its pieces go."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+
+from pytest_ollama_perf.simulator.faults import Fault, Kind
+
+DIED = "an error was encountered while running the model: unexpected EOF"
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked request. ``keep_alive_s`` of ``None`` is the server's default, a negative one forever.
+
+    ``limit`` is the most tokens to sample (``None``: until the context is full), ``options`` what a reload looks at.
+    """
+
+    model: str
+    prompt: tuple[int, ...]
+    request_id: str = ""
+    endpoint: str = "generate"
+    limit: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool = False
+    keep_alive_s: float | None = None
+    options: Mapping[str, Any] = {}
+    truncate: bool = True
+    images: bool = False
+
+
+class Failure(Exception):
+    """The server refuses or fails a request: a status before the first token, an error line after it."""
+
+    def __init__(self, status: int, message: str, *, engine: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.engine = engine
+        """Whether the engine said it; the server then streams it, and leaves the charset out."""
+
+
+class Drop(Exception):
+    """The connection breaks."""
+
+
+class Truncate(Exception):
+    """The response ends, properly and without ``done: true``."""
+
+
+class Sink(Protocol):
+    """Takes the pieces of a response as they are sampled; must not block."""
+
+    def piece(self, text: str, thinking: bool, at_ns: int) -> None:
+        """Take the text of one or more tokens; ``at_ns`` is when the schedule has it leave."""
+
+    def garbage(self, at_ns: int) -> None:
+        """Send something that is no JSON."""
+
+
+class Truth(msgspec.Struct, kw_only=True):
+    """What really happened to a request, on the simulator's clock (``time.perf_counter_ns`` in a server).
+
+    ``first_token_ns`` and ``done_ns`` are times of the schedule; ``first_write_ns`` and ``last_write_ns`` are when
+    the bytes were handed to the socket. ``queue_ns`` is the wait for a slot, without loading.
+    """
+
+    number: int
+    request_id: str
+    model: str
+    endpoint: str
+    arrived_ns: int
+    loaded_ns: int | None = None
+    queued_ns: int | None = None
+    slot_ns: int | None = None
+    slot: int | None = None
+    first_token_ns: int | None = None
+    done_ns: int | None = None
+    first_write_ns: int | None = None
+    last_write_ns: int | None = None
+    outcome: str = "running"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    eval_count: int = 0
+
+    @property
+    def queue_ns(self) -> int | None:
+        return None if self.slot_ns is None or self.queued_ns is None else self.slot_ns - self.queued_ns
+
+
+class Phase(enum.Enum):
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    OVER = "over"
+
+
+class Job:
+    """A request on its way through a runner; the runner alone changes it once it waits there."""
+
+    def __init__(self, ask: Ask, truth: Truth, sink: Sink, faults: Mapping[Kind, Fault] = MappingProxyType({})) -> None:
+        self.ask = ask
+        self.truth = truth
+        self.sink = sink
+        self.faults = faults
+        self.prompt = list(ask.prompt)
+        self.output: list[int] = []
+        self.phase = Phase.WAITING
+        self.unread = 0
+        self.resume_ns = 0
+        self.reason = ""
+        self.limit = 0
+        self.ends_at: int | None = None
+        self.think_until = 0
+        self.error: Exception | None = None
+        self.finished = anyio.Event()
+        self.held: list[str] = []
+        self.text = ""
+
+    def struck(self, kind: Kind, tokens: int) -> Fault | None:
+        """Return the fault of ``kind`` when it is due after ``tokens`` tokens."""
+        fault = self.faults.get(kind)
+        return fault if fault is not None and fault.tokens == tokens else None
+
+    def factor(self, kind: Kind) -> float:
+        """How much longer than usual this request takes."""
+        return math.prod(self.faults[each].factor for each in (kind, Kind.SLOW) if each in self.faults)
+
+    def over(self, at_ns: int, reason: str = "", error: Exception | None = None) -> None:
+        """End the job, with a reason or with an error."""
+        self.phase = Phase.OVER
+        self.reason, self.error = reason, error
+        self.truth.done_ns = at_ns
+        self.truth.eval_count = len(self.output)
+        self.finished.set()

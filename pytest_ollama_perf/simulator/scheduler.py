@@ -1,0 +1,197 @@
+"""Which models are in memory: loading, reloading, making room, keep-alive and the queue of those who wait for it.
+
+A request for a model that is loaded with the options it wants goes straight to it, past everybody who waits for a load.
+All others wait in one bounded queue; loads happen one at a time, in order.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pytest_ollama_perf.simulator.clock import Clock
+from pytest_ollama_perf.simulator.job import BUSY, Failure
+from pytest_ollama_perf.simulator.runner import Runner
+from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+
+RELOADS = ("num_ctx", "num_batch", "num_thread", "use_mmap", "main_gpu", "draft_num_predict", "num_gpu", "shift")
+"""The options that cannot change without loading the model again."""
+
+_POLL_S = 0.25
+"""How often the server looks whether a load is complete; a load takes a whole number of these."""
+
+
+class Loaded:
+    """A model in memory and who uses it. ``expires_ns`` is ``None`` while it is in use or kept forever."""
+
+    def __init__(self, runner: Runner, options: Mapping[str, Any]) -> None:
+        self.runner = runner
+        self.options = options
+        self.users = 0
+        self.keep_s = 0.0
+        self.used_ns = 0
+        self.serial = 0
+
+    @property
+    def model(self) -> Model:
+        return self.runner.model
+
+    @property
+    def expires_ns(self) -> int | None:
+        if self.keep_s < 0:
+            return None
+        return self.used_ns + round(self.keep_s * 1e9)
+
+
+class _Ticket:
+    def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.options = options
+        self.granted = anyio.Event()
+        self.abandoned = False
+        self.held: Loaded | None = None
+
+
+class Scheduler:
+    """Holds the loaded models; ``run`` must be running for anything to be loaded."""
+
+    def __init__(self, settings: SimulatorSettings, clock: Clock, tasks: TaskGroup) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._tasks = tasks
+        self._loaded: dict[str, Loaded] = {}
+        self._pending: deque[_Ticket] = deque()
+        self._news = anyio.Event()
+        self._chance = random.Random(f"runs {settings.seed}")
+
+    @asynccontextmanager
+    async def use(self, model: Model, options: Mapping[str, Any], keep_alive_s: float | None) -> AsyncIterator[Loaded]:
+        """Hold ``model`` in memory for as long as the block runs; a ``Failure`` 503 when too many wait for a load."""
+        held = await self._acquire(model, options)
+        held.keep_s = self._settings.keep_alive_s if keep_alive_s is None else keep_alive_s
+        try:
+            yield held
+        finally:
+            self._release(held)
+
+    def loaded(self) -> list[Loaded]:
+        """Return what is in memory, the newest first."""
+        self._expire()
+        return sorted(self._loaded.values(), key=lambda held: -held.serial)
+
+    def unload(self, name: str) -> None:
+        """Unload the model of that full name, once nobody uses it."""
+        held = self._loaded.get(name)
+        if held is not None:
+            held.keep_s = 0.0
+            self._expire()
+
+    async def run(self) -> None:
+        """Load, one at a time and in order, what is waited for."""
+        while True:
+            while not self._pending:
+                await self._next_news()
+            ticket = self._pending.popleft()
+            if not ticket.abandoned:
+                await self._grant(ticket)
+
+    async def _acquire(self, model: Model, options: Mapping[str, Any]) -> Loaded:
+        self._expire()
+        held = self._loaded.get(model.full_name)
+        if held is not None and not _needs_reload(held, options):
+            held.users += 1
+            return held
+        if len(self._pending) >= self._settings.max_queue:
+            raise Failure(503, BUSY)
+        ticket = _Ticket(model, options)
+        self._pending.append(ticket)
+        self._tell()
+        return await self._wait(ticket)
+
+    async def _wait(self, ticket: _Ticket) -> Loaded:
+        try:
+            await ticket.granted.wait()
+        except BaseException:
+            ticket.abandoned = True
+            if ticket in self._pending:
+                self._pending.remove(ticket)
+            if ticket.held is not None:
+                self._release(ticket.held)
+            raise
+        assert ticket.held is not None
+        return ticket.held
+
+    async def _grant(self, ticket: _Ticket) -> None:
+        while not ticket.abandoned:
+            self._expire()
+            held = self._loaded.get(ticket.model.full_name)
+            if held is not None and not _needs_reload(held, ticket.options):
+                break
+            victim = held or self._victim()
+            if victim is None:
+                await self._load(ticket)
+                break
+            victim.keep_s = 0.0
+            if victim.users:
+                await self._next_news()
+        self._hand_over(ticket)
+
+    def _hand_over(self, ticket: _Ticket) -> None:
+        held = self._loaded.get(ticket.model.full_name)
+        if held is None or ticket.abandoned:
+            return
+        held.users += 1
+        ticket.held = held
+        ticket.granted.set()
+
+    def _victim(self) -> Loaded | None:
+        """Return what must go to make room: an idle model before a busy one, the longest unused first."""
+        if len(self._loaded) < self._settings.max_loaded:
+            return None
+        return min(self._loaded.values(), key=lambda held: (held.users > 0, held.used_ns, held.serial))
+
+    async def _load(self, ticket: _Ticket) -> None:
+        model = ticket.model
+        seconds = self._settings.load_time_s if model.load_time_s is None else model.load_time_s
+        polls = math.ceil(round(seconds / _POLL_S, 6))
+        await self._clock.sleep_until(self._clock.now_ns() + round(polls * _POLL_S * 1e9))
+        num_ctx = min(int(ticket.options["num_ctx"]), model.context_length)
+        runner = Runner(self._settings, model, num_ctx, self._clock, random.Random(self._chance.random()))
+        held = Loaded(runner, ticket.options)
+        held.keep_s = self._settings.keep_alive_s
+        held.used_ns = held.serial = self._clock.now_ns()
+        self._loaded[model.full_name] = held
+        self._tasks.start_soon(runner.run)
+
+    def _release(self, held: Loaded) -> None:
+        held.users -= 1
+        held.used_ns = self._clock.now_ns()
+        self._expire()
+        self._tell()
+
+    def _expire(self) -> None:
+        """Unload what nobody uses and nobody needs to keep any longer, and what died."""
+        now = self._clock.now_ns()
+        for name, held in list(self._loaded.items()):
+            expired = not held.users and held.expires_ns is not None and held.expires_ns <= now
+            if expired or held.runner.dead:
+                del self._loaded[name]
+                held.runner.scope.cancel()
+
+    def _tell(self) -> None:
+        self._news.set()
+
+    async def _next_news(self) -> None:
+        self._news = anyio.Event()
+        await self._news.wait()
+
+
+def _needs_reload(held: Loaded, options: Mapping[str, Any]) -> bool:
+    return held.runner.dead or any(held.options.get(name) != options.get(name) for name in RELOADS)

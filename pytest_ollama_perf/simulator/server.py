@@ -1,0 +1,209 @@
+"""The simulated server on a socket: Ollama's routes over the engine, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from pytest_ollama_perf.simulator import asked, replies
+from pytest_ollama_perf.simulator.clock import RealClock
+from pytest_ollama_perf.simulator.engine import Engine, engine
+from pytest_ollama_perf.simulator.http import JSON, Connection, Incoming, Outgoing
+from pytest_ollama_perf.simulator.job import Ask, Drop, Failure, Truncate
+from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.simulator.sinks import LineSink, WholeSink
+
+_REQUEST_ID = "x-request-id"
+_Route = Callable[[Incoming, Outgoing], Awaitable[None]]
+_KINDS = {"generate": "GenerateRequest", "chat": "ChatRequest"}
+
+
+class Routes:
+    """Answers requests by path and method."""
+
+    def __init__(self, running: Engine, loopback: bool) -> None:
+        self._engine = running
+        self._settings = running.settings
+        self._loopback = loopback
+        self._routes: dict[str, dict[str, _Route]] = {
+            "/": {"GET": self._root, "HEAD": self._root},
+            "/api/version": {"GET": self._version, "HEAD": self._version},
+            "/api/tags": {"GET": self._tags, "HEAD": self._tags},
+            "/api/ps": {"GET": self._ps},
+            "/api/show": {"POST": self._show},
+            "/api/generate": {"POST": partial(self._text, "generate")},
+            "/api/chat": {"POST": partial(self._text, "chat")},
+            "/api/embed": {"POST": self._embed},
+            "/sim/requests": {"GET": self._truths},
+            "/sim/settings": {"GET": self._show_settings},
+            "/sim/reset": {"POST": self._reset},
+        }
+
+    async def __call__(self, request: Incoming, outgoing: Outgoing) -> None:
+        """Answer one request; what Ollama refuses is an answer as well."""
+        if self._loopback and not _is_local(request.headers.get("host", "")):
+            outgoing.whole(403, "", b"")
+            return
+        methods = self._routes.get(request.path)
+        route = methods.get(request.method) if methods else None
+        if route is None:
+            status, words = (405, b"405 method not allowed") if methods else (404, b"404 page not found")
+            outgoing.whole(status, "text/plain", words)
+            return
+        try:
+            await route(request, outgoing)
+        except Failure as failure:
+            outgoing.whole(failure.status, JSON, replies.error(failure.message))
+
+    async def _root(self, request: Incoming, outgoing: Outgoing) -> None:
+        outgoing.whole(200, "text/plain; charset=utf-8", b"Ollama is running")
+
+    async def _version(self, request: Incoming, outgoing: Outgoing) -> None:
+        outgoing.whole(200, JSON, replies.dump({"version": self._settings.version}))
+
+    async def _tags(self, request: Incoming, outgoing: Outgoing) -> None:
+        outgoing.whole(200, JSON, replies.dump(replies.tags(self._settings)))
+
+    async def _ps(self, request: Incoming, outgoing: Outgoing) -> None:
+        listing = replies.ps(self._settings, self._engine.loaded(), self._engine.clock.now_ns())
+        outgoing.whole(200, JSON, replies.dump(listing))
+
+    async def _show(self, request: Incoming, outgoing: Outgoing) -> None:
+        given = asked.body(request.body, "ShowRequest")
+        name = given.text("model") or given.text("name")
+        model = self._settings.model(name)
+        if model is None:
+            raise Failure(404, f"model '{name if ':' in name else name + ':latest'}' not found")
+        outgoing.whole(200, JSON, replies.dump(replies.show(self._settings, model)))
+
+    async def _truths(self, request: Incoming, outgoing: Outgoing) -> None:
+        outgoing.whole(200, JSON, msgspec.json.encode({"requests": list(self._engine.truths)}))
+
+    async def _show_settings(self, request: Incoming, outgoing: Outgoing) -> None:
+        outgoing.whole(200, JSON, msgspec.json.encode(self._settings))
+
+    async def _reset(self, request: Incoming, outgoing: Outgoing) -> None:
+        self._engine.reset()
+        outgoing.whole(200, JSON, b"{}")
+
+    async def _text(self, endpoint: str, request: Incoming, outgoing: Outgoing) -> None:
+        """Answer ``/api/generate`` or ``/api/chat``."""
+        given = asked.body(request.body, _KINDS[endpoint])
+        name = given.text("model")
+        model = self._engine.model(name)
+        asked.capable(model, name, "completion", endpoint)
+        empty = not given.items("messages") if endpoint == "chat" else not given.text("prompt")
+        if empty:
+            await self._load_only(endpoint, given, model, outgoing)
+            return
+        tokenize = asked.chat_tokens if endpoint == "chat" else asked.prompt_tokens
+        prompt = tokenize(given, self._engine.tokenizer)
+        ask = asked.completion(given, model, prompt, endpoint, request.headers.get(_REQUEST_ID, ""))
+        sink = (LineSink if given.stream else WholeSink)(outgoing, name, endpoint)
+        with_context = endpoint == "generate" and not given.flag("raw", False)
+        await self._answer(ask, sink, request, outgoing, with_context)
+
+    async def _answer(
+        self, ask: Ask, sink: LineSink | WholeSink, request: Incoming, outgoing: Outgoing, with_context: bool
+    ) -> None:
+        """Run a request through the engine and write how it ends."""
+        try:
+            answer, truth = await self._engine.answer(ask, sink, request.read_ns)
+            sink.finish(answer, with_context)
+            sink.wrote(truth)
+        except Failure as failure:
+            sink.fail(failure)
+        except Drop:
+            outgoing.drop()
+        except Truncate:
+            sink.truncate()
+
+    async def _load_only(self, endpoint: str, given: asked.Body, model: Model, outgoing: Outgoing) -> None:
+        """Answer an empty prompt: load the model, or unload it when it is to be kept for no time at all."""
+        chosen = asked.reloads(given, asked.options(given.fields.get("options")))
+        if given.keep_alive_s == 0:
+            self._engine.unload(model)
+            reason = "unload"
+        else:
+            await self._engine.load(model, chosen, given.keep_alive_s)
+            reason = "load"
+        fields = replies.head(given.text("model")) | replies.text_field(endpoint, "") | replies.done(reason)
+        outgoing.whole(200, JSON, replies.dump(fields))
+
+    async def _embed(self, request: Incoming, outgoing: Outgoing) -> None:
+        given = asked.body(request.body, "EmbedRequest")
+        name = given.text("model")
+        model = self._engine.model(name)
+        ask, texts = asked.embed_ask(
+            given, self._settings, self._engine.tokenizer, request.headers.get(_REQUEST_ID, "")
+        )
+        if not model.can("embedding"):
+            await self._engine.load(model, ask.options, ask.keep_alive_s)
+            raise Failure(501, "This server does not support embeddings. Start it with `--embeddings`")
+        sink = WholeSink(outgoing, name, "embed")
+        try:
+            answer, truth = await self._engine.answer(ask, sink, request.read_ns)
+        except (Drop, Truncate):
+            outgoing.drop()
+            return
+        vectors = [replies.embedding(text, model.embedding_length) for text in texts]
+        outgoing.whole(
+            200, JSON, replies.dump({"model": name, "embeddings": vectors} | replies.durations(answer.counters))
+        )
+        sink.wrote(truth)
+
+
+def _is_local(host: str) -> bool:
+    """Say whether a Host header is one that a server on loopback answers, so that no foreign web page can use it."""
+    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or host.startswith("[") else host
+    name = name.strip("[]").lower()
+    if name in {"", "localhost"} or name.endswith((".localhost", ".local", ".internal")):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def serve(
+    settings: SimulatorSettings, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[tuple[str, Engine]]:
+    """Serve on ``host`` and ``port`` (0: any free one); yields the URL and the engine. Must run on asyncio.
+
+    ``OSError`` when the address cannot be had.
+    """
+    async with engine(settings, RealClock()) as running, anyio.create_task_group() as tasks:
+        connections: set[Connection] = set()
+        server = await _listen(running, tasks, connections, host, port)
+        bound = server.sockets[0].getsockname()
+        try:
+            yield f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}", running
+        finally:
+            server.close()
+            for connection in list(connections):
+                connection.close()
+            tasks.cancel_scope.cancel()
+
+
+async def _listen(
+    running: Engine, tasks: TaskGroup, connections: set[Connection], host: str, port: int
+) -> asyncio.Server:
+    routes = Routes(running, loopback=_is_loopback(host))
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(lambda: Connection(routes, tasks, connections), host, port, backlog=1024)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

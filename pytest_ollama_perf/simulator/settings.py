@@ -1,0 +1,188 @@
+"""What to simulate: one plain value that travels to another process as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.simulator.faults import Fault
+from pytest_ollama_perf.simulator.version import Profile, parse, profile
+
+CAPABILITIES = ("completion", "embedding", "thinking", "tools", "vision")
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of the simulated server; speeds and load time, where given, replace the server's.
+
+    ``size`` is the file's bytes; ``vram_share`` the part in GPU memory, 0..1 (``None``: the server's).
+    """
+
+    name: str
+    size: int = 2_019_393_189
+    quantization: str = "Q4_K_M"
+    parameters: str = "3.2B"
+    family: str = "llama"
+    digest: str = ""
+    capabilities: tuple[str, ...] = ("completion",)
+    context_length: int = 131_072
+    embedding_length: int = 3072
+    vram_share: float | None = None
+    tps: float | None = None
+    prefill_tps: float | None = None
+    load_time_s: float | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The name with its tag, ``latest`` where none was given."""
+        return full_name(self.name)
+
+    @property
+    def full_digest(self) -> str:
+        return self.digest or hashlib.sha256(self.full_name.encode()).hexdigest()
+
+    def can(self, capability: str) -> bool:
+        return capability in self.capabilities
+
+
+def full_name(name: str) -> str:
+    """Return a model's name with its tag."""
+    return name if not name or ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def _tiny(name: str, parameters: str, size: int, width: int, tps: float, digest: str, **more: object) -> Model:
+    fields = {"name": name, "parameters": parameters, "size": size, "embedding_length": width, "digest": digest}
+    fields |= {"quantization": "F16", "context_length": 8192, "vram_share": 0.0, "tps": tps, "load_time_s": 0.25}
+    return msgspec.convert({**fields, **more}, Model)
+
+
+TRANSCRIPT_MODELS = (
+    _tiny("mid", "25.70M", 51_428_302, 512, 250.0, "24b7dcaab14dd92cf435de5c328135fef396fc27bd4740decacf5ad5bf00d866"),
+    _tiny(
+        "embed",
+        "918K",
+        1_853_843,
+        128,
+        3840.0,
+        "13cd2d48ef8a158e9d41ad11bbd66a784466015f1cebc0492566f5b0e0fe60ee",
+        capabilities=("embedding",),
+    ),
+    _tiny("tiny", "918K", 1_853_836, 128, 3840.0, "f3f8b41208a29ce025ce5690b4564df1743fd4c74a7417a67f49a9b0dba95477"),
+    _tiny("small", "4.98M", 9_989_037, 256, 1390.0, "359acce1c2a942a7adbc8b23787f415c6d1617c06002a1e86b6c42d2a8fac28c"),
+)
+"""The models of the recorded transcripts: on the CPU, with the speeds of OLLAMA.md."""
+
+DEFAULT_MODELS = (
+    Model(name="llama3.2:3b"),
+    Model(name="llama3.2:1b", parameters="1.2B", size=1_321_098_329, embedding_length=2048),
+    Model(name="qwen3:4b", parameters="4.0B", family="qwen3", capabilities=("completion", "thinking")),
+    Model(
+        name="nomic-embed-text",
+        parameters="137M",
+        size=274_302_450,
+        quantization="F16",
+        family="nomic-bert",
+        capabilities=("embedding",),
+        context_length=2048,
+        embedding_length=768,
+    ),
+    *TRANSCRIPT_MODELS,
+)
+
+
+class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One simulated server. ``url.describe`` says what each field means and how it is written in a ``sim:`` URL.
+
+    ``aggregate`` gives (streams, tokens/s of all of them together) and replaces ``tps`` and ``scaling``; between its
+    points the total is interpolated, past the last it stays. Otherwise the total at n streams is ``tps * n**scaling``.
+    """
+
+    slots: int | None = None
+    tps: float = 80.0
+    scaling: float = 0.5
+    aggregate: tuple[tuple[int, float], ...] = ()
+    prefill_tps: float = 2000.0
+    prefill_batch: int = 1024
+    load_time_s: float = 0.5
+    keep_alive_s: float = 300.0
+    models: tuple[Model, ...] = DEFAULT_MODELS
+    vram_share: float = 1.0
+    max_loaded: int = 3
+    max_queue: int = 512
+    num_ctx: int = 4096
+    version: str = "0.32.15"
+    cache: bool = True
+    cache_tokens: int = 1_000_000
+    run_jitter: float = 0.0
+    token_jitter: float = 0.0
+    eos_after: int = 0
+    thinking_tokens: int = 16
+    tokens_per_line: int = 1
+    warm_load_s: float = 0.001
+    overhead_s: float = 0.002
+    sampling_share: float = 0.04
+    seed: int = 1
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values; a ``ConfigError`` names the field, what was given and what is valid."""
+        _check(self)
+
+    @property
+    def profile(self) -> Profile:
+        return profile(self.version)
+
+    @property
+    def slot_count(self) -> int:
+        return self.slots if self.slots is not None else self.profile.default_slots
+
+    def model(self, name: str) -> Model | None:
+        """Find a model by its name, with or without ``:latest``."""
+        wanted = full_name(name)
+        return next((model for model in self.models if model.full_name == wanted), None)
+
+
+_POSITIVE = ("tps", "prefill_tps", "prefill_batch", "max_loaded", "max_queue", "num_ctx", "tokens_per_line")
+_NOT_NEGATIVE = (
+    *("load_time_s", "run_jitter", "token_jitter", "eos_after", "thinking_tokens"),
+    *("warm_load_s", "overhead_s", "cache_tokens"),
+)
+_SHARES = ("vram_share", "scaling", "sampling_share")
+_INFINITY = float("inf")
+
+
+def _check(settings: SimulatorSettings) -> None:
+    _within(settings, _POSITIVE, lambda value: 0 < value < _INFINITY, "above 0")
+    _within(settings, _NOT_NEGATIVE, lambda value: 0 <= value < _INFINITY, "0 or more")
+    _within(settings, _SHARES, lambda value: 0 <= value <= 1, "between 0 and 1")
+    if settings.slots is not None and settings.slots < 1:
+        raise ConfigError(f"simulator: slots {settings.slots} must be 1 or more")
+    parse(settings.version)
+    _check_aggregate(settings.aggregate)
+    _check_models(settings.models)
+
+
+def _within(settings: SimulatorSettings, names: Sequence[str], valid: object, words: str) -> None:
+    assert callable(valid)
+    for name in names:
+        value = getattr(settings, name)
+        if not valid(value):
+            raise ConfigError(f"simulator: {name} {value:g} must be {words}")
+
+
+def _check_aggregate(points: tuple[tuple[int, float], ...]) -> None:
+    streams = [count for count, _ in points]
+    if streams != sorted(set(streams)) or any(count < 1 or not 0 < total < _INFINITY for count, total in points):
+        raise ConfigError("simulator: aggregate must give rising stream counts and tokens/s above 0, as 1:123,2:184")
+
+
+def _check_models(models: tuple[Model, ...]) -> None:
+    names = [model.full_name for model in models]
+    if not names or "" in names or len(names) != len(set(names)):
+        raise ConfigError("simulator: models must be one or more names, each once")
+    for model in models:
+        for capability in model.capabilities:
+            if capability not in CAPABILITIES:
+                raise ConfigError(f"simulator: capability {capability!r}; valid: {', '.join(CAPABILITIES)}")

@@ -1,0 +1,183 @@
+"""``sim:`` URLs and keyword settings: the words, what they mean, and how they are read.
+
+``sim:`` is a simulator as it comes; ``sim:?slots=4&tps=80&fault=error:12@3`` one with settings, ``fault`` repeatable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.quantity import seconds
+from pytest_ollama_perf.simulator.faults import Fault, parse_fault
+from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.words import did_you_mean
+
+SCHEME = "sim:"
+_ON = MappingProxyType(
+    {"on": True, "yes": True, "true": True, "1": True, "off": False, "no": False, "false": False, "0": False}
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One word of a ``sim:`` URL: the field it sets, how it is read, an example and what it means."""
+
+    field: str
+    read: Callable[[str, Any], Any]
+    example: str
+    help: str
+
+
+def is_sim_url(url: str) -> bool:
+    """Say whether ``url`` names the built-in simulator."""
+    return url.strip().lower().startswith(SCHEME)
+
+
+def parse_sim_url(url: str) -> SimulatorSettings:
+    """Read a ``sim:`` URL; a ``ConfigError`` names the word or value that is wrong and the valid ones."""
+    rest = url.strip()[len(SCHEME) :]
+    if not is_sim_url(url) or (rest and not rest.startswith("?")):
+        raise ConfigError(f"{url!r}: a simulator is written as sim: or sim:?slots=4&tps=80")
+    return _settings(_pairs(rest[1:], url), f"{url}: ")
+
+
+def _pairs(query: str, url: str) -> list[tuple[str, Any]]:
+    # parse_qsl would read the + of "3+7" as a space
+    try:
+        pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ConfigError(f"{url!r}: settings are written as sim:?slots=4&tps=80") from None
+    return [(unquote(name), value) for name, value in pairs]
+
+
+def read_settings(words: Mapping[str, Any]) -> SimulatorSettings:
+    """Make settings of the words of a ``sim:`` URL given as keywords; values may be text or numbers, ``fault`` a list."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in words.items():
+        several = name == "fault" and not isinstance(value, str | Fault)
+        pairs += [(name, each) for each in value] if several else [(name, value)]
+    return _settings(pairs, "simulator: ")
+
+
+def _settings(pairs: Iterable[tuple[str, Any]], where: str) -> SimulatorSettings:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        key = KEYS.get(name.removesuffix("_s"))
+        if key is None:
+            raise ConfigError(f"{where}unknown setting {name!r}{did_you_mean(name, KEYS)}; valid: {', '.join(KEYS)}")
+        if key.field == "faults":
+            fields["faults"] = (*fields.get("faults", ()), key.read(name, value))
+        elif key.field in fields:
+            raise ConfigError(f"{where}{name} is given twice")
+        else:
+            fields[key.field] = key.read(name, value)
+    return SimulatorSettings(**fields)
+
+
+def describe(settings: SimulatorSettings) -> str:
+    """Say on one line what is simulated, for a person."""
+    parts = [f"Ollama {settings.version}", f"{settings.slot_count} slot{'s' * (settings.slot_count != 1)}"]
+    speed = ", ".join(f"{count}: {total:g}" for count, total in settings.aggregate)
+    parts.append(f"tokens/s by streams {speed}" if speed else f"{settings.tps:g} tokens/s")
+    parts += [f"fault {fault.kind.value}" for fault in settings.faults]
+    return f"{', '.join(parts)}; models {', '.join(model.name for model in settings.models)}"
+
+
+def _whole(name: str, value: Any) -> int:
+    number = _number(name, value)
+    if number != int(number):
+        raise ConfigError(f"simulator: {name}={value!r}: expected a whole number")
+    return int(number)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not abs(number) < float("inf"):
+        raise ConfigError(f"simulator: {name}={value!r}: expected a number")
+    return number
+
+
+def _duration(name: str, value: Any) -> float:
+    return seconds(value, f"simulator: {name}")
+
+
+def _keep_alive(name: str, value: Any) -> float:
+    """``-1`` means for ever, as in Ollama."""
+    return -1.0 if str(value) in {"-1", "-1.0"} else _duration(name, value)
+
+
+def _switch(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in _ON:
+        raise ConfigError(f"simulator: {name}={value!r}: expected on or off")
+    return _ON[str(value).lower()]
+
+
+def _text(name: str, value: Any) -> str:
+    return str(value)
+
+
+def _points(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Read ``1:123,2:184``, or a mapping or list of pairs."""
+    if isinstance(value, str):
+        value = [part.split(":") for part in value.split(",")]
+    pairs = list(value.items()) if isinstance(value, Mapping) else list(value)
+    if any(len(pair) != 2 for pair in pairs):
+        raise ConfigError(f"simulator: {name}={value!r}: expected streams:tokens/s, as in 1:123,2:184")
+    return tuple((_whole(name, count), _number(name, total)) for count, total in pairs)
+
+
+def _models(name: str, value: Any) -> tuple[Model, ...]:
+    """Read ``a,b``; names of the models that come with the simulator keep what is known of them."""
+    given = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(each if isinstance(each, Model) else _model(str(each).strip()) for each in given)
+
+
+def _model(name: str) -> Model:
+    return SimulatorSettings().model(name) or Model(name=name)
+
+
+def _fault(name: str, value: Any) -> Fault:
+    return value if isinstance(value, Fault) else parse_fault(str(value))
+
+
+KEYS: Mapping[str, Key] = MappingProxyType(
+    {
+        "slots": Key("slots", _whole, "4", "requests decoded at the same time (OLLAMA_NUM_PARALLEL)"),
+        "tps": Key("tps", _number, "80", "tokens/s of one stream alone"),
+        "scaling": Key("scaling", _number, "0.5", "n streams together reach tps * n**scaling: 0 as a CPU, 1 ideal"),
+        "aggregate": Key("aggregate", _points, "1:123,2:184", "tokens/s of all streams together, by streams"),
+        "prefill_tps": Key("prefill_tps", _number, "2000", "prompt tokens/s"),
+        "prefill_batch": Key("prefill_batch", _whole, "1024", "prompt tokens read between two tokens of other streams"),
+        "load_time": Key("load_time_s", _duration, "500ms", "loading a model, rounded up to whole polls of 250 ms"),
+        "keep_alive": Key("keep_alive_s", _keep_alive, "5m", "how long an idle model stays loaded; -1 for ever"),
+        "models": Key("models", _models, "llama3.2:3b,tiny", "the models that the server has"),
+        "vram": Key("vram_share", _number, "1", "share of a model in GPU memory, 0..1"),
+        "max_loaded": Key("max_loaded", _whole, "3", "models in memory at once (OLLAMA_MAX_LOADED_MODELS)"),
+        "max_queue": Key("max_queue", _whole, "512", "requests that may wait for a load (OLLAMA_MAX_QUEUE)"),
+        "num_ctx": Key("num_ctx", _whole, "4096", "context length where a request names none"),
+        "version": Key("version", _text, "0.32.15", "the version of Ollama to be like"),
+        "cache": Key("cache", _switch, "on", "prompt cache"),
+        "cache_tokens": Key("cache_tokens", _whole, "1000000", "tokens that the prompt cache holds"),
+        "run_jitter": Key("run_jitter", _number, "0.03", "noise between loads of a model (sd of the logarithm)"),
+        "token_jitter": Key("token_jitter", _number, "0.05", "noise between tokens (sd of the logarithm)"),
+        "eos_after": Key("eos_after", _whole, "0", "the token that ends a text by itself; 0: none does"),
+        "thinking_tokens": Key("thinking_tokens", _whole, "16", "tokens a thinking model thinks"),
+        "tokens_per_line": Key("tokens_per_line", _whole, "1", "tokens in a line of the stream"),
+        "warm_load": Key("warm_load_s", _duration, "1ms", "load_duration of a loaded model"),
+        "overhead": Key("overhead_s", _duration, "2ms", "template and tokenising, before a request waits for a slot"),
+        "sampling_share": Key("sampling_share", _number, "0.04", "what old versions leave out of eval_duration, 0..1"),
+        "seed": Key("seed", _whole, "1", "seed of the noise and of faults by probability"),
+        "fault": Key("faults", _fault, "error:12@3", "a scripted fault, repeatable"),
+    }
+)
+"""Every word of a ``sim:`` URL."""
