@@ -28,7 +28,7 @@ ALPHA = 0.02
 DIFFERENCE = 0.03
 """The smallest difference that matters unless told otherwise."""
 
-_BETA = 0.05
+_BETA = 0.02
 _OWN_SHARE = 0.5
 """How much of the spread between runs the difference within a block keeps: the machine's state is common to both."""
 

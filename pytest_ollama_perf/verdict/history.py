@@ -1,0 +1,216 @@
+"""The verdict of a test against its history: every gating metric through the gate, and one word for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pytest_ollama_perf.verdict.evidence import Evidence, in_order
+from pytest_ollama_perf.verdict.family import Family, holm
+from pytest_ollama_perf.verdict.gate import ALPHA, MAX_RUNS, Judgement, Rule, judge
+from pytest_ollama_perf.verdict.run_value import GATING, POLICIES, Policy, change, policy, value
+from pytest_ollama_perf.verdict.wording import count, label, percent, show_apart
+from pytest_ollama_perf.verdict.words import Row, Word, worst
+
+
+@dataclass(frozen=True)
+class MetricVerdict:
+    """One metric of a test. ``history`` and ``candidates`` are the run values that ``judgement`` was made of."""
+
+    policy: Policy
+    rule: Rule
+    history: tuple[float, ...]
+    candidates: tuple[float, ...]
+    judgement: Judgement
+    refusal: str = ""
+
+    @property
+    def word(self) -> Word:
+        return Word.UNSURE if self.refusal else self.judgement.word
+
+    @property
+    def baseline(self) -> float | None:
+        """What is usual, in the metric's own unit."""
+        return value(self.policy, self.judgement.baseline.mean) if self.judgement.baseline else None
+
+    @property
+    def now(self) -> float:
+        """The candidate runs together, in the metric's own unit; ``NaN`` without data."""
+        return value(self.policy, math.fsum(self.candidates) / len(self.candidates)) if self.candidates else math.nan
+
+    @property
+    def change(self) -> float:
+        """The relative change of the metric itself: -0.1 for a tenth fewer tokens/s."""
+        return change(self.policy, self.judgement.d)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of ``change``."""
+        ends = (_shown(self.policy, self.judgement.low), _shown(self.policy, self.judgement.high))
+        return (min(ends), max(ends))
+
+    @property
+    def reason(self) -> str:
+        """One line that stands alone."""
+        return self.refusal or _REASONS.get(self.word, _compared)(self)
+
+    @property
+    def row(self) -> Row:
+        """The row of the report's table."""
+        low, high = self.interval
+        return Row(
+            metric=self.policy.metric.name,
+            stat=self.policy.stat,
+            word=self.word,
+            value=self.now,
+            reason=self.reason,
+            baseline=self.baseline,
+            change=self.change,
+            low=low,
+            high=high,
+            margin=self.rule.margin,
+        )
+
+
+def _shown(policy: Policy, relative_cost: float) -> float:
+    """Return the change of the metric for a relative change of its cost."""
+    if not policy.metric.is_rate:
+        return relative_cost
+    return math.inf if relative_cost == -1.0 else 1.0 / (1.0 + relative_cost) - 1.0
+
+
+@dataclass(frozen=True)
+class TestVerdict:
+    """All judged metrics of a test; the gravest word is that of the test. Without any metric there was no data."""
+
+    __test__ = False
+
+    test: str
+    metrics: tuple[MetricVerdict, ...]
+
+    @property
+    def word(self) -> Word:
+        return worst(tuple(metric.word for metric in self.metrics)) if self.metrics else Word.UNSURE
+
+    @property
+    def reason(self) -> str:
+        if not self.metrics:
+            return "no data: no candidate run has a value for a metric that can gate"
+        return next(metric.reason for metric in self.metrics if metric.word is self.word)
+
+    @property
+    def again(self) -> bool:
+        """Whether one more candidate run is asked for."""
+        return self.word is Word.UNSURE and any(
+            metric.judgement.again and not metric.refusal for metric in self.metrics
+        )
+
+
+def judge_test(
+    history: Iterable[Evidence],
+    candidates: Iterable[Evidence],
+    names: Sequence[str] = (),
+    *,
+    margins: Mapping[str, float] | None = None,
+    max_runs: int = MAX_RUNS,
+    family: Family | None = None,
+) -> TestVerdict:
+    """Judge the candidate runs of one test against its stored runs of the same epoch.
+
+    Without ``names`` the metrics that gate by default are judged, or where nobody recorded any of those, all that were
+    recorded; a metric that only the candidates have is new and left out as long as another has a history. ``family``
+    is what the rest of the build leaves; by default the metrics are all there is.
+    """
+    stored, fresh = in_order(tuple(history)), tuple(candidates)
+    policies = [policy(name) for name in names] or _recorded(stored, fresh)
+    family = family or Family(len(policies))
+    metrics = tuple(_metric(one, stored, fresh, margins or {}, max_runs, family.alpha) for one in policies)
+    return TestVerdict(fresh[0].test if fresh else "", metrics)
+
+
+def judge_build(tests: Sequence[TestVerdict]) -> tuple[TestVerdict, ...]:
+    """Judge tests again as one build: a regression has to hold at the level that Holm 1979 leaves it."""
+    p_values = [_p(metric) for test in tests for metric in test.metrics]
+    levels = iter(holm(p_values))
+    return tuple(replace(test, metrics=tuple(_at(metric, next(levels)) for metric in test.metrics)) for test in tests)
+
+
+def _p(metric: MetricVerdict) -> float:
+    return 1.0 if math.isnan(metric.judgement.p) else metric.judgement.p
+
+
+def _at(metric: MetricVerdict, alpha: float) -> MetricVerdict:
+    if metric.word is not Word.REGRESSED:
+        return metric
+    return replace(metric, judgement=judge(metric.history, metric.candidates, metric.rule, alpha))
+
+
+def _recorded(stored: Sequence[Evidence], fresh: Sequence[Evidence]) -> list[Policy]:
+    """Return the gating metrics with a history, or those only candidates have; other metrics where there are none."""
+    pooled = [one for one in POLICIES.values() if not one.stat]
+    for gating in (True, False):
+        for runs in (stored, fresh):
+            found = [one for one in pooled if (one.name in GATING) is gating and _has(runs, one)]
+            if found:
+                return found
+    return []
+
+
+def _has(runs: Iterable[Evidence], one: Policy) -> bool:
+    return any(not math.isnan(run.reading(one)) for run in runs)
+
+
+def _metric(
+    one: Policy,
+    stored: Sequence[Evidence],
+    fresh: Sequence[Evidence],
+    margins: Mapping[str, float],
+    max_runs: int,
+    alpha: float,
+) -> MetricVerdict:
+    rule = Rule.of(one, margins.get(one.name), max_runs)
+    history = tuple(run.reading(one) for run in stored)
+    candidates = tuple(run.reading(one) for run in fresh)
+    fewest = min((run.requests for run in fresh if run.requests), default=one.least_requests)
+    return MetricVerdict(
+        one, rule, history, candidates, judge(history, candidates, rule, min(alpha, ALPHA)), one.refusal(fewest)
+    )
+
+
+def _name(metric: MetricVerdict) -> str:
+    return label(metric.policy.metric.name, metric.policy.stat)
+
+
+def _compared(metric: MetricVerdict) -> str:
+    """``tps -9.1 % (84.1 /s -> 76.5 /s), margin 5 %, 2 runs against 10 stored``."""
+    found = metric.judgement
+    before, after = show_apart(metric.policy.metric.name, metric.baseline or 0.0, metric.now)
+    stored = len(found.baseline.kept) if found.baseline else 0
+    return (
+        f"{_name(metric)} {percent(metric.change, signed=True)} ({before} -> {after}), "
+        f"margin {percent(metric.rule.margin)}, {count(found.runs, 'run')} against {stored} stored"
+    )
+
+
+def _unsure(metric: MetricVerdict) -> str:
+    found = metric.judgement
+    if math.isnan(found.d):
+        return f"{_name(metric)}: a candidate run has no data"
+    return f"{_compared(metric)}: cannot tell, {_settled_by(found)}"
+
+
+def _settled_by(found: Judgement) -> str:
+    sees = f"this many show a change of {percent(found.detectable)}"
+    if found.more_runs is not None:
+        return f"{sees}, {count(found.more_runs, 'run')} would settle it"
+    if found.more_stored is not None:
+        return f"{sees}, {count(found.more_stored, 'stored run')} would settle it"
+    return f"{sees}, no number of runs up to 20 would settle it"
+
+
+def _new(metric: MetricVerdict) -> str:
+    return f"{_name(metric)}: no stored run to compare with"
+
+
+_REASONS = {Word.UNSURE: _unsure, Word.NEW: _new}
