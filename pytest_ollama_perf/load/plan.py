@@ -166,10 +166,6 @@ def _check_types(workload: Workload) -> None:
         raise ConfigError(f"{word}: {what[:1].lower()}{what[1:]}") from None
 
 
-def _model(workload: Workload) -> str:
-    return "" if workload.model.strip() else "model is empty: name one, as 'ollama list' shows it"
-
-
 def _load(workload: Workload) -> str:
     concurrency, rate = workload.concurrency, workload.rate
     if concurrency is None and rate is None:
@@ -269,7 +265,6 @@ def _positive(number: float) -> bool:
 
 
 _RULES: tuple[Callable[[Workload], str], ...] = (
-    _model,
     _load,
     _stop,
     _warmup,
