@@ -5,13 +5,39 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import median_low
 
 from pytest_ollama_perf.report.layout import clean
 from pytest_ollama_perf.report.result import LoadResult
 from pytest_ollama_perf.run import Fingerprint
 from pytest_ollama_perf.sample import Outcome, Sample
-from pytest_ollama_perf.verdict.wording import count, number, percent, seconds
+from pytest_ollama_perf.verdict.wording import count, number, percent, seconds, show
 from pytest_ollama_perf.workload import Endpoint, Workload
+
+_MAIN = (
+    ("tps", ("",)),
+    ("throughput", ("",)),
+    ("qps", ("",)),
+    ("ttft", ("p50", "p95")),
+    ("latency", ("p95",)),
+    ("queue", ("p50",)),
+)
+
+
+def main_numbers(loads: Sequence[LoadResult]) -> list[str]:
+    """Return the numbers to see first, as phrases; of several runs the median."""
+    phrases = []
+    for metric, stats in _MAIN:
+        found = {stat: [number for load in loads for number in _numbers(load, metric, stat)] for stat in stats}
+        shown = [f"{stat} {show(metric, median_low(numbers))}".strip() for stat, numbers in found.items() if numbers]
+        phrases += [f"{metric} {' / '.join(shown)}"] if shown else []
+    return [*phrases, "each the median run"] if phrases and len(loads) > 1 else phrases
+
+
+def _numbers(load: LoadResult, metric: str, stat: str) -> list[float]:
+    summary = load.summary.metrics.get(metric)
+    value = summary.get(stat) if summary else None
+    return [] if value is None else [value]
 
 
 def size(loads: Sequence[LoadResult], stored: int | None = None) -> list[str]:

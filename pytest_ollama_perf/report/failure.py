@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
+import msgspec
+
 from pytest_ollama_perf.report import facts
-from pytest_ollama_perf.report.layout import WIDTH, cells, clean, join_phrases, table, wrap
+from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, join_phrases, table, wrap
 from pytest_ollama_perf.report.result import LoadResult, TestResult
-from pytest_ollama_perf.verdict.wording import label, number, percent, show
+from pytest_ollama_perf.verdict.wording import count, label, number, percent, show
 from pytest_ollama_perf.verdict.words import FAILING, Problem, Row, Verdict, Word
 
 INDENT = "  "
@@ -26,7 +28,7 @@ def failure_text(result: TestResult, *, width: int = WIDTH) -> str:
     verdict = result.verdict
     lines = [*wrap(clean(verdict.reason), width, rest=INDENT), *tables(verdict.rows, width)]
     lines += problems(verdict.problems, width)
-    if verdict.word is Word.ABORTED:
+    if verdict.word is Word.ABORTED and result.loads:
         lines += [f"{INDENT}measured until then:"]
     lines += measured(result.loads, verdict.stored, width)
     lines += noted("errors", facts.errors(result.loads), width)
@@ -47,8 +49,10 @@ def tables(rows: Sequence[Row], width: int) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Set ``rows`` with the widest gap that fits."""
-    return next((lines for gap in (4, 3, 2) if max(map(cells, lines := table(rows, gap))) <= width), table(rows, 1))
+    """Set ``rows`` with the widest gap that fits; numbers beyond all reason are cut."""
+    drawn = (table(rows, gap) for gap in (4, 3, 2, 1))
+    fitting = (lines for lines in drawn if max(map(cells, lines)) <= width)
+    return next(fitting, None) or [cut(line, width) for line in table(rows, 1)]
 
 
 def _name(row: Row) -> str:
@@ -110,22 +114,26 @@ def problems(found: Iterable[Problem], width: int) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def measured(loads: Sequence[LoadResult], stored: int | None, width: int) -> list[str]:
-    """Return how much was measured and where; runs of one workload in one environment share their lines."""
-    alike = [list(group) for _, group in groupby(loads, key=_alike)]
-    lines = []
-    for group in alike[:_LOADS_SHOWN]:
+def measured(loads: Sequence[LoadResult], stored: int | None, width: int, *, numbers: bool = False) -> list[str]:
+    """Return how much was measured and where, with ``numbers`` also the main ones.
+
+    Runs of one workload in one environment share their lines; an environment is said once for all that follow in it.
+    """
+    groups = [list(group) for _, group in groupby(loads, key=_alike)]
+    lines, said = [], [""]
+    for group in groups[:_LOADS_SHOWN]:
+        lines += join_phrases(facts.main_numbers(group), width, INDENT) if numbers else []
         lines += join_phrases(facts.size(group, stored), width, INDENT)
-        lines += join_phrases(facts.environment(group[0].run.fingerprint), width, INDENT)
-    if len(alike) > _LOADS_SHOWN:
-        lines.append(f"{INDENT}and {len(alike) - _LOADS_SHOWN} more loads")
+        if (where := facts.environment(group[0].run.fingerprint)) != said:
+            lines += join_phrases(where, width, INDENT)
+            said = where
+    if len(groups) > _LOADS_SHOWN:
+        lines.append(f"{INDENT}and {count(len(groups) - _LOADS_SHOWN, 'more load')}; the JSON report has all")
     return lines or [f"{INDENT}nothing was measured"]
 
 
 def _alike(load: LoadResult) -> object:
-    workload, seen = load.run.workload, load.run.fingerprint
-    pace = (workload.concurrency, workload.rate, workload.requests, workload.duration_s, workload.cold)
-    return pace, facts.environment(seen)
+    return msgspec.structs.replace(load.run.workload, salt=""), facts.environment(load.run.fingerprint)
 
 
 def explained(verdict: Verdict, width: int) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,11 +34,21 @@ _Facts = TypeVar("_Facts", Fingerprint, ModelState)
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of the whole session. ``started_at`` is in Unix seconds."""
+    """What is true of the whole session. ``started_at`` is when its first load began (Unix seconds), if any did."""
 
     plugin_version: str
-    started_at: float
+    started_at: float | None
     aborted: str = ""
+
+    @classmethod
+    def of(cls, results: Sequence[TestResult], aborted: str = "") -> Meta:
+        """Read what the runs say of the session."""
+        runs = [load.run for result in results for load in result.loads]
+        return cls(
+            plugin_version=metadata.version("pytest-ollama-perf"),
+            started_at=min((run.started_at for run in runs), default=None),
+            aborted=aborted or next((run.aborted for run in runs if run.aborted), ""),
+        )
 
 
 class MetricEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +176,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int
     plugin_version: str
-    started_at: float
+    started_at: float | None
     aborted: str
     tests: tuple[TestEntry, ...]
 

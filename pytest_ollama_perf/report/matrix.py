@@ -54,4 +54,5 @@ def _scale(name: str, values: Iterable[float | None]) -> tuple[float, str]:
 def _show(value: float | None, scale: float) -> str:
     if value is None or math.isnan(value):
         return ""
-    return "inf" if math.isinf(value) else number(value * scale)
+    text = "inf" if math.isinf(value) else number(value * scale)
+    return text if len(text) < _WIDTH else f"{value * scale:.0e}"

@@ -11,11 +11,9 @@ import msgspec
 
 from pytest_ollama_perf.report import facts
 from pytest_ollama_perf.report.failure import INDENT, command, explained, measured, noted, problems, tables
-from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, cut_middle, join_phrases, wrap
+from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, cut_middle, wrap
 from pytest_ollama_perf.report.matrix import matrix
-from pytest_ollama_perf.report.result import LoadResult, TestResult
-from pytest_ollama_perf.summary import Summary
-from pytest_ollama_perf.verdict.wording import show
+from pytest_ollama_perf.report.result import TestResult
 from pytest_ollama_perf.verdict.words import FAILING, Word
 
 
@@ -45,14 +43,6 @@ _MARKUP = MappingProxyType(
 )
 _DOUBTFUL = frozenset({Word.UNSURE, Word.INCOMPARABLE})
 _GRAVITY = tuple(Word)
-_MAIN = (
-    ("tps", ("",)),
-    ("throughput", ("",)),
-    ("qps", ("",)),
-    ("ttft", ("p50", "p95")),
-    ("latency", ("p95",)),
-    ("queue", ("p50",)),
-)
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -123,7 +113,7 @@ def _block(result: TestResult, verbosity: int, width: int) -> Iterator[Line]:
     yield Line(_title(clean(result.test), word.value, width), _style(word))
     if word is not Word.OK or verbosity > 0:
         yield from _plain(wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2))
-    yield from _plain(_every_number(result, width) if verbosity > 0 else _main_numbers(result.loads, width))
+    yield from _plain(_every_number(result, width) if verbosity > 0 else _main_numbers(result, width))
     yield from _plain(problems(result.verdict.problems, width))
     yield from _plain(noted("errors", facts.errors(result.loads), width))
     yield from _plain(explained(result.verdict, width))
@@ -138,24 +128,15 @@ def _title(test: str, word: str, width: int) -> str:
     return name + " " * (width - cells(name) - len(word)) + word
 
 
-def _main_numbers(loads: Sequence[LoadResult], width: int) -> Iterator[str]:
-    for load in loads:
-        yield from join_phrases(_phrases(load.summary), width, INDENT)
-    yield from measured(loads, None, width)
-
-
-def _phrases(summary: Summary) -> Iterator[str]:
-    for name, stats in _MAIN:
-        found = summary.metrics.get(name)
-        numbers = {stat: found.get(stat) for stat in stats} if found else {}
-        shown = [f"{stat} {show(name, number)}".strip() for stat, number in numbers.items() if number is not None]
-        if shown:
-            yield f"{name} {' / '.join(shown)}"
+def _main_numbers(result: TestResult, width: int) -> Iterable[str]:
+    return measured(result.loads, result.verdict.stored, width, numbers=True)
 
 
 def _every_number(result: TestResult, width: int) -> Iterator[str]:
     yield from tables(result.verdict.rows, width)
-    for load in result.loads:
+    for index, load in enumerate(result.loads, 1):
+        if len(result.loads) > 1:
+            yield cut(f"{INDENT}load {index} of {len(result.loads)}: {', '.join(facts.size([load]))}", width)
         yield from matrix(load.summary, width)
     yield from measured(result.loads, result.verdict.stored, width)
 

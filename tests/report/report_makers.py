@@ -12,6 +12,7 @@ from pytest_ollama_perf.verdict.words import Row, Verdict, Word
 from pytest_ollama_perf.workload import Workload
 
 MS = 1_000_000
+TEST = "tests/test_chat.py::test_chat_speed"
 START = 5_000 * MS
 FINGERPRINT = Fingerprint(
     server_version="0.32.15",
@@ -52,7 +53,7 @@ COUNTERS = Counters(
     total_duration_ns=299 * MS,
     load_duration_ns=1 * MS,
     prompt_eval_count=32,
-    prompt_eval_duration_ns=80 * MS,
+    prompt_eval_duration_ns=190 * MS,
     eval_count=11,
     eval_duration_ns=100 * MS,
 )

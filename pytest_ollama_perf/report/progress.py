@@ -1,0 +1,146 @@
+"""Progress while a load runs: one line below pytest's own on a terminal, occasional lines where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from pytest_ollama_perf.load.recorder import Progress
+from pytest_ollama_perf.report.layout import clean, cut
+from pytest_ollama_perf.verdict.wording import count, number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_EVERY_S = 10.0
+"""How often a plain line is written."""
+
+_MAKE_ROOM_BELOW = "\x1bD\x1b[1A\x1b7"
+_GO_BELOW = "\x1b[1B\r\x1b[2K"
+_COME_BACK = "\x1b8"
+_BAR = 20
+
+
+class LiveProgress:
+    """Shows how far a load has come, as a context manager.
+
+    On a terminal: a bar on the line below the cursor, gone without a trace at the end, so that pytest's own line goes
+    on where it stood. Elsewhere: nothing, or with ``verbosity`` above 0 a line now and then. Below 0: nothing at all.
+    ``file`` is what pytest's terminal reporter writes to, never the captured ``sys.stdout``.
+    """
+
+    def __init__(self, file: TextIO, *, verbosity: int = 0, width: int | None = None) -> None:
+        self._file = file
+        self._live = verbosity >= 0 and _is_terminal(file)
+        self._plain = verbosity > 0 and not self._live
+        self._width = width
+        self._console: Console | None = None
+        self._duration_s: float | None = None
+        self._model = ""
+        self._next_line_s = LINE_EVERY_S
+        self._last_message = ""
+
+    def __enter__(self) -> LiveProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console is not None:
+            self._write(_GO_BELOW + _COME_BACK)
+            self._console = None
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        """Say which model the next updates are about, and how long the load takes where time ends it."""
+        self._model, self._duration_s = clean(model, 100), duration_s
+        self._next_line_s = LINE_EVERY_S
+
+    def message(self, text: str) -> None:
+        """Show ``text`` instead of the bar, such as ``loading model x ... 34 s``.
+
+        Where there is no terminal, messages that differ in their numbers only are written once.
+        """
+        text = clean(text)
+        if self._live:
+            self._draw(text, None)
+        elif self._plain and (wording := re.sub(r"[\d.]+", "", text)) != self._last_message:
+            self._last_message = wording
+            self._line(text)
+
+    def update(self, progress: Progress) -> None:
+        """Show how far the load is; made to be called several times a second."""
+        if self._live:
+            self._draw(describe(progress, self._duration_s), share_done(progress, self._duration_s))
+        elif self._plain and progress.elapsed_s >= self._next_line_s:
+            self._next_line_s = progress.elapsed_s + LINE_EVERY_S
+            self._line(f"{self._model} {describe(progress, self._duration_s)}")
+
+    def _line(self, text: str) -> None:
+        self._write(f"\n  {cut(text.strip(), 76)}")
+
+    def _draw(self, text: str, share: float | None) -> None:
+        """Draw one line below the cursor and come back. Only whole escape sequences are written, in one piece."""
+        if self._console is None:
+            self._console = _console(self._file, self._width)
+            self._write(_MAKE_ROOM_BELOW)
+        self._write(_GO_BELOW + _rendered(self._console, self._model, text, share) + _COME_BACK)
+
+    def _write(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+
+def share_done(progress: Progress, duration_s: float | None = None) -> float | None:
+    """Return how much of the load is done, 0..1; ``None`` where its end is not known."""
+    if progress.total:
+        return min(1.0, progress.done / progress.total)
+    return min(1.0, progress.elapsed_s / duration_s) if duration_s else None
+
+
+def describe(progress: Progress, duration_s: float | None = None) -> str:
+    """Return ``12/20 requests, 4 in flight, 310 tokens/s, 0 errors, 3 s left``."""
+    of = f"/{progress.total}" if progress.total is not None else ""
+    phrases = [f"{progress.done}{of} requests", f"{progress.in_flight} in flight"]
+    if progress.tokens and progress.elapsed_s:
+        phrases.append(f"{number(progress.tokens / progress.elapsed_s)} tokens/s")
+    phrases.append(count(progress.failed, "error"))
+    left = _left_s(progress, duration_s)
+    return ", ".join([*phrases, f"{left:.0f} s left"] if left is not None else phrases)
+
+
+def _left_s(progress: Progress, duration_s: float | None) -> float | None:
+    if progress.total is not None:
+        rest = progress.total - progress.done
+        return progress.elapsed_s / progress.done * rest if progress.done else None
+    return max(0.0, duration_s - progress.elapsed_s) if duration_s is not None else None
+
+
+def _is_terminal(file: TextIO) -> bool:
+    return file.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _console(file: TextIO, width: int | None) -> Console:
+    from rich.console import Console
+
+    return Console(file=file, width=width, force_terminal=True, highlight=False, markup=False, emoji=False)
+
+
+def _rendered(console: Console, model: str, text: str, share: float | None) -> str:
+    """Return one line: the model, a bar, the numbers; what does not fit is cut, so that the line never wraps."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    width = console.width - 1
+    grid = Table.grid(padding=(0, 1))
+    cells = [Text(text, no_wrap=True, overflow="ellipsis")]
+    if share is not None:
+        cells = [ProgressBar(total=1.0, completed=share, width=_BAR), *cells]  # type: ignore[list-item]
+        width_of_model = max(0, width - _BAR - len(text) - 4)
+        cells = [Text(cut(model, width_of_model)), *cells] if width_of_model > 5 else cells
+    grid.add_row(*cells)
+    with console.capture() as drawn:
+        console.print(grid, end="", width=width, no_wrap=True, overflow="crop", crop=True)
+    return drawn.get().split("\n")[0]
