@@ -17,7 +17,7 @@ from platform import machine
 ANCILLARY_BYTES = 64
 _GENERIC = {"x86_64", "aarch64", "arm64", "riscv64", "ppc64le", "s390x", "loongarch64"}
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; other machines number it differently
-_TIMESPEC = struct.Struct("qq")
+_timespec = struct.Struct("qq").unpack
 _SECOND = 1_000_000_000
 _REFRESH_NS = 10_000_000
 _DOUBT_NS = 2_000_000
@@ -53,22 +53,19 @@ class ReceiveClock:
 
     def stamp(self, ancillary: Ancillary, now_ns: int) -> int:
         """Return when the packet behind ``ancillary`` arrived; ``now_ns``, the time of the read, where unknown."""
-        if not ancillary:
+        if len(ancillary) != 1:
             return now_ns
         level, kind, data = ancillary[0]
-        if kind != _SO_TIMESTAMPNS or level != socket.SOL_SOCKET or len(data) != _TIMESPEC.size:
+        if kind != _SO_TIMESTAMPNS or level != socket.SOL_SOCKET or len(data) != 16:
             return now_ns
-        seconds, nanoseconds = _TIMESPEC.unpack(data)
-        real = seconds * _SECOND + nanoseconds
-        if now_ns >= self._due and self._stepped():
-            return now_ns
-        at_ns: int = real - self._offset
-        if 0 <= now_ns - at_ns < _DOUBT_NS:
+        seconds, nanoseconds = _timespec(data)
+        at_ns: int = seconds * 1_000_000_000 + nanoseconds - self._offset
+        if 0 <= now_ns - at_ns < _DOUBT_NS and now_ns < self._due:
             return at_ns
-        return self._doubted(real, now_ns)
+        return self._doubted(at_ns + self._offset, now_ns)
 
     def _doubted(self, real: int, now_ns: int) -> int:
-        """Take a late or future stamp only where the clocks stand as they did at the last look."""
+        """Take a late or future stamp or one after a while only where the clocks stand as they did at the last look."""
         if self._stepped():
             return now_ns
         return min(real - self._offset, now_ns)

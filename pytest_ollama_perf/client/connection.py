@@ -7,10 +7,12 @@ import os
 import socket
 import ssl
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_ollama_perf.client import clock
 from pytest_ollama_perf.client.exchange import Exchange
+from pytest_ollama_perf.client.poller import Poller
 
 READ_BYTES = 65_536
 _WAIT = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -20,7 +22,7 @@ SocketAddress = tuple[int, int, int, str, Any]
 
 
 async def open_connection(
-    found: SocketAddress, stamps: clock.ReceiveClock, tls: ssl.SSLContext | None, server_name: str
+    found: SocketAddress, io: SocketIO, tls: ssl.SSLContext | None, server_name: str
 ) -> Connection:
     """Connect to ``found`` and shake hands.
 
@@ -37,7 +39,7 @@ async def open_connection(
         if tls is not None:
             sock = tls.wrap_socket(sock, server_hostname=server_name, do_handshake_on_connect=False)
             await _handshake(sock)
-        return Connection(sock, stamps)
+        return Connection(sock, io)
     except BaseException:
         sock.close()
         raise
@@ -70,24 +72,33 @@ def _wake(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
+@dataclass(frozen=True)
+class SocketIO:
+    """What all connections of one backend share."""
+
+    poller: Poller
+    stamps: clock.ReceiveClock
+
+
 class Connection:
     """Carries one exchange at a time; it is watched all its life, so that a close while idle is noticed at once."""
 
-    def __init__(self, sock: socket.socket, stamps: clock.ReceiveClock) -> None:
+    def __init__(self, sock: socket.socket, io: SocketIO) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
-        self._stamps = stamps
+        self._poller = io.poller
+        self._stamps = io.stamps
         self._exchange: Exchange | None = None
         self._over: asyncio.Future[None] | None = None
         self._unsent = memoryview(b"")
         self.served = 0
         self.is_closed = False
         if isinstance(sock, ssl.SSLSocket):
-            self._loop.add_reader(self._fd, self._read_tls)
+            self._poller.watch(self._fd, self._read_tls)
         else:
             stamped = hasattr(sock, "recvmsg") and clock.enable(sock)
-            self._loop.add_reader(self._fd, self._read_stamped if stamped else self._read_plain)
+            self._poller.watch(self._fd, self._read_stamped if stamped else self._read_plain)
 
     @property
     def usable(self) -> bool:
@@ -146,7 +157,7 @@ class Connection:
         if self.is_closed:
             return
         self.is_closed = True
-        self._loop.remove_reader(self._fd)
+        self._poller.forget(self._fd)
         self._stop_writing()
         self._sock.close()
 

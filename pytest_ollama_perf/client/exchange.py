@@ -49,9 +49,13 @@ class Exchange:
     def _reset(self) -> None:
         self.finished = False
         self.reusable = False
-        self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
+        self.on_body = self._body.append  # called by the parser, for each piece of a read
+        self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+        self._last_piece: int | None = None
+        self._problem = ""
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._headless = 0
@@ -100,20 +104,28 @@ class Exchange:
             self._read_lag_ns = now_ns - at_ns
         self.last_ns = at_ns
         self.bytes_received += len(data)
-        problem = self._parse(data)
-        if self._body:
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._problem = self._problem or f"not HTTP: {inert(str(error))}"
+        body = self._body
+        if body:
             self._headless = 0
             self._read_count += 1
-            body, self._body = self._body, []
-            self._take(body[0] if len(body) == 1 else b"".join(body))
-        else:
-            self._headless += len(data)
-            if self._headless > HEAD_LIMIT and not self._complete:
-                problem = f"headers of more than {HEAD_LIMIT} bytes"
+            data = body[0] if len(body) == 1 else b"".join(body[: self._last_piece])
+            body.clear()
+            self._take(data)
+        elif not self._complete:
+            self._bodiless(len(data))
         if self._complete:
             self._end()
-        elif problem:
-            self.fail(Outcome.MALFORMED, problem)
+        elif self._problem:
+            self.fail(Outcome.MALFORMED, self._problem)
+
+    def _bodiless(self, size: int) -> None:
+        self._headless += size
+        if self._headless > HEAD_LIMIT:
+            self._problem = self._problem or f"headers of more than {HEAD_LIMIT} bytes"
 
     def closed(self, at_ns: int, why: str = "") -> None:
         """The connection ended: by the server in order, or because of ``why``."""
@@ -163,21 +175,25 @@ class Exchange:
             return
         self._status = status
         self._header_ns = self.last_ns
+        encoding = self._headers.get(b"content-encoding", b"identity").lower()
         if not 200 <= status < 300:
             self._take = self._error_body
         elif not self._streamed:
-            self._take = self._whole_body
-
-    def on_body(self, body: bytes) -> None:
-        """Collect until the whole read is parsed."""
-        if not self._complete:
-            self._body.append(body)
+            self._take = self._keep
+        if encoding not in (b"identity", b""):
+            shown = inert(encoding.decode("latin-1"), 40)
+            self._problem = f"the answer is encoded ({shown}), but only identity was offered"
 
     def on_message_complete(self) -> None:
         """Note the end of the answer; one of 1xx is none. The parser forgets about keep-alive right after this."""
-        if self._header_ns is not None:
-            self._complete = True
-            self._kept_alive = bool(self._parser.should_keep_alive())
+        if self._header_ns is None:
+            return
+        if self._complete:
+            self._kept_alive = False  # a second answer that nobody asked for
+            return
+        self._complete = True
+        self._last_piece = len(self._body)
+        self._kept_alive = bool(self._parser.should_keep_alive())
 
     # What the body says.
 
@@ -189,40 +205,23 @@ class Exchange:
     def _framed(self) -> bool:
         return b"content-length" in self._headers or b"transfer-encoding" in self._headers or self._status == 204
 
-    def _parse(self, data: bytes) -> str:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return "the server switched to another protocol"
-        except httptools.HttpParserError as error:
-            return f"not HTTP: {inert(str(error))}"
-        encoding = self._headers.get(b"content-encoding", b"identity").lower()
-        if encoding not in (b"identity", b""):
-            self._body.clear()
-            return f"the answer is encoded ({inert(encoding.decode('latin-1'), 40)}), but only identity was offered"
-        return ""
-
     def _stream_body(self, data: bytes) -> None:
-        end = data.rfind(b"\n")
-        if end < 0:
+        if not self._rest and data.find(b"\n") == len(data) - 1:
+            self._line(data)
+            return
+        end = data.rfind(b"\n") + 1
+        if not end:
             self._keep(data)
             return
-        if self._rest:
-            head, data = data[: end + 1], data[end + 1 :]
-            whole = b"".join([*self._rest, head])
-            self._rest.clear()
-            self._rest_size = 0
-        elif end == len(data) - 1:
-            whole, data = data, b""
-        else:
-            whole, data = data[: end + 1], data[end + 1 :]
-        if whole.find(b"\n") == len(whole) - 1:
-            self._line(whole)
-        else:
-            for line in whole.split(b"\n"):
+        self._keep(data[:end])
+        whole = b"".join(self._rest)
+        self._rest.clear()
+        self._rest_size = 0
+        for line in whole.split(b"\n"):
+            if line and not self.finished:
                 self._line(line)
-        if data:
-            self._keep(data)
+        if end < len(data):
+            self._keep(data[end:])
 
     def _keep(self, data: bytes) -> None:
         self._rest.append(data)
@@ -231,48 +230,42 @@ class Exchange:
             self._rest.clear()
             self.fail(Outcome.MALFORMED, f"a line of more than {LINE_LIMIT} bytes")
 
-    def _whole_body(self, data: bytes) -> None:
-        self._keep(data)
-
     def _error_body(self, data: bytes) -> None:
         room = BODY_LIMIT - self._rest_size
         if room > 0:
             self._keep(data[:room])
 
     def _line(self, data: bytes) -> None:
-        if self.finished or not data or data.isspace():
-            return
-        if len(data) > LINE_LIMIT + 1:
-            self.fail(Outcome.MALFORMED, f"a line of more than {LINE_LIMIT} bytes")
-            return
         try:
             line = lines.decode_line(data)
         except lines.DECODE_ERRORS as error:
-            self._malformed(data, error)
+            if not data.isspace():
+                self._malformed(data, error)
             return
         self._line_count += 1
-        if line.error is not None:
-            self._server_error(line.error)
-            return
-        if self._final or self._line_count > OBJECT_LIMIT:
-            self.fail(Outcome.MALFORMED, "an object after the final one" if self._final else "a stream without end")
-            return
         message = line.message
         if message is None:
-            self._text(line.response, line.thinking)
+            answer, thinking = line.response, line.thinking
         else:
-            self._text(message.content, message.thinking)
+            answer, thinking = message.content, message.thinking
+        if line.error is not None:
+            self._server_error(line.error)
+        elif self._final:
+            self.fail(Outcome.MALFORMED, "an object after the final one")
+        elif answer or thinking:
+            self._text(bool(answer))
         if line.done:
             self._finale(data)
 
-    def _text(self, answer: str | None, thinking: str | None) -> None:
-        if not answer and not thinking:
-            return
+    def _text(self, is_answer: bool) -> None:
         at_ns = self.last_ns
-        self._chunk_ns.append(at_ns)
-        if self._first_token_ns is None:
+        chunks = self._chunk_ns
+        if not chunks:
             self._first_token_ns = at_ns
-        if answer and self._first_answer_ns is None:
+        elif len(chunks) >= OBJECT_LIMIT:
+            self.fail(Outcome.MALFORMED, f"a stream of more than {OBJECT_LIMIT} tokens")
+        chunks.append(at_ns)
+        if is_answer and self._first_answer_ns is None:
             self._first_answer_ns = at_ns
 
     def _finale(self, data: bytes) -> None:
@@ -325,7 +318,7 @@ class Exchange:
             self._refused(rest)
         elif self.request.endpoint is Endpoint.EMBED:
             self._embeddings(rest)
-        else:
+        elif rest:
             self._line(rest)
         if self._final:
             self._settle(Outcome.OK, "", self._final_ns)
@@ -352,7 +345,7 @@ class Exchange:
         """Return what the request showed, once the outcome stands; the exchange is over with that."""
         request = self.request
         assert self._outcome is not None
-        del self._parser, self._take  # they refer back to this exchange
+        del self._parser, self._feed, self._take  # they refer back to this exchange
         return Sample(
             index=request.index,
             client=request.client,

@@ -16,8 +16,9 @@ import httpx
 from pytest_ollama_perf.client.access import Access
 from pytest_ollama_perf.client.address import Address
 from pytest_ollama_perf.client.clock import ReceiveClock
-from pytest_ollama_perf.client.connection import Connection, SocketAddress, error_name, open_connection
+from pytest_ollama_perf.client.connection import Connection, SocketAddress, SocketIO, error_name, open_connection
 from pytest_ollama_perf.client.exchange import Exchange
+from pytest_ollama_perf.client.poller import make_poller
 from pytest_ollama_perf.load.backend import Request
 from pytest_ollama_perf.sample import Outcome, Sample
 from pytest_ollama_perf.text import inert
@@ -69,7 +70,7 @@ class _Target:
     busy: set[Connection] = field(default_factory=set)
     found: list[SocketAddress] = field(default_factory=list)
 
-    async def dial(self, stamps: ReceiveClock) -> Connection:
+    async def dial(self, io: SocketIO) -> Connection:
         """Open a connection, trying every address of the host.
 
         Raises:
@@ -81,7 +82,7 @@ class _Target:
         failure: OSError | None = None
         for found in list(self.found):
             try:
-                connection = await open_connection(found, stamps, self.tls, self.address.host)
+                connection = await open_connection(found, io, self.tls, self.address.host)
             except OSError as error:
                 failure = failure or error
             else:
@@ -125,7 +126,7 @@ class WireBackend:
             for address in addresses
         ]
         self._connect_timeout_s = connect_timeout_s
-        self._stamps = ReceiveClock()
+        self._io: SocketIO | None = None
         self.connected = 0
         """Connections opened so far, those before the clock included."""
 
@@ -164,10 +165,15 @@ class WireBackend:
             for connection in [*target.idle, *target.busy]:
                 connection.abandon()
             target.idle.clear()
+        if self._io is not None:
+            self._io.poller.close()
+            self._io = None
 
     async def _dial(self, target: _Target, timeout_s: float) -> Connection:
+        if self._io is None:
+            self._io = SocketIO(make_poller(), ReceiveClock())
         with anyio.fail_after(timeout_s):
-            connection = await target.dial(self._stamps)
+            connection = await target.dial(self._io)
         self.connected += 1
         return connection
 

@@ -1,0 +1,85 @@
+"""Which sockets have something to read: one epoll of our own under the event loop, where there is epoll.
+
+The loop sees a single descriptor, so that a thousand readable sockets cost it one callback, not a thousand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+_AT_ONCE = 256
+
+
+class Poller(Protocol):
+    """Calls back while a descriptor is readable."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``fd`` is readable."""
+
+    def forget(self, fd: int) -> None:
+        """Stop that; must come before ``fd`` is closed."""
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+
+
+class LoopPoller:
+    """The event loop's own watching, for platforms without epoll."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._watched: set[int] = set()
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self._watched.add(fd)
+        self._loop.add_reader(fd, callback)
+
+    def forget(self, fd: int) -> None:
+        self._watched.discard(fd)
+        self._loop.remove_reader(fd)
+
+    def close(self) -> None:
+        for fd in list(self._watched):
+            self.forget(fd)
+
+
+if sys.platform == "linux":
+
+    class EpollPoller:
+        """An epoll that the loop watches; closed with the backend that uses it."""
+
+        def __init__(self) -> None:
+            self._loop = asyncio.get_running_loop()
+            self._epoll = select.epoll()
+            self._callbacks: dict[int, Callable[[], None]] = {}
+            self._loop.add_reader(self._epoll.fileno(), self._ready)
+
+        def watch(self, fd: int, callback: Callable[[], None]) -> None:
+            self._callbacks[fd] = callback
+            self._epoll.register(fd, select.EPOLLIN)
+
+        def forget(self, fd: int) -> None:
+            if self._callbacks.pop(fd, None) is not None:
+                self._epoll.unregister(fd)
+
+        def close(self) -> None:
+            if not self._epoll.closed:
+                self._loop.remove_reader(self._epoll.fileno())
+                self._callbacks.clear()
+                self._epoll.close()
+
+        def _ready(self) -> None:
+            callbacks = self._callbacks
+            for fd, _ in self._epoll.poll(0, _AT_ONCE):
+                callback = callbacks.get(fd)  # an earlier callback may have closed this one
+                if callback is not None:
+                    callback()
+
+
+def make_poller() -> Poller:
+    """Return the cheapest poller of this platform, for the running loop."""
+    return EpollPoller() if sys.platform == "linux" else LoopPoller()
