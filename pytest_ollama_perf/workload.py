@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-
 ANY_MODEL = ""
 """Stands for the server's only model until the server has been asked."""
 
@@ -87,7 +86,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 _NOT_LOAD = frozenset({"model", "timeouts", "keep_alive", "drain_s", "salt", "prompts", "prompt_set"})
-"""Fields that do not change what the server is asked to do. The model is known by its digest, the prompts by their hash."""
+"""Fields that do not change what the server has to do; the model is known by its digest, the prompts by their hash."""
 
 
 def prompt_set(prompts: Sequence[str]) -> str:
@@ -99,16 +98,20 @@ def prompt_set(prompts: Sequence[str]) -> str:
 
 def identity(workload: Workload) -> str:
     """Return the 16 hex digits that two workloads share exactly when they ask for the same load."""
-    asked = {name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NOT_LOAD}
-    asked["prompt_set"] = workload.prompt_set or prompt_set(workload.prompts)
-    return hashlib.sha256(msgspec.json.encode(_whole_as_float(asked), order="sorted")).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode(_whole_as_float(asked(workload)), order="sorted")).hexdigest()[:16]
+
+
+def asked(workload: Workload) -> dict[str, Any]:
+    """Return the fields that make the load what it is, the prompts as their hash."""
+    fields = {name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NOT_LOAD}
+    return fields | {"prompt_set": workload.prompt_set or prompt_set(workload.prompts)}
 
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _whole_as_float(value: Any) -> Any:
+def _whole_as_float(value: object) -> object:
     """JSON knows one kind of number: 2 and 2.0 are the same load, before a file and after it."""
     if isinstance(value, dict):
         return {key: _whole_as_float(inner) for key, inner in value.items()}

@@ -1,1 +1,35 @@
-"""The history of runs."""
+"""The history of every test: one interface, kept in a directory or in a database that a team shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.store.base import LIMIT, Store
+from pytest_ollama_perf.store.directory import DirectoryStore
+from pytest_ollama_perf.words import did_you_mean
+
+__all__ = ["LIMIT", "Store", "open_store"]
+
+_DATABASES = ("sqlite", "postgresql")
+
+
+def open_store(text: str) -> Store:
+    """Open the store that ``text`` names: a directory, or the URL of a database (``sqlite:///x.db``, ``postgresql://``).
+
+    Raises ``ConfigError`` for a text that names neither, ``MissingExtra`` where the database needs a package that is
+    not installed, ``StoreError`` where it cannot be reached.
+    """
+    if not text.strip():
+        raise ConfigError("the store has no name: give a directory such as .ollama-perf, or the URL of a database")
+    if "://" not in text:
+        return DirectoryStore(Path(text).expanduser())
+    scheme = text.partition("://")[0]
+    if scheme.partition("+")[0] not in _DATABASES:
+        raise ConfigError(
+            f"no store of the kind '{scheme}://': a directory, sqlite:/// or postgresql:// are valid"
+            + did_you_mean(scheme, _DATABASES)
+        )
+    from pytest_ollama_perf.store.sql import connect  # noqa: PLC0415 - SQLAlchemy is an extra
+
+    return connect(text)

@@ -1,0 +1,51 @@
+"""What a history must be able to do, whoever keeps it: files in a directory or a database that a team shares."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.verdict.epoch import Acceptance, History, Kind
+
+LIMIT = 20
+"""How many runs of a test make its history."""
+
+
+class Store(Protocol):
+    """A history of runs. Every method raises ``StoreError`` where the whole store cannot be read or written.
+
+    Records are immutable: nothing that was added is ever changed. Many processes may use one store at once.
+    """
+
+    @property
+    def name(self) -> str:
+        """How to call this store in a message; shows no credentials."""
+
+    def add(self, run: Run, kind: Kind = Kind.SAVED) -> None:
+        """Keep ``run`` for good or not at all; adding the same run again changes nothing."""
+
+    def history(self, test: str, *, identity: str | None = None, limit: int | None = LIMIT) -> History:
+        """Return the newest saved and accepted runs of ``test``, and of one workload where ``identity`` names it."""
+
+    def pending(self, test: str, *, limit: int | None = LIMIT) -> History:
+        """Return the newest runs that were judged regressed and that nobody has accepted."""
+
+    def accept(self, test: str, *, why: str, who: str, at: float) -> Acceptance:
+        """Start a new epoch at ``at`` (Unix seconds) with the pending runs of the newest regressed session."""
+
+    def tests(self) -> tuple[str, ...]:
+        """Return the node ids of all tests with a run, sorted."""
+
+    def get(self, run_id: str) -> Run | None:
+        """Return one run, saved or regressed; ``None`` where there is none."""
+
+    def close(self) -> None:
+        """Give back what the store holds open."""
+
+
+def newest_session(pending: History) -> tuple[str, ...]:
+    """Return the ids of the pending runs that the newest regressed session left, oldest first."""
+    if not pending.runs:
+        return ()
+    session = pending.runs[-1].session
+    return tuple(run.id for run in pending.runs if run.session == session)

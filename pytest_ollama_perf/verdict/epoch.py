@@ -1,0 +1,223 @@
+"""Which stored runs may be compared with a new one, and what changed since, in words.
+
+``COMPARABILITY`` is the one table that says so: a difference in a field that separates starts an epoch of its own, a
+difference in any other is only named. Accepting a change starts a new epoch, too.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from pytest_ollama_perf.run import Fingerprint, Run
+from pytest_ollama_perf.text import inert
+from pytest_ollama_perf.workload import Workload, asked, identity
+
+
+class Kind(str, enum.Enum):
+    """Why a run is in the store: a regressed one is kept apart until somebody accepts it."""
+
+    SAVED = "saved"
+    REGRESSED = "regressed"
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody accepted how a test runs now: a new epoch, of the accepted ``runs`` and of those saved since ``at``."""
+
+    test: str
+    at: float  # Unix seconds
+    why: str
+    who: str = ""
+    runs: tuple[str, ...] = ()
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store has of a test, newest last. ``damaged`` says in words what could not be read: no missing run."""
+
+    runs: tuple[Run, ...] = ()
+    acceptances: tuple[Acceptance, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One difference between two runs; ``separates`` says that their numbers may not be compared."""
+
+    name: str
+    before: str
+    after: str
+    separates: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.before} -> {self.after}"
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The stored runs that a new one may be compared with, newest last.
+
+    ``changed`` is what differs from the newest of them; where there are none but ``apart`` is not empty, it says what
+    separates the newest stored run: the verdict is incomparable, not new.
+    """
+
+    runs: tuple[Run, ...] = ()
+    apart: tuple[Run, ...] = ()
+    changed: tuple[Change, ...] = ()
+
+    @property
+    def incomparable(self) -> bool:
+        return not self.runs and bool(self.apart)
+
+
+_GENERATIONS = (((0, 10), "up to 0.9"), ((0, 30), "0.10-0.29"), ((0, 30, 1), "0.30.0"), ((0, 33, 3), "0.30.1-0.33.2"))
+_NEWEST = "from 0.33.3"
+_UNKNOWN = "unknown"
+
+
+def metric_generation(version: str) -> str:
+    """Return the range of server versions whose counters mean the same as those of ``version``.
+
+    ``unknown`` for a development build (0.0.0) and for what is no version. Source: Ollama's own releases; up to 0.29
+    ``eval_duration`` leaves out sampling, 0.30.0 alone leaves cached tokens out of ``prompt_eval_count``, from 0.33.3
+    the server says how many were cached.
+    """
+    match = re.match(r"v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", version)
+    if match is None:
+        return _UNKNOWN
+    number = tuple(int(part or 0) for part in match.groups())
+    if number == (0, 0, 0):
+        return _UNKNOWN
+    return next((name for end, name in _GENERATIONS if number < end), _NEWEST)
+
+
+class _Field(msgspec.Struct, frozen=True):
+    """How a field of the fingerprint is called, said and compared."""
+
+    label: str
+    separates: bool
+    say: Callable[[Any], str] = lambda value: "unknown" if value in (None, "") else inert(str(value), 60)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.3g} %"
+
+
+def _digest(digest: str) -> str:
+    return inert(digest.removeprefix("sha256:"), 60)[:12] or "unknown"
+
+
+COMPARABILITY: Mapping[str, _Field] = MappingProxyType(
+    {
+        "server_version": _Field("ollama", False),
+        "model": _Field("model", False),
+        "model_digest": _Field("model digest", True, _digest),
+        "quantization": _Field("quantization", False),
+        "family": _Field("model family", False),
+        "parameter_size": _Field("parameters", False),
+        "context_length": _Field("num_ctx", True),
+        "vram_share": _Field("gpu offload", False, _percent),
+        "gpu": _Field("gpu", True),
+        "driver": _Field("driver", True),
+    }
+)
+"""Every field of the fingerprint. ``server_env`` and ``client`` are named key by key and never separate: a declared
+setting that changed is a reason for other numbers, no excuse. Of the version only its metric generation separates."""
+
+
+def changes(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
+    """Return in words what differs between two fingerprints, what separates them first."""
+    found = [
+        Change(name=field.label, before=field.say(old), after=field.say(new), separates=field.separates)
+        for name, field in COMPARABILITY.items()
+        if (old := getattr(before, name)) != (new := getattr(after, name))
+    ]
+    found += _generation(before.server_version, after.server_version)
+    found += _declared(before.server_env, after.server_env, "")
+    found += _declared(before.client, after.client, "client ")
+    return tuple(sorted(found, key=lambda change: not change.separates))
+
+
+def _generation(before: str, after: str) -> list[Change]:
+    old, new = metric_generation(before), metric_generation(after)
+    return [Change(name="meaning of the counters", before=old, after=new, separates=True)] if old != new else []
+
+
+def _declared(before: Mapping[str, str], after: Mapping[str, str], prefix: str) -> list[Change]:
+    return [
+        Change(
+            name=prefix + inert(key, 60),
+            before=inert(before.get(key, "unset"), 60),
+            after=inert(after.get(key, "unset"), 60),
+            separates=False,
+        )
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def workload_changes(before: Workload, after: Workload) -> tuple[Change, ...]:
+    """Return in words what another load two workloads ask for; all of it separates."""
+    if identity(before) == identity(after):
+        return ()
+    old, new = asked(before), asked(after)
+    return tuple(
+        Change(name=name, before=inert(str(old[name]), 60), after=inert(str(new[name]), 60), separates=True)
+        for name in old
+        if old[name] != new[name]
+    )
+
+
+def run_changes(before: Run, after: Run) -> tuple[Change, ...]:
+    """Return in words what differs between two runs: the load first, then server, model and machine."""
+    load = workload_changes(before.workload, after.workload)
+    named = {change.name for change in load}
+    rest = (change for change in changes(before.fingerprint, after.fingerprint) if change.name not in named)
+    return (*load, *rest)
+
+
+def comparable(before: Run, after: Run) -> bool:
+    """Whether the numbers of two runs may be compared: same load, and nothing that separates."""
+    return not any(change.separates for change in run_changes(before, after))
+
+
+def epoch_of(history: History, now: Run, limit: int | None = None) -> Baseline:
+    """Return the stored runs since the newest acceptance that may be compared with ``now``, at most ``limit``.
+
+    Runs of another machine or model in between are passed over: two runners that take turns both keep a history.
+    """
+    current = [run for run in since_acceptance(history) if run.id != now.id]
+    fit = [run for run in current if comparable(run, now)]
+    fit = fit[-limit:] if limit else fit
+    apart = tuple(run for run in current if not comparable(run, now))
+    nearest = fit or apart
+    return Baseline(runs=tuple(fit), apart=apart, changed=run_changes(nearest[-1], now) if nearest else ())
+
+
+def since_acceptance(history: History) -> tuple[Run, ...]:
+    """Return the runs of the current epoch: those accepted last, and those saved since."""
+    if not history.acceptances:
+        return history.runs
+    last = max(history.acceptances, key=lambda acceptance: acceptance.at)
+    return tuple(run for run in history.runs if run.id in last.runs or run.started_at >= last.at)
+
+
+def borders(history: History) -> tuple[tuple[Change | Acceptance, ...], ...]:
+    """Return for every run of ``history`` what starts an epoch with it: acceptances and separating changes."""
+    found: list[tuple[Change | Acceptance, ...]] = []
+    previous: Run | None = None
+    for run in history.runs:
+        accepted = [item for item in history.acceptances if _starts(item, run, previous)]
+        changed = [change for change in run_changes(previous, run) if change.separates] if previous else []
+        found.append((*accepted, *changed))
+        previous = run
+    return tuple(found)
+
+
+def _starts(acceptance: Acceptance, run: Run, previous: Run | None) -> bool:
+    """Whether ``run`` is the first of the epoch that ``acceptance`` began."""
+    inside = run.id in acceptance.runs or run.started_at >= acceptance.at
+    before = previous is not None and (previous.id in acceptance.runs or previous.started_at >= acceptance.at)
+    return inside and not before
