@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_ollama_perf.simulator.job import Ask, Failure
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.simulator.settings import Model
 from pytest_ollama_perf.simulator.tokens import Tokenizer
 
+_T = TypeVar("_T")
 _UNIT_S = MappingProxyType({"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0})
 _DURATION = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))*")
 _INTEGERS = frozenset(
@@ -42,13 +43,14 @@ class Body:
         self._kind = kind
 
     def text(self, name: str) -> str:
-        return str(self._typed(name, str, "string", ""))
+        return self._typed(name, str, "string", "")
 
     def flag(self, name: str, default: bool) -> bool:
-        return bool(self._typed(name, bool, "bool", default))
+        return self._typed(name, bool, "bool", default)
 
     def items(self, name: str) -> list[Any]:
-        return list(self._typed(name, list, "[]interface {}", []))
+        empty: list[Any] = []
+        return self._typed(name, list, "[]interface {}", empty)
 
     @property
     def stream(self) -> bool:
@@ -59,7 +61,7 @@ class Body:
         """Seconds, negative for ever, ``None`` when the request leaves it to the server."""
         return keep_alive(self.fields.get("keep_alive"))
 
-    def _typed(self, name: str, wanted: type, go_type: str, default: object) -> Any:
+    def _typed(self, name: str, wanted: type[_T], go_type: str, default: _T) -> _T:
         value = self.fields.get(name)
         if value is None:
             return default
@@ -211,7 +213,7 @@ def capable(model: Model, asked: str, capability: str, what: str) -> None:
         raise Failure(400, f'"{asked}" does not support {what}')
 
 
-def embed_ask(given: Body, settings: SimulatorSettings, tokenizer: Tokenizer, request_id: str) -> tuple[Ask, list[str]]:
+def embed_ask(given: Body, tokenizer: Tokenizer, request_id: str) -> tuple[Ask, list[str]]:
     """Make the request for embeddings; the texts are evaluated one after another in one slot."""
     given_input = given.fields.get("input")
     texts = [given_input] if isinstance(given_input, str) else given_input

@@ -1,8 +1,8 @@
 """Scripted faults: which requests go wrong, and how.
 
 Written as ``KIND[:ARGUMENT[:ARGUMENT]][@WHEN]``: ``error:12@3`` ends request 3 with an error line after 12 tokens.
-``WHEN`` is ``3`` (that request), ``3+7`` (both), ``5-9`` (those), ``20-`` (from 20 on), ``every10``, ``p0.05`` (each with
-that probability); without it every request. Requests count from 1; loads and unloads do not count.
+``WHEN`` is ``3`` (that request), ``3+7`` (both), ``5-9`` (those), ``20-`` (from 20 on), ``every10``, ``p0.05`` (each
+with that probability); without it every request. Requests count from 1; loads and unloads do not count.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HELP = MappingProxyType(
         Kind.TRUNCATE: "end after N tokens without done: true",
         Kind.GARBAGE: "send a line that is no JSON after N tokens",
         Kind.CRASH: "the engine dies after N tokens: every stream fails, the next request loads the model again",
-        Kind.STALL: "stand still for S seconds before token N (stall:S or stall:S:N)",
+        Kind.STALL: "stand still for S seconds before the first token, or after N (stall:S or stall:S:N)",
         Kind.EOS: "the Nth token ends the text: an output cut short",
         Kind.SLOW: "take X times as long, prefill and decode",
         Kind.SLOW_DECODE: "take X times as long to decode",

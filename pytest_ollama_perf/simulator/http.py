@@ -1,4 +1,4 @@
-"""HTTP/1.1 on an asyncio transport: one request at a time, answered whole or in chunks; a hang-up cancels the handler."""
+"""HTTP/1.1 on asyncio transports: one request at a time, answered whole or in chunks; a hang-up cancels the handler."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def show(settings: SimulatorSettings, model: Model) -> dict[str, Any]:
     """Return the body of ``/api/show``."""
     parameters = f"num_ctx                        {settings.num_ctx}"
     return {
-        "modelfile": f"# Modelfile of a simulated model\n\nFROM {model.full_name}\nPARAMETER num_ctx {settings.num_ctx}\n",
+        "modelfile": f"# A simulated model\n\nFROM {model.full_name}\nPARAMETER num_ctx {settings.num_ctx}\n",
         "parameters": parameters,
         "template": _TEMPLATE,
         "details": _details(model),
@@ -165,6 +165,11 @@ def ending(answer: Answer, with_context: bool) -> dict[str, Any]:
     """Return the part of the final object after its text; ``context`` only where a template was used."""
     context = {"context": list(answer.tokens)} if with_context else {}
     return done(answer.reason) | context | durations(answer.counters)
+
+
+def embeddings(model: str, vectors: list[tuple[float, ...]]) -> dict[str, object]:
+    """Return the body of ``/api/embed`` without its counters."""
+    return {"model": model, "embeddings": vectors}
 
 
 @functools.lru_cache(maxsize=512)

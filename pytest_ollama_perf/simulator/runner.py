@@ -24,7 +24,7 @@ from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
 from pytest_ollama_perf.simulator.tokens import WORDS, first_output
 
 _SLIP_NS = 50_000_000
-"""How far the real clock may run ahead of the schedule before the schedule gives in (a stalled host, never virtual time)."""
+"""How far real time may run ahead of the schedule before the schedule gives in: a stalled host, never virtual time."""
 
 
 class Speed:

@@ -12,13 +12,13 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from pytest_ollama_perf.simulator import asked, replies
+from pytest_ollama_perf.simulator import asked, openai, replies
 from pytest_ollama_perf.simulator.clock import RealClock
 from pytest_ollama_perf.simulator.engine import Engine, engine
 from pytest_ollama_perf.simulator.http import JSON, Connection, Incoming, Outgoing
 from pytest_ollama_perf.simulator.job import Ask, Drop, Failure, Truncate
 from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
-from pytest_ollama_perf.simulator.sinks import LineSink, WholeSink
+from pytest_ollama_perf.simulator.sinks import EmbedReply, LineReply, Reply, WholeReply
 
 _REQUEST_ID = "x-request-id"
 _Route = Callable[[Incoming, Outgoing], Awaitable[None]]
@@ -41,6 +41,9 @@ class Routes:
             "/api/generate": {"POST": partial(self._text, "generate")},
             "/api/chat": {"POST": partial(self._text, "chat")},
             "/api/embed": {"POST": self._embed},
+            "/v1/models": {"GET": self._openai_models},
+            "/v1/chat/completions": {"POST": partial(self._openai_text, "chat")},
+            "/v1/completions": {"POST": partial(self._openai_text, "generate")},
             "/sim/requests": {"GET": self._truths},
             "/sim/settings": {"GET": self._show_settings},
             "/sim/reset": {"POST": self._reset},
@@ -98,66 +101,72 @@ class Routes:
         given = asked.body(request.body, _KINDS[endpoint])
         name = given.text("model")
         model = self._engine.model(name)
-        asked.capable(model, name, "completion", endpoint)
         empty = not given.items("messages") if endpoint == "chat" else not given.text("prompt")
-        if empty:
-            await self._load_only(endpoint, given, model, outgoing)
+        if empty and given.keep_alive_s == 0:
+            self._engine.unload(model)
+            _without_text(outgoing, name, endpoint, "unload")
             return
+        asked.capable(model, name, "completion", endpoint)
+        if empty:
+            await self._load(given, model)
+            _without_text(outgoing, name, endpoint, "load")
+            return
+        await self._answer(*self._completion(endpoint, given, model, request, outgoing), request)
+
+    def _completion(
+        self, endpoint: str, given: asked.Body, model: Model, request: Incoming, outgoing: Outgoing
+    ) -> tuple[Ask, Reply]:
         tokenize = asked.chat_tokens if endpoint == "chat" else asked.prompt_tokens
         prompt = tokenize(given, self._engine.tokenizer)
         ask = asked.completion(given, model, prompt, endpoint, request.headers.get(_REQUEST_ID, ""))
-        sink = (LineSink if given.stream else WholeSink)(outgoing, name, endpoint)
         with_context = endpoint == "generate" and not given.flag("raw", False)
-        await self._answer(ask, sink, request, outgoing, with_context)
+        kind = LineReply if given.stream else WholeReply
+        return ask, kind(outgoing, given.text("model"), endpoint, with_context=with_context)
 
-    async def _answer(
-        self, ask: Ask, sink: LineSink | WholeSink, request: Incoming, outgoing: Outgoing, with_context: bool
-    ) -> None:
+    async def _answer(self, ask: Ask, reply: Reply, request: Incoming) -> None:
         """Run a request through the engine and write how it ends."""
         try:
-            answer, truth = await self._engine.answer(ask, sink, request.read_ns)
-            sink.finish(answer, with_context)
-            sink.wrote(truth)
+            answer, truth = await self._engine.answer(ask, reply, request.read_ns)
+            reply.finish(answer)
+            reply.wrote(truth)
         except Failure as failure:
-            sink.fail(failure)
+            reply.fail(failure)
         except Drop:
-            outgoing.drop()
+            reply.outgoing.drop()
         except Truncate:
-            sink.truncate()
+            reply.truncate()
 
-    async def _load_only(self, endpoint: str, given: asked.Body, model: Model, outgoing: Outgoing) -> None:
-        """Answer an empty prompt: load the model, or unload it when it is to be kept for no time at all."""
+    async def _load(self, given: asked.Body, model: Model) -> None:
         chosen = asked.reloads(given, asked.options(given.fields.get("options")))
-        if given.keep_alive_s == 0:
-            self._engine.unload(model)
-            reason = "unload"
-        else:
-            await self._engine.load(model, chosen, given.keep_alive_s)
-            reason = "load"
-        fields = replies.head(given.text("model")) | replies.text_field(endpoint, "") | replies.done(reason)
-        outgoing.whole(200, JSON, replies.dump(fields))
+        await self._engine.load(model, chosen, given.keep_alive_s)
 
     async def _embed(self, request: Incoming, outgoing: Outgoing) -> None:
         given = asked.body(request.body, "EmbedRequest")
         name = given.text("model")
         model = self._engine.model(name)
-        ask, texts = asked.embed_ask(
-            given, self._settings, self._engine.tokenizer, request.headers.get(_REQUEST_ID, "")
-        )
-        if not model.can("embedding"):
-            await self._engine.load(model, ask.options, ask.keep_alive_s)
-            raise Failure(501, "This server does not support embeddings. Start it with `--embeddings`")
-        sink = WholeSink(outgoing, name, "embed")
-        try:
-            answer, truth = await self._engine.answer(ask, sink, request.read_ns)
-        except (Drop, Truncate):
-            outgoing.drop()
+        ask, texts = asked.embed_ask(given, self._engine.tokenizer, request.headers.get(_REQUEST_ID, ""))
+        if not model.can("embedding") or not ask.prompt:
+            await self._load(given, model)
+            if not model.can("embedding"):
+                raise Failure(501, "This server does not support embeddings. Start it with `--embeddings`")
+            outgoing.whole(200, JSON, replies.dump(replies.embeddings(name, [])))
             return
-        vectors = [replies.embedding(text, model.embedding_length) for text in texts]
-        outgoing.whole(
-            200, JSON, replies.dump({"model": name, "embeddings": vectors} | replies.durations(answer.counters))
-        )
-        sink.wrote(truth)
+        await self._answer(ask, EmbedReply(outgoing, name, texts, model.embedding_length), request)
+
+    async def _openai_models(self, request: Incoming, outgoing: Outgoing) -> None:
+        outgoing.whole(200, "application/json", openai.models(self._settings))
+
+    async def _openai_text(self, endpoint: str, request: Incoming, outgoing: Outgoing) -> None:
+        request_id = request.headers.get(_REQUEST_ID, "")
+        read = openai.completion(endpoint, self._engine, request, outgoing, request_id)
+        if read is not None:
+            await self._answer(*read, request)
+
+
+def _without_text(outgoing: Outgoing, name: str, endpoint: str, reason: str) -> None:
+    """Answer an empty prompt: it loads the model, or unloads it when it is to be kept for no time at all."""
+    fields = replies.head(name) | replies.text_field(endpoint, "") | replies.done(reason)
+    outgoing.whole(200, JSON, replies.dump(fields))
 
 
 def _is_local(host: str) -> bool:

@@ -1,114 +1,19 @@
-"""Words as tokens: one for every word, some for the chat template, and a text that walks the word list and never ends."""
+"""Words as tokens: one for each, some more for the chat template, and a text that walks a word list and never ends."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
 
-WORDS: tuple[str, ...] = tuple(
-    [
-        "able",
-        "acid",
-        "also",
-        "army",
-        "atom",
-        "back",
-        "ball",
-        "band",
-        "bank",
-        "base",
-        "bear",
-        "bell",
-        "best",
-        "bird",
-        "blue",
-        "boat",
-        "body",
-        "bone",
-        "book",
-        "born",
-        "both",
-        "bowl",
-        "calm",
-        "card",
-        "care",
-        "case",
-        "cave",
-        "city",
-        "clay",
-        "club",
-        "coal",
-        "coat",
-        "cold",
-        "cook",
-        "cool",
-        "corn",
-        "dark",
-        "dawn",
-        "deep",
-        "deer",
-        "desk",
-        "door",
-        "down",
-        "draw",
-        "drum",
-        "dust",
-        "each",
-        "east",
-        "easy",
-        "edge",
-        "even",
-        "face",
-        "fact",
-        "farm",
-        "fast",
-        "fern",
-        "fire",
-        "fish",
-        "five",
-        "flag",
-        "flow",
-        "food",
-        "foot",
-        "form",
-        "four",
-        "free",
-        "frog",
-        "full",
-        "game",
-        "gate",
-        "gold",
-        "good",
-        "gray",
-        "grow",
-        "hall",
-        "hand",
-        "hard",
-        "hawk",
-        "head",
-        "help",
-        "hill",
-        "home",
-        "hope",
-        "horn",
-        "idea",
-        "iron",
-        "item",
-        "jazz",
-        "join",
-        "jump",
-        "keep",
-        "kind",
-        "king",
-        "kite",
-        "lake",
-        "lamp",
-        "land",
-        "leaf",
-        "left",
-        "life",
-    ]
-)
+_LIST = """
+    able acid also army atom back ball band bank base bear bell best bird blue boat body bone book born both
+    bowl calm card care case cave city clay club coal coat cold cook cool corn dark dawn deep deer desk door
+    down draw drum dust each east easy edge even face fact farm fast fern fire fish five flag flow food foot
+    form four free frog full game gate gold good gray grow hall hand hard hawk head help hill home hope horn
+    idea iron item jazz join jump keep kind king kite lake lamp land leaf left life
+"""
+
+WORDS = tuple(_LIST.split())
 """What the simulated models say, in this order, over and over. The word after ``life`` is ``able``."""
 
 _INDEX = {word: index for index, word in enumerate(WORDS)}
@@ -143,7 +48,7 @@ def piece(token: int) -> str:
 
 
 def first_output(prompt: Sequence[int]) -> int:
-    """Return the token a model says after ``prompt``: the word after its last known word, else one that depends on it."""
+    """Return what a model says first: the word after the prompt's last where that is known, else one it decides."""
     if not prompt:
         return 0
     last = prompt[-1]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -56,7 +56,7 @@ def _pairs(query: str, url: str) -> list[tuple[str, Any]]:
 
 
 def read_settings(words: Mapping[str, Any]) -> SimulatorSettings:
-    """Make settings of the words of a ``sim:`` URL given as keywords; values may be text or numbers, ``fault`` a list."""
+    """Make settings of the words of a ``sim:`` URL as keywords; values may be text or numbers, ``fault`` a list."""
     pairs: list[tuple[str, Any]] = []
     for name, value in words.items():
         several = name == "fault" and not isinstance(value, str | Fault)
@@ -88,16 +88,16 @@ def describe(settings: SimulatorSettings) -> str:
     return f"{', '.join(parts)}; models {', '.join(model.name for model in settings.models)}"
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: object) -> int:
     number = _number(name, value)
     if number != int(number):
         raise ConfigError(f"simulator: {name}={value!r}: expected a whole number")
     return int(number)
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     try:
-        number = float(value)
+        number = float(str(value))
     except (TypeError, ValueError):
         number = float("nan")
     if isinstance(value, bool) or not abs(number) < float("inf"):
@@ -105,16 +105,16 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _duration(name: str, value: Any) -> float:
+def _duration(name: str, value: object) -> float:
     return seconds(value, f"simulator: {name}")
 
 
-def _keep_alive(name: str, value: Any) -> float:
+def _keep_alive(name: str, value: object) -> float:
     """``-1`` means for ever, as in Ollama."""
     return -1.0 if str(value) in {"-1", "-1.0"} else _duration(name, value)
 
 
-def _switch(name: str, value: Any) -> bool:
+def _switch(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     if str(value).lower() not in _ON:
@@ -122,23 +122,27 @@ def _switch(name: str, value: Any) -> bool:
     return _ON[str(value).lower()]
 
 
-def _text(name: str, value: Any) -> str:
+def _text(name: str, value: object) -> str:
     return str(value)
 
 
-def _points(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+def _points(name: str, value: object) -> tuple[tuple[int, float], ...]:
     """Read ``1:123,2:184``, or a mapping or list of pairs."""
+    pairs: list[Any] = []
     if isinstance(value, str):
-        value = [part.split(":") for part in value.split(",")]
-    pairs = list(value.items()) if isinstance(value, Mapping) else list(value)
-    if any(len(pair) != 2 for pair in pairs):
+        pairs = [part.split(":") for part in value.split(",")]
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, Sequence):
+        pairs = list(value)
+    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ConfigError(f"simulator: {name}={value!r}: expected streams:tokens/s, as in 1:123,2:184")
     return tuple((_whole(name, count), _number(name, total)) for count, total in pairs)
 
 
-def _models(name: str, value: Any) -> tuple[Model, ...]:
+def _models(name: str, value: object) -> tuple[Model, ...]:
     """Read ``a,b``; names of the models that come with the simulator keep what is known of them."""
-    given = value.split(",") if isinstance(value, str) else list(value)
+    given = value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).split(",")
     return tuple(each if isinstance(each, Model) else _model(str(each).strip()) for each in given)
 
 
@@ -146,7 +150,7 @@ def _model(name: str) -> Model:
     return SimulatorSettings().model(name) or Model(name=name)
 
 
-def _fault(name: str, value: Any) -> Fault:
+def _fault(name: str, value: object) -> Fault:
     return value if isinstance(value, Fault) else parse_fault(str(value))
 
 
