@@ -17,7 +17,8 @@ CONFIDENCE = 0.95
 _TAIL = (1 - CONFIDENCE) / 2
 _RESAMPLES = 1000
 _SEED = 20190425
-_BOOTSTRAP_FROM, _BOOTSTRAP_TO = 5, 1000
+_BOOTSTRAP_FROM, _BOOTSTRAP_TO = 10, 1000
+_GROUPS = 5
 
 
 def quantile(ordered: Floats, q: float) -> float:
@@ -55,7 +56,7 @@ def of_clustered_quantile(found: Floats, owner: npt.NDArray[np.intp], value: flo
     sizes = np.bincount(owner).astype(np.float64)
     below = np.bincount(owner, found <= value).astype(np.float64)[sizes > 0]
     sizes = sizes[sizes > 0]
-    if len(sizes) < _BOOTSTRAP_FROM:
+    if len(sizes) < _GROUPS:
         return None
     share = below.sum() / sizes.sum()
     spread = _half_width(below, sizes)
@@ -67,7 +68,7 @@ def of_clustered_quantile(found: Floats, owner: npt.NDArray[np.intp], value: flo
 def of_ratio(above: Floats, below: Floats) -> Interval | None:
     """Return the interval of ``sum(above) / sum(below)`` over requests; a mean is a ratio to ones.
 
-    From 5 to 1000 requests a seeded bootstrap, its percentiles moved outwards as a t interval of that n asks for
+    From 10 to 1000 requests a seeded bootstrap, its percentiles moved outwards as a t interval of that n asks for
     (Hesterberg 2015, expanded percentile); outside that range the linearised ratio with Student's t. ``None`` below two
     requests and where a value is infinite.
     """

@@ -74,7 +74,7 @@ def summarise(run: Run, latency_limits: Mapping[str, float] | None = None) -> Su
     if not measured:
         return Summary(warmup=len(run.warmup))
     succeeded = [sample for sample in measured if sample.ok]
-    found = chain(_over_requests(run.workload, measured), _over_the_run(measured, latency_limits))
+    found = chain(_over_requests(run.workload, measured), _over_the_run(run.workload, measured, latency_limits))
     return Summary(
         metrics={metric.name: metric for metric in sorted(found, key=lambda metric: _ORDER.index(metric.name))},
         requests=len(measured),
@@ -154,10 +154,13 @@ def _is_ok(sample: Sample) -> bool:
     return sample.ok
 
 
-def _over_the_run(samples: Sequence[Sample], limits: Mapping[str, float] | None) -> list[MetricSummary]:
+def _over_the_run(
+    workload: Workload, samples: Sequence[Sample], limits: Mapping[str, float] | None
+) -> list[MetricSummary]:
     failed = sum(not sample.ok for sample in samples)
     share = _built("error_rate", failed / len(samples), {}, {"value": interval.of_share(failed, len(samples))})
-    found = [*_throughputs(samples), *_completions(samples, limits), share]
+    made = () if workload.endpoint is Endpoint.EMBED else _throughputs(samples)
+    found = [*made, *_completions(samples, limits), share]
     return [msgspec.structs.replace(metric, n=len(samples), failed=failed) for metric in found]
 
 

@@ -62,7 +62,7 @@ def _chunks_a_burst(sample: Sample) -> float:
     return len(sample.chunk_ns) / (pauses + 1)
 
 
-_LAG_S = 0.01
+_LAG_S = 0.025
 _LAG_SHARE = 0.25
 _BUSY, _NEARLY_BUSY = 0.9, 0.7
 
@@ -70,8 +70,8 @@ _BUSY, _NEARLY_BUSY = 0.9, 0.7
 def client_bound(run: Run, summary: Summary) -> Iterator[Problem]:
     """The client was the bottleneck.
 
-    A core that is 90 % busy has no reserve for the next burst. A lag counts from 10 ms on, which is what a scheduler's
-    time slice costs on a shared machine, and where it is a quarter of the shortest time that is measured.
+    A core that is 90 % busy has no reserve for the next burst. A lag counts from 25 ms on, more than a
+    scheduler's time slices cost on a shared machine, and where it is a quarter of the shortest time that is measured.
     """
     busy = run.watch.cpu_share
     if busy >= _NEARLY_BUSY:

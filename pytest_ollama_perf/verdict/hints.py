@@ -73,7 +73,7 @@ def _most_at_once(spans: Iterable[tuple[int, int]]) -> int:
 def _refusals(summary: Summary) -> Iterator[str]:
     busy = summary.outcomes.get(Outcome.BUSY.value, 0)
     if busy:
-        yield f"the server turned {count(busy, 'request')} away: it was loading a model and its OLLAMA_MAX_QUEUE was full"
+        yield f"the server turned {count(busy, 'request')} away: its OLLAMA_MAX_QUEUE was full during a load"
     slow = summary.outcomes.get(Outcome.FIRST_TOKEN_TIMEOUT.value, 0)
     if slow:
         yield f"{count(slow, 'request')} got no first token in time; raise the timeout or lower the load"
