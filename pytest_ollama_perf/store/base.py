@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Protocol
 
 from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.store.seal import plain
 from pytest_ollama_perf.verdict.epoch import Acceptance, History, Kind
 
 LIMIT = 20
@@ -49,3 +52,9 @@ def newest_session(pending: History) -> tuple[str, ...]:
         return ()
     session = pending.runs[-1].session
     return tuple(run.id for run in pending.runs if run.session == session)
+
+
+def slug(run_id: str) -> str:
+    """Return ``run_id`` as part of a file name or key: itself where it can be one, else its hash."""
+    safe = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id)
+    return run_id if safe else hashlib.sha256(plain(run_id).encode()).hexdigest()[:32]

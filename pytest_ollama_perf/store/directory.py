@@ -24,7 +24,7 @@ from pytest_ollama_perf.errors import StoreError
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.store.acceptance import decode_acceptance, encode_acceptance
 from pytest_ollama_perf.store.atomic import write_once
-from pytest_ollama_perf.store.base import LIMIT, newest_session
+from pytest_ollama_perf.store.base import LIMIT, newest_session, slug
 from pytest_ollama_perf.store.record import decode, encode
 from pytest_ollama_perf.store.seal import MAX_BYTES, corrupt, plain
 from pytest_ollama_perf.text import inert
@@ -103,7 +103,7 @@ class DirectoryStore:
         return tuple(sorted({test for folder in self._folders() if (test := _test_of(folder))}))
 
     def get(self, run_id: str) -> Run | None:
-        wanted = _slug(run_id)
+        wanted = slug(run_id)
         for folder in self._folders():
             for file in _files(folder) + _files(folder / _REGRESSED):
                 if file.run == wanted:
@@ -152,12 +152,7 @@ def folder_name(test: str) -> str:
 
 
 def _file_name(run: Run) -> str:
-    return f"{_stamp(run.started_at)}-{identity_of(run.workload)}-{_slug(run.id)}.json"
-
-
-def _slug(run_id: str) -> str:
-    safe = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id)
-    return run_id if safe else hashlib.sha256(plain(run_id).encode()).hexdigest()[:32]
+    return f"{_stamp(run.started_at)}-{identity_of(run.workload)}-{slug(run.id)}.json"
 
 
 def _stamp(seconds: float) -> str:
@@ -166,7 +161,7 @@ def _stamp(seconds: float) -> str:
 
 
 def _accepted(acceptances: Iterable[Acceptance]) -> set[str]:
-    return {_slug(run) for acceptance in acceptances for run in acceptance.runs}
+    return {slug(run) for acceptance in acceptances for run in acceptance.runs}
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
