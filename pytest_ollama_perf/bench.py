@@ -18,9 +18,9 @@ import msgspec
 from pytest_ollama_perf.client.access import Access
 from pytest_ollama_perf.client.address import Address, parse_address
 from pytest_ollama_perf.client.control import Control
-from pytest_ollama_perf.client.preflight import fingerprint, model_state, only_model
+from pytest_ollama_perf.client.preflight import model_state, preflight
 from pytest_ollama_perf.client.wire import WireBackend
-from pytest_ollama_perf.errors import OllamaPerfError, ServerError
+from pytest_ollama_perf.errors import ConfigError, ServerError
 from pytest_ollama_perf.load import runner
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.run import ModelState, Run
@@ -28,6 +28,7 @@ from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.simulator.process import start
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
 from pytest_ollama_perf.simulator.url import is_sim_url, parse_sim_url
+from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import ANY_MODEL, Workload
 
 
@@ -91,8 +92,8 @@ class Bench:
         """Return server version, server names and models for a header line; what cannot be reached has no version."""
         try:
             versions = ", ".join(dict.fromkeys(server.control.version() for server in self.servers))
-            named = sorted({model or only_model(self.servers[0].control) for model in models})
-        except ServerError:
+            named = sorted({model or _only_model(self.servers[0]) for model in models})
+        except (ServerError, ConfigError):
             versions, named = "not reached", sorted(filter(None, models))
         return versions, [server.name for server in self.servers], named
 
@@ -116,13 +117,13 @@ class Bench:
         return msgspec.structs.replace(_filled(draft, fired), after=self._states(whole.model))
 
     def _completed(self, workload: Workload) -> Workload:
-        model = only_model(self.servers[0].control) if workload.model == ANY_MODEL else workload.model
+        model = _only_model(self.servers[0]) if workload.model == ANY_MODEL else workload.model
         return msgspec.structs.replace(workload, model=model, salt=workload.salt or uuid.uuid4().hex[:8])
 
     def _prepared(self, workload: Workload, test: str, *, fresh: bool, onlooker: Onlooker) -> Run:
         """Bring the model into the state the load needs, and return the run as far as it is known before the load."""
         load_times = [_load(server.control, workload, fresh=fresh, onlooker=onlooker) for server in self.servers]
-        first = self.servers[0].control
+        identity, _ = preflight(self.servers[0].control, workload, server_env=self.settings.server_env)
         return Run(
             id=uuid.uuid4().hex,
             test=test,
@@ -131,7 +132,7 @@ class Bench:
             git_commit=self._git_commit,
             plugin_version=PLUGIN_VERSION,
             workload=workload,
-            fingerprint=fingerprint(first, workload.model, dict(self.settings.server_env)),
+            fingerprint=identity,
             load_time_s=max((seconds for seconds in load_times if seconds is not None), default=None),
             before=self._states(workload.model),
         )
@@ -163,6 +164,7 @@ def _filled(draft: Run, fired: runner.Fired) -> Run:
 
 def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlooker) -> float | None:
     """Load the model with the options of the workload; return the seconds that took, ``None`` where it stood loaded."""
+    control.installed(workload.model)
     state = model_state(control, workload.model)
     if fresh and state.loaded:
         onlooker.message(f"unloading {workload.model}")
@@ -170,5 +172,23 @@ def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlook
     stood = not fresh and state.loaded and state.context_length == workload.num_ctx
     if not stood:
         onlooker.message(f"loading {workload.model}")
-    seconds = control.load(workload)
+    seconds = control.load(
+        workload.model,
+        keep_alive=workload.keep_alive,
+        num_ctx=workload.num_ctx,
+        options=workload.options,
+        timeout_s=workload.timeouts.first_token_s,
+    )
     return None if stood else seconds
+
+
+def _only_model(server: Server) -> str:
+    """Return the model that can only be meant where none is named: the one the server has, or the one it has loaded."""
+    installed = [entry.name for entry in server.control.tags()]
+    if len(installed) == 1:
+        return installed[0]
+    loaded = [entry.name for entry in server.control.ps()]
+    if len(loaded) == 1:
+        return loaded[0]
+    what = f"has {len(installed)} models ({inert(', '.join(installed))})" if installed else "has no model"
+    raise ConfigError(f"no model named, and {server.name} {what}: give --ollama-model, or write model='...' on the marker")

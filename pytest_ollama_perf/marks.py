@@ -47,7 +47,7 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
             fields.update(WORDS[word](word, value))
     fields.setdefault("model", default_model or ANY_MODEL)
     workload = Workload(**_with_defaults(fields))
-    check(workload)
+    check(msgspec.structs.replace(workload, model=workload.model or "not known yet"))
     limits = read_limits({word: value for word, value in words.items() if word not in WORDS and word != "max_regression"})
     return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=_margins(words.get("max_regression", {})))
 
@@ -174,7 +174,7 @@ def _think_time(word: str, value: object) -> tuple[float, float]:
 
 def _think(word: str, value: object) -> bool | str:
     if isinstance(value, bool) or value in ("low", "medium", "high", "max"):
-        return value  # type: ignore[return-value]
+        return value
     raise ConfigError(f"{word}={value!r}: expected True, False, 'low', 'medium', 'high' or 'max'")
 
 

@@ -36,7 +36,7 @@ class _PytestSource:
         return self._config.getoption(option.key, default=None)
 
     def ini(self, option: Option) -> Any:
-        return self._config.getini(option.key) if option.key in self._config.inicfg else None
+        return self._config.getini(option.key) or None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for option in OPTIONS:
         shape = actions[option.kind] | ({"metavar": option.metavar} if option.metavar else {})
         group.addoption(option.flag, dest=option.key, default=None, help=option.help, **shape)
-        parser.addini(option.key, option.help.replace("%%", "%"), type=option.ini_type)  # type: ignore[arg-type]
+        parser.addini(option.key, option.help.replace("%%", "%"), type=option.ini_type, default=None)  # type: ignore[arg-type]
 
 
 def pytest_configure(config: pytest.Config) -> None:

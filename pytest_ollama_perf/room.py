@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.api import MarkedLoad, Ollama
     from pytest_ollama_perf.bench import Bench
     from pytest_ollama_perf.marks import LoadSpec
+    from pytest_ollama_perf.past import Past
     from pytest_ollama_perf.report.progress import LiveProgress
     from pytest_ollama_perf.report.result import TestResult
     from pytest_ollama_perf.report.terminal import Line
@@ -29,8 +30,11 @@ MARKER = "ollama_load"
 FIXTURES = frozenset({"ollama_load", "ollama", "ollama_url"})
 
 
-class VerdictFailed(pytest.fail.Exception):
+class VerdictFailed(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """A verdict failed the test; the message is the whole explanation."""
+
+    # As pytest does for its own outcomes: reports name the class without the place it is defined in.
+    __module__ = "builtins"
 
 
 class Room:
@@ -42,6 +46,7 @@ class Room:
         self._trials: dict[str, list[Trial]] = defaultdict(list)
         self._loads: dict[str, MarkedLoad] = {}
         self._bench: Bench | None = None
+        self._past: Past | None = None
         self._started_at = time.time()
         self._aborted = ""
         self._written: list[str] = []
@@ -55,6 +60,14 @@ class Room:
 
             self._bench = Bench(self.settings, root=self.config.rootpath)
         return self._bench
+
+    def past(self) -> Past:
+        """The history of this build's tests, opened on first use."""
+        if self._past is None:
+            from pytest_ollama_perf.past import Past, gating_pairs
+
+            self._past = Past(self.settings, sum(gating_pairs(load.spec.margins) for load in self._loads.values()))
+        return self._past
 
     def url(self) -> str:
         return self.bench().servers[0].address.url
@@ -77,7 +90,7 @@ class Room:
 
         try:
             with self._onlooker() as onlooker:
-                trial = conduct(self.bench(), spec, test, onlooker=onlooker)
+                trial = conduct(self.bench(), self.past(), spec, test, onlooker=onlooker)
         except OllamaPerfError as error:
             self.keep(test, unmeasured(str(error)))
             raise VerdictFailed(str(error), pytrace=False) from None
@@ -94,7 +107,7 @@ class Room:
 
     def fail_if_bad(self, test: str, trial: Trial) -> None:
         """Fail the running test where the trial's verdict says so."""
-        if trial.fails(strict=self.settings.strict):
+        if trial.fails(self.settings):
             raise VerdictFailed(self._explain(test, trial), pytrace=False)
 
     def _explain(self, test: str, trial: Trial) -> str:
@@ -163,7 +176,7 @@ class Room:
             try:
                 outcome = yield
             except Exception:
-                if trial and trial.fails(strict=self.settings.strict):
+                if trial and trial.fails(self.settings):
                     item.add_report_section("call", "ollama verdict", self._explain(item.nodeid, trial))
                 raise
         if trial:
@@ -180,13 +193,17 @@ class Room:
 
         return [merge(test, trials) for test, trials in self._trials.items()]
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the reports that were asked for; they are written also after Ctrl-C."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the reports that were asked for, also after Ctrl-C. A history that could not be saved fails the build."""
+        if self._past is not None and self._past.unsaved and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if not self.settings.reports:
             return
+        from importlib.metadata import version
+
         from pytest_ollama_perf.report.json_report import Meta, document, write
 
-        meta = Meta(plugin_version=PLUGIN_VERSION, started_at=self._started_at, aborted=self._aborted)
+        meta = Meta(plugin_version=version("pytest-ollama-perf"), started_at=self._started_at, aborted=self._aborted)
         for report in self.settings.reports:
             write(report.path, document(self.results(), meta=meta))
             self._written.append(f"{report.type} report: {report.path}")
@@ -213,6 +230,8 @@ class Room:
     def pytest_unconfigure(self) -> None:
         if self._bench is not None:
             self._bench.close()
+        if self._past is not None:
+            self._past.close()
 
 
 def marker_words(item: pytest.Item, known: tuple[str, ...]) -> dict[str, Any]:

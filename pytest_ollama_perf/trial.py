@@ -9,7 +9,9 @@ from typing import TypeVar
 from pytest_ollama_perf.bench import Bench, Onlooker
 from pytest_ollama_perf.marks import LoadSpec
 from pytest_ollama_perf.report.result import LoadResult, TestResult
+from pytest_ollama_perf.past import Past
 from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.summary import summarise
 from pytest_ollama_perf.verdict.contract import judge_contract
 from pytest_ollama_perf.verdict.limits import Limit, latency_limits
@@ -20,14 +22,23 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Trial:
-    """One judged load; ``loads`` is empty where nothing could be measured."""
+    """One judged load; ``loads`` is empty where nothing could be measured, and has several runs where one was not enough."""
 
     verdict: Verdict
     loads: tuple[LoadResult, ...] = ()
 
-    def fails(self, *, strict: bool) -> bool:
+    def fails(self, settings: Settings) -> bool:
         """Whether this verdict fails its test."""
-        return self.verdict.word in FAILING or (strict and self.verdict.word in {Word.UNSURE, Word.INCOMPARABLE})
+        return (
+            self.verdict.word in FAILING
+            or (settings.strict and self.verdict.word in {Word.UNSURE, Word.INCOMPARABLE})
+            or (settings.require_baseline and self.verdict.word in {Word.NEW, Word.INCOMPARABLE})
+        )
+
+    @property
+    def run(self) -> Run:
+        """The run it judges, the last of several."""
+        return self.loads[-1].run
 
     def unjudged(self) -> Trial:
         """The same load as one that was only to be measured; without a single success that is still not green."""
@@ -36,14 +47,37 @@ class Trial:
         return self
 
 
-def conduct(bench: Bench, spec: LoadSpec, test: str, *, onlooker: Onlooker) -> Trial:
-    """Fire the load of ``spec`` and judge it.
+def conduct(bench: Bench, past: Past, spec: LoadSpec, test: str, *, onlooker: Onlooker) -> Trial:
+    """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more than one.
 
     Raises:
         OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through; ``bench.partial`` then
             holds what had been measured.
     """
-    return judge(bench.measure(spec.workload, test, onlooker=onlooker), spec.limits, strict=bench.settings.strict)
+    history = past.of(test, spec.workload)
+    if not past.matters(history):
+        return _run(bench, spec, test, onlooker, fresh=False)
+    first = _run(bench, spec, test, onlooker, fresh=True)
+    if first.verdict.word in {Word.INVALID, Word.ABORTED}:
+        return first
+    runs = [first]
+    compared = past.compare(history, [first.run], spec.margins)
+    while compared.again and first.verdict.word is not Word.BROKEN:
+        onlooker.message(f"not sure yet, run {len(runs) + 1} of at most {bench.settings.max_runs}")
+        runs.append(_run(bench, spec, test, onlooker, fresh=True))
+        if runs[-1].verdict.word is Word.INVALID:
+            return Trial(runs[-1].verdict, _loads(runs))
+        compared = past.compare(history, [run.run for run in runs], spec.margins)
+    return Trial(past.conclude(first.verdict, compared, [run.run for run in runs], history), _loads(runs))
+
+
+def _run(bench: Bench, spec: LoadSpec, test: str, onlooker: Onlooker, *, fresh: bool) -> Trial:
+    run = bench.measure(spec.workload, test, fresh=fresh, onlooker=onlooker)
+    return judge(run, spec.limits, strict=bench.settings.strict)
+
+
+def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:
+    return tuple(load for trial in trials for load in trial.loads)
 
 
 def aborted(run: Run, spec: LoadSpec) -> Trial:
@@ -76,7 +110,7 @@ def merge(test: str, trials: Sequence[Trial]) -> TestResult:
             changed=_once(change for trial in trials for change in trial.verdict.changed),
             accept=speaker.accept,
         )
-    return TestResult(test, speaker, tuple(load for trial in trials for load in trial.loads))
+    return TestResult(test, speaker, _loads(trials))
 
 
 def _once(values: Iterable[_T]) -> tuple[_T, ...]:
