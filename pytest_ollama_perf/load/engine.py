@@ -146,7 +146,7 @@ class _Load:
             request_id=f"{self._run}-{index:06d}",
             stage=self._plan.stage(index),
             endpoint=endpoint,
-            stream=self._workload.stream and endpoint is not Endpoint.EMBED,
+            stream=self._workload.stream and endpoint != Endpoint.EMBED,
             body=self._plan.body(index),
             timeouts=self._workload.timeouts,
             scheduled_ns=due_ns,

@@ -65,7 +65,7 @@ class Plan:
     def arrivals_ns(self) -> Iterator[int]:
         """Yield when each request of an open loop is due, in nanoseconds after the first."""
         rate = self.workload.rate or 1.0
-        times = _poisson(rate, self.workload.seed) if self.workload.arrival is Arrival.POISSON else _constant(rate)
+        times = _poisson(rate, self.workload.seed) if self.workload.arrival == Arrival.POISSON else _constant(rate)
         return islice((round(1e9 * at) for at in times), self.total)
 
     def pauses_s(self, client: int) -> Iterator[float]:
@@ -109,7 +109,7 @@ def _poisson(rate: float, seed: int) -> Iterator[float]:
 
 def _raw(workload: Workload) -> bool:
     # thinking is switched on in the model's template, which raw passes by
-    return workload.raw and workload.endpoint is Endpoint.GENERATE and not workload.think
+    return workload.raw and workload.endpoint == Endpoint.GENERATE and not workload.think
 
 
 def _fixed(workload: Workload) -> dict[str, Any]:
@@ -119,10 +119,10 @@ def _fixed(workload: Workload) -> dict[str, Any]:
         "keep_alive": workload.keep_alive,
         "options": {**_named_options(workload), **workload.options},
     }
-    if workload.endpoint is Endpoint.EMBED:
+    if workload.endpoint == Endpoint.EMBED:
         return fields
     fields |= {"stream": workload.stream, "think": workload.think}
-    return fields | {"raw": _raw(workload)} if workload.endpoint is Endpoint.GENERATE else fields
+    return fields | {"raw": _raw(workload)} if workload.endpoint == Endpoint.GENERATE else fields
 
 
 def _named_options(workload: Workload) -> dict[str, Any]:
@@ -141,9 +141,9 @@ def _varying(workload: Workload, prompts: Prompts, index: int) -> dict[str, Any]
     first, the same in every request. It also stands in the prompt, since some templates leave the system message out.
     """
     text, nonce = prompts.text(index), prompts.nonce(index)
-    if workload.endpoint is Endpoint.EMBED:
+    if workload.endpoint == Endpoint.EMBED:
         return {"input": text}
-    if workload.endpoint is Endpoint.CHAT:
+    if workload.endpoint == Endpoint.CHAT:
         system = [{"role": "system", "content": nonce}] if nonce else []
         return {"messages": [*system, {"role": "user", "content": text}]}
     return {"prompt": text} if _raw(workload) or not nonce else {"system": nonce, "prompt": text}
@@ -162,8 +162,19 @@ def _check_types(workload: Workload) -> None:
         msgspec.convert(msgspec.to_builtins(workload), Workload)
     except (msgspec.ValidationError, TypeError) as error:
         what, _, where = str(error).partition(" - at `$.")
-        word = where.rstrip("`").replace("_s", "") or "workload"
+        word = where.rstrip("`").replace("_s", "") or "options"
         raise ConfigError(f"{word}: {what[:1].lower()}{what[1:]}") from None
+
+
+def _encodable(workload: Workload) -> str:
+    for word, value in (("prompts", workload.prompts), ("options", workload.options), ("model", workload.model)):
+        try:
+            _ENCODER.encode(value)
+        except UnicodeEncodeError as error:
+            return (
+                f"{word}: a text holds half a character (U+{ord(error.object[error.start]):04X}), which is no Unicode"
+            )
+    return ""
 
 
 def _load(workload: Workload) -> str:
@@ -205,9 +216,9 @@ def _think_time(workload: Workload) -> str:
 
 
 def _prompts(workload: Workload) -> str:
-    if empty := [str(at) for at, text in enumerate(workload.prompts) if not text.strip()]:
+    if empty := [str(at) for at, text in enumerate(workload.prompts, 1) if not text.strip()]:
         return f"prompts: number {empty[0]} is empty, and an empty prompt only loads the model"
-    least = NONCE_WORDS if workload.prefix is Prefix.UNIQUE else 1
+    least = NONCE_WORDS if workload.prefix == Prefix.UNIQUE else 1
     if not workload.prompts and workload.prompt_words < least:
         return f"prompt_words={workload.prompt_words}: must be at least {least}" + _nonce_hint(workload)
     if not workload.prompts and workload.prompt_words >= workload.num_ctx:
@@ -216,7 +227,7 @@ def _prompts(workload: Workload) -> str:
 
 
 def _nonce_hint(workload: Workload) -> str:
-    unique = workload.prefix is Prefix.UNIQUE
+    unique = workload.prefix == Prefix.UNIQUE
     return f", or prefix='warm': the first {NONCE_WORDS} words keep prompts out of the server's cache" if unique else ""
 
 
@@ -241,7 +252,7 @@ def _think(workload: Workload) -> str:
 
 
 def _embeds(workload: Workload) -> bool:
-    return workload.endpoint is Endpoint.EMBED
+    return workload.endpoint == Endpoint.EMBED
 
 
 def _options(workload: Workload) -> str:
@@ -265,6 +276,7 @@ def _positive(number: float) -> bool:
 
 
 _RULES: tuple[Callable[[Workload], str], ...] = (
+    _encodable,
     _load,
     _stop,
     _warmup,

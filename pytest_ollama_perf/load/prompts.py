@@ -32,12 +32,12 @@ WORDS = tuple(_WORDS.split())
 """256 common four-letter words, so that one byte names one word."""
 
 NONCE_WORDS = 8
-"""Words of a nonce: the first differs within any 256 consecutive requests, the other seven make the whole unique."""
+"""Words of a nonce: the first differs within any 256 requests, the first two within 65536; six tell runs apart."""
 
 _WORD_CHARS = 5
 _RING_WORDS = 8192
 _STRIDE = 1009  # coprime with the ring, so that 8192 prompts pass before a text returns
-_MASK = (1 << 56) - 1
+_MASK = (1 << 48) - 1
 
 
 class Prompts:
@@ -45,9 +45,10 @@ class Prompts:
 
     def __init__(self, workload: Workload) -> None:
         self._given = workload.prompts
-        self._unique = workload.prefix is Prefix.UNIQUE
+        self._unique = workload.prefix == Prefix.UNIQUE
         self._words = workload.prompt_words - (NONCE_WORDS if self._unique else 0)
         self._run = f"{workload.seed}\0{workload.salt}"
+        self._offsets = hashlib.blake2b(self._run.encode(), digest_size=2).digest()
         self._ring = "" if self._given else _ring(workload.seed, self._words)
 
     def text(self, index: int) -> str:
@@ -61,11 +62,10 @@ class Prompts:
         """Return the request's ``NONCE_WORDS`` words; empty where a warm prefix is asked for."""
         if not self._unique:
             return ""
-        block, position = divmod(index, 1 << 24)
-        run = hashlib.blake2b(f"{self._run}\0{block}".encode(), digest_size=6).digest()
-        first = (index + run[5]) % len(WORDS)
-        rest = _scatter(int.from_bytes(run[:5], "big") << 16 | position >> 8)
-        return "".join(f" {WORDS[byte]}" for byte in (first, *rest.to_bytes(7, "big")))
+        near = ((index >> shift) + self._offsets[shift // 8] & 0xFF for shift in (0, 8))
+        run = hashlib.blake2b(f"{self._run}\0{index >> 24}".encode(), digest_size=5).digest()
+        far = _scatter(int.from_bytes(run, "big") << 8 | index >> 16 & 0xFF)
+        return "".join(f" {WORDS[byte]}" for byte in (*near, *far.to_bytes(6, "big")))
 
     def _synthetic(self, index: int) -> str:
         # a warm load repeats one text: nothing else is sure to be cached
@@ -80,7 +80,7 @@ def _ring(seed: int, words: int) -> str:
 
 
 def _scatter(number: int) -> int:
-    """Mix 56 bits one to one, so that neighbours differ from their first byte on (an odd factor is invertible)."""
-    number = number * 0x9E3779B97F4A7D & _MASK
-    number ^= number >> 28
-    return number * 0xBF58476D1CE4E5 & _MASK
+    """Mix 48 bits one to one, so that numbers close to each other look unlike (an odd factor is invertible)."""
+    number = number * 0x9E3779B97F4B & _MASK
+    number ^= number >> 24
+    return number * 0xBF58476D1CE5 & _MASK

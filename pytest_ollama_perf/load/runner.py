@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import gc
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 import msgspec
 
@@ -105,9 +105,11 @@ async def arun(
 
 
 def _abort(job: _Job, reason: BaseException, on_abort: OnAbort | None) -> None:
-    job.stop()
-    if on_abort is not None:
-        on_abort(job.fired(_named(reason)))
+    try:
+        job.stop()
+    finally:  # a second Ctrl-C must not lose what was measured
+        if on_abort is not None:
+            on_abort(job.fired(_named(reason)))
 
 
 def _named(reason: BaseException) -> str:
@@ -175,11 +177,11 @@ class _Job:
             self._ended.set()
 
     async def _main(self) -> None:
-        async with anyio.from_thread.BlockingPortal() as portal:
-            with anyio.CancelScope() as scope:
-                self._cancel = partial(portal.start_task_soon, scope.cancel)
-                if not self._stopping:
-                    await self._load()
+        with anyio.CancelScope() as scope:
+            # not a blocking portal: that waits for the loop to answer, and this one may hang
+            self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, scope.cancel)
+            if not self._stopping:
+                await self._load()
 
     async def _load(self) -> None:
         backend = self._make_backend()

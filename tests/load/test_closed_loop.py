@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import anyio
 import pytest
 from scripted import Scripted, closed, fired, in_virtual_time, outcomes, since_start, timed
@@ -63,7 +65,7 @@ def test_think_time_between_bounds_is_the_same_for_the_same_seed():
     workload = closed(requests=20, think_time_s=(0.25, 0.75))
     first, second = (since_start(fired(workload, Scripted(1.0))) for _ in range(2))
     other = since_start(fired(closed(requests=20, think_time_s=(0.25, 0.75), seed=2), Scripted(1.0)))
-    pauses = [later - sooner - 1.0 for sooner, later in zip(first, first[1:], strict=False)]
+    pauses = [later - sooner - 1.0 for sooner, later in itertools.pairwise(first)]
     assert first == second != other
     assert all(0.25 <= pause <= 0.75 for pause in pauses)
     assert len(set(pauses)) == 19

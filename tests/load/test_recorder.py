@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from scripted import SECOND
+
+from pytest_ollama_perf.load.recorder import Progress, Recorder
+from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
+
+
+def sample(index=0, outcome=Outcome.OK, **fields) -> Sample:
+    values = {"client": 0, "url": "u", "request_id": str(index), "stage": Stage.MEASURED, "sent_ns": 0, "done_ns": 1}
+    return Sample(**{"index": index, "outcome": outcome, **values, **fields})
+
+
+def test_before_it_begins_nothing_has_happened():
+    assert Recorder(5).progress() == Progress(sent=0, done=0, failed=0, tokens=0, elapsed_s=0.0, total=5)
+
+
+def test_progress_counts_what_is_sent_done_and_failed():
+    now = [7 * SECOND]
+    recorder = Recorder(9, clock=lambda: now[0])
+    recorder.begin(123)
+    for _ in range(4):
+        recorder.sent()
+    recorder.add(sample(counters=Counters(eval_count=64)))
+    recorder.add(sample(1, Outcome.TRUNCATED))
+    now[0] = 9 * SECOND
+    progress = recorder.progress()
+    assert progress == Progress(sent=4, done=2, failed=1, tokens=64, elapsed_s=2.0, total=9)
+    assert progress.in_flight == 2
+    assert recorder.started_ns == 123
+
+
+def test_chunks_count_as_tokens_where_the_server_counted_none():
+    recorder = Recorder()
+    recorder.add(sample(chunk_ns=(1, 2, 3), outcome=Outcome.CUT_OFF))
+    assert recorder.progress().tokens == 3
+
+
+def test_samples_come_in_the_order_of_the_requests():
+    recorder = Recorder()
+    for index in (2, 0, 1):
+        recorder.add(sample(index))
+    assert [kept.index for kept in recorder.samples()] == [0, 1, 2]
+
+
+def test_samples_taken_during_a_load_do_not_change_later():
+    recorder = Recorder()
+    recorder.add(sample(0))
+    taken = recorder.samples()
+    recorder.add(sample(1))
+    assert len(taken) == 1
