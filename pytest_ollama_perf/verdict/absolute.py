@@ -34,7 +34,7 @@ def _judged(limit: Limit, found: MetricSummary, value: float, run: Run) -> tuple
         return _of_failures(limit, found)
     if found.n == found.failed:
         met = _meets(limit, value)
-        return Word.OK if met else Word.BROKEN, f"{_all(found.n)} failed"
+        return Word.OK if met else Word.BROKEN, f"{everyone(found.n)} failed"
     if limit.stat in PERCENTILES and limit.metric != "itl":
         return _of_percentile(limit, request_values(limit.metric, run.measured), found, value)
     if limit.stat in {"min", "max"}:
@@ -97,8 +97,14 @@ def _of_number(limit: Limit, found: MetricSummary, value: float) -> tuple[Word, 
     return Word.BROKEN, distance if sure else f"{distance}, which could be chance ({low} .. {high})"
 
 
+_ROUNDING = 1e-9
+"""Relative: what arithmetic may cost a number that meets its bound exactly; far below what a clock can tell."""
+
+
 def _meets(limit: Limit, value: float) -> bool:
-    return value >= limit.bound if limit.op == ">=" else value <= limit.bound
+    if limit.op == ">=":
+        return value >= limit.bound * (1 - _ROUNDING)
+    return value <= limit.bound * (1 + _ROUNDING)
 
 
 def _beyond(limit: Limit) -> str:
@@ -107,7 +113,7 @@ def _beyond(limit: Limit) -> str:
 
 def _distance(limit: Limit, value: float) -> str:
     """How far the number is from its bound, as a person would say it."""
-    if value == limit.bound:
+    if math.isclose(value, limit.bound, rel_tol=_ROUNDING):
         return "exactly met"
     side = "above" if value > limit.bound else "below"
     return f"{percent(abs(value / limit.bound - 1))} {side}" if limit.bound else side
@@ -117,7 +123,7 @@ def _named(limit: Limit) -> str:
     return label(limit.metric, limit.stat)
 
 
-def _all(n: int) -> str:
+def everyone(n: int) -> str:
     return "the only request" if n == 1 else f"all {n} requests"
 
 
@@ -125,7 +131,7 @@ def _why_absent(limit: Limit, summary: Summary) -> str:
     if not summary.requests:
         return "no request was measured"
     if limit.metric == "throughput" and "throughput_whole" in summary.metrics:
-        return "there was no time in which all clients were busy; give more requests than clients"
+        return "there was no time in which all clients were busy; it needs more requests than clients"
     if limit.metric == "goodput":
         return "it counts requests that meet the limits on times, and there is none; add one such as max_p95_latency"
     return f"none of {count(summary.requests, 'request')} has it ({METRICS[limit.metric].help})"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.summary import Summary
 from pytest_ollama_perf.text import inert
-from pytest_ollama_perf.verdict.absolute import judge_limit
+from pytest_ollama_perf.verdict.absolute import everyone, judge_limit
 from pytest_ollama_perf.verdict.hints import hints
 from pytest_ollama_perf.verdict.limits import Limit
 from pytest_ollama_perf.verdict.validity import problems
@@ -39,7 +39,7 @@ def _decided(run: Run, summary: Summary, rows: Sequence[Row], found: Iterable[Pr
         return Word.INVALID, spoiling[0].text + _and_more(len(spoiling) - 1)
     word = worst(tuple(row.word for row in rows))
     if word is Word.OK and not summary.ok:
-        return Word.BROKEN, f"all {summary.requests} requests failed: {_outcomes(summary)}"
+        return Word.BROKEN, f"{everyone(summary.requests)} failed: {_outcomes(summary)}"
     if word is Word.OK:
         return word, _fine(rows, summary)
     telling = [row for row in rows if row.word is word]

@@ -147,7 +147,7 @@ def _given(metric: Metric, value: object, written: str) -> float:
         return _bound(metric, match["number"], match["unit"], written)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"limit {written}: expected {_expected(metric)}")
-    return _checked(metric, float(value), written)
+    return _checked(metric, float(Decimal(value)), written)
 
 
 def _checked(metric: Metric, bound: float, written: str) -> float:
