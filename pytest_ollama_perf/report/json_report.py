@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,21 +33,11 @@ _Facts = TypeVar("_Facts", Fingerprint, ModelState)
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of the whole session. ``started_at`` is when its first load began (Unix seconds), if any did."""
+    """What is true of the whole session: when it started (Unix seconds), why it ended early if it did."""
 
     plugin_version: str
-    started_at: float | None
+    started_at: float
     aborted: str = ""
-
-    @classmethod
-    def of(cls, results: Sequence[TestResult], aborted: str = "") -> Meta:
-        """Read what the runs say of the session."""
-        runs = [load.run for result in results for load in result.loads]
-        return cls(
-            plugin_version=metadata.version("pytest-ollama-perf"),
-            started_at=min((run.started_at for run in runs), default=None),
-            aborted=aborted or next((run.aborted for run in runs if run.aborted), ""),
-        )
 
 
 class MetricEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,7 +165,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int
     plugin_version: str
-    started_at: float | None
+    started_at: float
     aborted: str
     tests: tuple[TestEntry, ...]
 

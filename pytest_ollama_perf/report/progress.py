@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_ollama_perf.load.recorder import Progress
-from pytest_ollama_perf.report.layout import clean, cut
+from pytest_ollama_perf.report.layout import WIDTH, clean, cut
 from pytest_ollama_perf.verdict.wording import count, number
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from pytest_ollama_perf.report.bar import BarPainter
 
 LINE_EVERY_S = 10.0
 """How often a plain line is written."""
@@ -20,7 +21,6 @@ LINE_EVERY_S = 10.0
 _MAKE_ROOM_BELOW = "\x1bD\x1b[1A\x1b7"
 _GO_BELOW = "\x1b[1B\r\x1b[2K"
 _COME_BACK = "\x1b8"
-_BAR = 20
 
 
 class LiveProgress:
@@ -33,10 +33,11 @@ class LiveProgress:
 
     def __init__(self, file: TextIO, *, verbosity: int = 0, width: int | None = None) -> None:
         self._file = file
+        self._encoding = getattr(file, "encoding", None) or "utf-8"
         self._live = verbosity >= 0 and _is_terminal(file)
         self._plain = verbosity > 0 and not self._live
         self._width = width
-        self._console: Console | None = None
+        self._painter: BarPainter | None = None
         self._duration_s: float | None = None
         self._model = ""
         self._next_line_s = LINE_EVERY_S
@@ -48,9 +49,9 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console is not None:
+        if self._painter is not None:
             self._write(_GO_BELOW + _COME_BACK)
-            self._console = None
+            self._painter = None
 
     def begin(self, model: str, duration_s: float | None = None) -> None:
         """Say which model the next updates are about, and how long the load takes where time ends it."""
@@ -60,12 +61,12 @@ class LiveProgress:
     def message(self, text: str) -> None:
         """Show ``text`` instead of the bar, such as ``loading model x ... 34 s``.
 
-        Where there is no terminal, messages that differ in their numbers only are written once.
+        Where there is no terminal, a message that differs from the last in its seconds only is not repeated.
         """
         text = clean(text)
         if self._live:
             self._draw(text, None)
-        elif self._plain and (wording := re.sub(r"[\d.]+", "", text)) != self._last_message:
+        elif self._plain and (wording := re.sub(r"[\d.]+ s$", "", text)) != self._last_message:
             self._last_message = wording
             self._line(text)
 
@@ -75,21 +76,25 @@ class LiveProgress:
             self._draw(describe(progress, self._duration_s), share_done(progress, self._duration_s))
         elif self._plain and progress.elapsed_s >= self._next_line_s:
             self._next_line_s = progress.elapsed_s + LINE_EVERY_S
-            self._line(f"{self._model} {describe(progress, self._duration_s)}")
+            self._line(f"{self._model}: {describe(progress, self._duration_s)}".removeprefix(": "))
 
     def _line(self, text: str) -> None:
-        self._write(f"\n  {cut(text.strip(), 76)}")
+        self._write(f"\n  {cut(text, WIDTH - 2)}")
 
     def _draw(self, text: str, share: float | None) -> None:
-        """Draw one line below the cursor and come back. Only whole escape sequences are written, in one piece."""
-        if self._console is None:
-            self._console = _console(self._file, self._width)
+        """Draw one line below the cursor and come back."""
+        if self._painter is None:
+            from pytest_ollama_perf.report.bar import BarPainter
+
+            self._painter = BarPainter(self._encoding, self._width)
             self._write(_MAKE_ROOM_BELOW)
-        self._write(_GO_BELOW + _rendered(self._console, self._model, text, share) + _COME_BACK)
+        self._write(_GO_BELOW + self._painter.line(self._model, text, share) + _COME_BACK)
 
     def _write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
+        """Write in one piece what the file's encoding has; a terminal that is gone is no reason to lose a load."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text.encode(self._encoding, "replace").decode(self._encoding))
+            self._file.flush()
 
 
 def share_done(progress: Progress, duration_s: float | None = None) -> float | None:
@@ -119,28 +124,3 @@ def _left_s(progress: Progress, duration_s: float | None) -> float | None:
 
 def _is_terminal(file: TextIO) -> bool:
     return file.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _console(file: TextIO, width: int | None) -> Console:
-    from rich.console import Console
-
-    return Console(file=file, width=width, force_terminal=True, highlight=False, markup=False, emoji=False)
-
-
-def _rendered(console: Console, model: str, text: str, share: float | None) -> str:
-    """Return one line: the model, a bar, the numbers; what does not fit is cut, so that the line never wraps."""
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    width = console.width - 1
-    grid = Table.grid(padding=(0, 1))
-    cells = [Text(text, no_wrap=True, overflow="ellipsis")]
-    if share is not None:
-        cells = [ProgressBar(total=1.0, completed=share, width=_BAR), *cells]  # type: ignore[list-item]
-        width_of_model = max(0, width - _BAR - len(text) - 4)
-        cells = [Text(cut(model, width_of_model)), *cells] if width_of_model > 5 else cells
-    grid.add_row(*cells)
-    with console.capture() as drawn:
-        console.print(grid, end="", width=width, no_wrap=True, overflow="crop", crop=True)
-    return drawn.get().split("\n")[0]

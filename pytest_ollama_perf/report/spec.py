@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.words import did_you_mean
-
-if TYPE_CHECKING:
-    from pytest_ollama_perf.report.result import TestResult
 
 TYPES = ("json",)
 """Report types that can be written."""
@@ -44,13 +39,3 @@ def parse(text: str) -> ReportSpec:
 
 def _valid() -> str:
     return f"valid types: {', '.join(TYPES)}"
-
-
-def write_report(spec: ReportSpec, results: Sequence[TestResult], *, aborted: str = "") -> None:
-    """Write the report of ``results`` that ``spec`` asks for, whole or not at all.
-
-    ``aborted`` says why the session ended early. Raises ``ConfigError`` where the path cannot be written.
-    """
-    from pytest_ollama_perf.report import json_report
-
-    json_report.write(spec.path, json_report.document(results, meta=json_report.Meta.of(results, aborted)))

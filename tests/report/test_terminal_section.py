@@ -7,6 +7,7 @@ import math
 import unicodedata
 
 import msgspec
+from _pytest._io import TerminalWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_makers import FINGERPRINT, TEST, WORKLOAD, load, result, row, sample
@@ -160,9 +161,7 @@ def test_the_style_follows_the_verdict():
 
 
 def test_styles_are_words_that_the_terminal_writer_knows():
-    import _pytest._io
-
-    known = _pytest._io.TerminalWriter._esctable
+    known = TerminalWriter._esctable
     assert all(word in known for style in Style for word in style.markup)
 
 
@@ -191,7 +190,8 @@ nasty = st.text(st.characters(exclude_categories=()), max_size=60) | st.sampled_
     ["\x1b[31mred\x1b[0m", "a\nb\r\nc", "\u202eabc", "漢字" * 60, "e\u0301" * 90, "\ud800", "x" * 400, "👩‍👩‍👧" * 40]
 )
 words = st.sampled_from(Word)
-numbers = st.floats(0, 1e30) | st.sampled_from([math.inf, None])
+finite = st.floats(0, 1e30)
+numbers = finite | st.sampled_from([math.inf, None])
 
 
 @st.composite
@@ -202,13 +202,9 @@ def results(draw):
     fingerprint = msgspec.structs.replace(FINGERPRINT, model=model, quantization=draw(nasty), gpu=draw(nasty))
     made = load(samples, workload=msgspec.structs.replace(WORKLOAD, model=model), fingerprint=fingerprint)
     keys = st.sampled_from(["tps", "throughput_whole", "prefill_tps", "latency", "error_rate"])
-    rows = draw(
-        st.lists(
-            st.builds(row, keys, st.sampled_from(["", "p95"]), words, value=numbers.filter(lambda x: x is not None),
-                      op=st.just(">="), bound=numbers, baseline=numbers, change=numbers, low=numbers, high=numbers, margin=numbers),
-            max_size=3,
-        )
-    )  # fmt: skip
+    ends = dict.fromkeys(("bound", "baseline", "change", "low", "high", "margin"), numbers)
+    one_row = st.builds(row, keys, st.sampled_from(["", "p95"]), words, value=finite, op=st.just(">="), **ends)
+    rows = draw(st.lists(one_row, max_size=3))
     return result(
         draw(words),
         draw(nasty),

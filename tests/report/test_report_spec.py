@@ -1,0 +1,49 @@
+"""``--ollama-report TYPE:PATH`` is read or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.report.spec import ReportSpec, parse
+
+
+@pytest.mark.parametrize("path", ["perf.json", "out/perf.json", "/tmp/perf.json", "C:\\perf.json", "a:b.json", "~"])
+def test_type_and_path_are_told_apart_at_the_first_colon(path):
+    assert parse(f"json:{path}") == ReportSpec("json", Path(path))
+
+
+@pytest.mark.parametrize("given", ["", "json", "json:", "json: ", ":perf.json", "perf.json"])
+def test_a_missing_part_is_refused(given):
+    with pytest.raises(ConfigError) as refused:
+        parse(given)
+    assert str(refused.value) == (
+        f"--ollama-report {given!r}: give TYPE:PATH, such as json:report.json; valid types: json"
+    )
+
+
+def test_a_misspelt_type_is_answered_with_the_near_one():
+    with pytest.raises(ConfigError) as refused:
+        parse("Jason:perf.json")
+    assert str(refused.value) == (
+        "--ollama-report 'Jason:perf.json': unknown report type 'Jason'; did you mean 'json'?; valid types: json"
+    )
+
+
+def test_a_type_far_from_all_gets_no_guess():
+    with pytest.raises(ConfigError, match=r"unknown report type 'html'; valid types: json$"):
+        parse("html:perf.html")
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_is_refused(path):
+    with pytest.raises(ConfigError, match=r"is a folder; give a file, such as json:report\.json"):
+        parse(f"json:{path}")
+
+
+def test_hostile_text_is_shown_escaped_on_one_line():
+    with pytest.raises(ConfigError) as refused:
+        parse("x\n\x1b[2J:y")
+    assert str(refused.value).isprintable()
