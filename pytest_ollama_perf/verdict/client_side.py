@@ -34,9 +34,10 @@ def buffered(run: Run, summary: Summary) -> Iterator[Problem]:
         return
     late = median(_held_s(sample) for sample in held)
     bursts = median(_chunks_a_burst(sample) for sample in held)
+    of_chunks = f" of {number(bursts)} chunks" if bursts >= _BURST else ""
     text = (
-        f"the stream was buffered on its way: {len(held)} of {count(len(streams), 'response')} came in bursts of "
-        f"{number(bursts)} chunks{f', the first {seconds(late)} late' if late else ''}; is there a proxy?"
+        f"the stream was buffered on its way: {len(held)} of {count(len(streams), 'response')} came in bursts"
+        f"{of_chunks}{f', the first {seconds(late)} late' if late else ''}; is there a proxy?"
     )
     yield Problem(name="buffered stream", text=text, spoils=len(held) > _AFFECTED * len(streams))
 
