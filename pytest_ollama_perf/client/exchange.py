@@ -37,6 +37,46 @@ _SECOND = 1_000_000_000
 class Exchange:
     """Reads one answer. ``finished`` says that the outcome stands, ``reusable`` that the connection may serve again."""
 
+    __slots__ = (
+        "_body",
+        "_chunk_ns",
+        "_complete",
+        "_counters",
+        "_done_ns",
+        "_done_reason",
+        "_error",
+        "_feed",
+        "_final",
+        "_final_ns",
+        "_first_answer_ns",
+        "_first_token_ns",
+        "_header_ns",
+        "_headers",
+        "_headless",
+        "_kept_alive",
+        "_last_piece",
+        "_line_count",
+        "_outcome",
+        "_parser",
+        "_problem",
+        "_read_count",
+        "_read_lag_ns",
+        "_rest",
+        "_rest_size",
+        "_status",
+        "_take",
+        "attempt",
+        "bytes_received",
+        "connect_ns",
+        "finished",
+        "last_ns",
+        "on_body",
+        "request",
+        "reusable",
+        "sent_ns",
+        "url",
+    )
+
     def __init__(self, request: Request, url: str, sent_ns: int) -> None:
         self.request = request
         self.url = url
@@ -106,6 +146,8 @@ class Exchange:
         self.bytes_received += len(data)
         try:
             self._feed(data)
+        except httptools.HttpParserUpgrade:
+            self._problem = "the server switched to another protocol"
         except httptools.HttpParserError as error:
             self._problem = self._problem or f"not HTTP: {inert(str(error))}"
         body = self._body
@@ -161,15 +203,22 @@ class Exchange:
 
     # What the parser calls.
 
+    def on_message_begin(self) -> None:
+        """Trust the connection no more where it brings an answer that nobody asked for."""
+        if self._complete:
+            self._kept_alive = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep what is needed of a header."""
         name = name.lower()
-        if name in _KEPT:
+        if name in _KEPT and not self._complete:
             self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         """Decide how the body is read."""
         status = self._parser.get_status_code()
+        if self._complete:
+            return
         if status < 200:
             self._headers.clear()
             return
@@ -186,10 +235,7 @@ class Exchange:
 
     def on_message_complete(self) -> None:
         """Note the end of the answer; one of 1xx is none. The parser forgets about keep-alive right after this."""
-        if self._header_ns is None:
-            return
-        if self._complete:
-            self._kept_alive = False  # a second answer that nobody asked for
+        if self._header_ns is None or self._complete:
             return
         self._complete = True
         self._last_piece = len(self._body)
@@ -206,27 +252,34 @@ class Exchange:
         return b"content-length" in self._headers or b"transfer-encoding" in self._headers or self._status == 204
 
     def _stream_body(self, data: bytes) -> None:
-        if not self._rest and data.find(b"\n") == len(data) - 1:
-            self._line(data)
+        if self._rest:
+            data = self._finish_line(data)
+        if data.find(b"\n") == len(data) - 1:
+            if data:
+                self._line(data)
             return
-        end = data.rfind(b"\n") + 1
-        if not end:
-            self._keep(data)
-            return
-        self._keep(data[:end])
-        whole = b"".join(self._rest)
-        self._rest.clear()
-        self._rest_size = 0
-        for line in whole.split(b"\n"):
+        *whole, rest = data.split(b"\n")
+        for line in whole:
             if line and not self.finished:
                 self._line(line)
-        if end < len(data):
-            self._keep(data[end:])
+        if rest:
+            self._keep(rest)
+
+    def _finish_line(self, data: bytes) -> bytes:
+        """Complete the line that an earlier read began; return what follows it."""
+        end = data.find(b"\n") + 1 or len(data)
+        self._keep(data[:end])
+        if data[end - 1] == 0x0A and not self.finished:
+            line = b"".join(self._rest)
+            self._rest.clear()
+            self._rest_size = 0
+            self._line(line)
+        return data[end:]
 
     def _keep(self, data: bytes) -> None:
         self._rest.append(data)
         self._rest_size += len(data)
-        if self._rest_size > LINE_LIMIT:
+        if self._rest_size - data.endswith(b"\n") > LINE_LIMIT:
             self._rest.clear()
             self.fail(Outcome.MALFORMED, f"a line of more than {LINE_LIMIT} bytes")
 
