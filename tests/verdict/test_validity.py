@@ -174,11 +174,11 @@ def test_a_buffering_proxy_spoils_the_run(chunks_a_read):
 
 
 def test_a_stream_that_came_faster_than_it_was_made_was_held_back():
-    trickle = counted(sample(0, tokens=64, step=1), eval_duration_ns=630 * MS)
+    trickle = counted(sample(0, tokens=64, step=4), eval_duration_ns=630 * MS)
     problem = only(trickle)
     assert problem.spoils
     assert problem.text == (
-        "the stream was buffered on its way: 1 of 1 response came in bursts, the first 567 ms late; is there a proxy?"
+        "the stream was buffered on its way: 1 of 1 response came in bursts, the first 378 ms late; is there a proxy?"
     )
 
 
