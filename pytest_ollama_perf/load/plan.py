@@ -18,7 +18,7 @@ from pytest_ollama_perf.workload import Arrival, Endpoint, Prefix, Workload
 
 _MAX_SEED = 2**31 - 1
 _THINK_LEVELS = ("low", "medium", "high", "max")
-_ENCODED_AHEAD_BYTES = 64 * 1024 * 1024
+_ENCODED_AHEAD_BYTES = 32 * 1024 * 1024
 _OPEN_CONNECTIONS = 256
 _ENCODER = msgspec.json.Encoder()
 
