@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import SupportsFloat, TypeVar
 
 import msgspec
 
@@ -184,9 +184,16 @@ def document(results: Sequence[TestResult], *, meta: Meta) -> bytes:
 
 def _encoded(whole: Document) -> bytes:
     try:
-        return msgspec.json.encode(whole)
+        return msgspec.json.encode(whole, enc_hook=_number)
     except UnicodeEncodeError:  # a lone surrogate in what the user wrote: a file name or an option
-        return msgspec.json.encode(_encodable(msgspec.to_builtins(whole)))
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(whole, enc_hook=_number)))
+
+
+def _number(value: object) -> float:
+    """Return a number of another library, such as numpy, as a plain one."""
+    if isinstance(value, SupportsFloat):
+        return float(value)
+    raise NotImplementedError(f"a report cannot hold a {type(value).__name__}: {value!r}")
 
 
 def _encodable(value: object) -> object:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,6 +194,12 @@ def test_a_lone_surrogate_does_not_cost_the_report():
     made = report(result(test="tests/test_\udcff.py::test_it", loads=[load(workload=odd)]))
     assert made["tests"][0]["test"] == "tests/test_?.py::test_it"
     assert made["tests"][0]["loads"][0]["workload"]["options"] == {"stop": ["?"], "k": 1}
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = row("tps", value=np.float64(84.1), low=np.float64("inf"), high=np.float32(2.0))
+    written = report(result(rows=(made,)))["tests"][0]["rows"][0]
+    assert (written["value"], written["low"], written["high"]) == (84.1, None, 2.0)
 
 
 @given(st.text(st.characters(exclude_categories=())), st.floats(0) | st.just(math.nan), st.sampled_from(Outcome))
