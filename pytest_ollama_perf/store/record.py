@@ -13,6 +13,7 @@ raises ``run.SCHEMA`` and adds one step to ``UPGRADES``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -52,7 +53,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def encode(run: Run) -> bytes:
     """Return the record of ``run``; ``StoreError`` where it holds what no record can."""
     try:
-        data = seal(msgspec.to_builtins(_record(run)), opened=("samples",))
+        body = msgspec.to_builtins(_record(run))
+        _must_be_finite(body)
+        data = seal(body, opened=("samples",))
         decode(data, "its record")
     except (*DAMAGE, CorruptRecord) as error:
         raise StoreError(f"run {inert(run.id)} cannot be stored: {inert(str(error))}") from error
@@ -65,6 +68,15 @@ def decode(data: bytes, where: str, upgrades: Mapping[int, Upgrade] = UPGRADES, 
         return _run(msgspec.convert(unseal(data, where, newest, upgrades), Record))
     except DAMAGE as error:
         raise corrupt(where, str(error)) from error
+
+
+def _must_be_finite(part: object) -> None:
+    """JSON has no word for an infinity: it would come back as nothing."""
+    if isinstance(part, float) and not math.isfinite(part):
+        raise ValueError(f"{part} is no number that a file can hold")
+    if isinstance(part, dict | list | tuple):
+        for inner in part.values() if isinstance(part, dict) else part:
+            _must_be_finite(inner)
 
 
 def _record(run: Run) -> Record:

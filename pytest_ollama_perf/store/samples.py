@@ -126,7 +126,7 @@ def _times(samples: Sequence[Sample], origin: int) -> dict[str, Any]:
     spoken = _or(first, begun)
     return {
         "tick_us": tick,
-        "sent_us": pack_in_full(np.array(_less(sent, [0, *sent[:-1]]), dtype=np.int64)),
+        "sent_us": pack_in_full(np.array(_less(sent, [0, *sent][: len(sent)]), dtype=np.int64)),
         "scheduled_us": pack(_less([_us_or_none(sample.scheduled_ns, origin) for sample in samples], sent)),
         "connect_us": pack([_us_or_none(sample.connect_ns, 0) for sample in samples]),
         "header_us": pack(_less(header, sent)),

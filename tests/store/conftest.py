@@ -1,0 +1,48 @@
+"""The stores that the contract is tested on: a directory, SQLite, and PostgreSQL where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_ollama_perf.store import Store, open_store
+
+POSTGRESQL = "OLLAMA_PERF_TEST_POSTGRESQL"
+
+
+@pytest.fixture(params=["directory", "sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty store's name, of every kind."""
+    if request.param == "directory":
+        yield str(tmp_path / "history")
+    elif request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/history.db"
+    else:
+        yield from _postgresql()
+
+
+def _postgresql() -> Iterator[str]:
+    url = os.environ.get(POSTGRESQL)
+    if not url:
+        pytest.skip(f"no PostgreSQL: run under tests/postgres.sh or set {POSTGRESQL}")
+    pytest.importorskip("psycopg")
+    _drop(url)
+    yield url
+    _drop(url)
+
+
+def _drop(url: str) -> None:
+    import psycopg  # noqa: PLC0415
+
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP TABLE IF EXISTS ollama_perf_runs, ollama_perf_acceptances, ollama_perf_schema")
+
+
+@pytest.fixture
+def store(place: str) -> Iterator[Store]:
+    opened = open_store(place)
+    yield opened
+    opened.close()
