@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 _TAIL = (1 - CONFIDENCE) / 2
 _RESAMPLES = 1000
 _SEED = 20190425
-_BOOTSTRAP_FROM, _BOOTSTRAP_TO = 10, 1000
+_BOOTSTRAP_FROM, _BOOTSTRAP_TO = 10, 500
 _GROUPS = 5
 
 
@@ -68,7 +68,7 @@ def of_clustered_quantile(found: Floats, owner: npt.NDArray[np.intp], value: flo
 def of_ratio(above: Floats, below: Floats) -> Interval | None:
     """Return the interval of ``sum(above) / sum(below)`` over requests; a mean is a ratio to ones.
 
-    From 10 to 1000 requests a seeded bootstrap, its percentiles moved outwards as a t interval of that n asks for
+    From 10 to 500 requests a seeded bootstrap, its percentiles moved outwards as a t interval of that n asks for
     (Hesterberg 2015, expanded percentile); outside that range the linearised ratio with Student's t. ``None`` below two
     requests and where a value is infinite.
     """

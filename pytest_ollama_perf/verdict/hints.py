@@ -14,7 +14,7 @@ from pytest_ollama_perf.verdict.wording import count, seconds
 
 def hints(run: Run, summary: Summary) -> tuple[str, ...]:
     """Return the hints of ``run``, one line each."""
-    return (*_slots(run), *_refusals(summary), *_on_cpu(run))
+    return (*_slots(run), *_refusals(summary))
 
 
 def _slots(run: Run) -> Iterator[str]:
@@ -77,9 +77,3 @@ def _refusals(summary: Summary) -> Iterator[str]:
     slow = summary.outcomes.get(Outcome.FIRST_TOKEN_TIMEOUT.value, 0)
     if slow:
         yield f"{count(slow, 'request')} got no first token in time; raise the timeout or lower the load"
-
-
-def _on_cpu(run: Run) -> Iterator[str]:
-    states = [state for state in run.after.values() if state.loaded]
-    if states and all(state.vram_share == 0 for state in states):
-        yield "the model runs on the CPU: none of it is in GPU memory"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_makers import failure, one_after_another, run_of, sample, slower
+from run_makers import MS, failure, one_after_another, run_of, sample, slower
 
 from pytest_ollama_perf.summary import interval, summarise
 
@@ -64,6 +64,32 @@ def test_intervals_of_a_median_cover_the_truth_as_often_as_they_say():
     drawn = (np.sort(chance.exponential(size=30)) for _ in range(400))
     covered = sum(low <= np.log(2) <= high for low, high in (interval.of_quantile(one, 0.5) for one in drawn))
     assert 0.94 <= covered / 400 <= 0.99
+
+
+def test_the_linearised_interval_takes_over_where_the_bootstrap_ends_without_a_jump():
+    took = np.exp(np.random.default_rng(7).normal(0.0, 0.1, 501))
+    sampled, linear = interval.of_ratio(np.ones(500), took[:500]), interval.of_ratio(np.ones(501), took)
+    assert sampled == pytest.approx(linear, rel=0.003)
+
+
+def test_an_open_loop_has_an_interval_from_equal_parts_of_its_time():
+    arrivals = [sample(at, sent=at * 100, scheduled_ns=at * 100 * MS) for at in range(40)]
+    found = summarise(run_of(*arrivals)).metrics
+    for name in ("throughput", "qps"):
+        low, high = found[name].ci["value"]
+        assert 0.5 * found[name].value < low <= found[name].value <= high < 1.5 * found[name].value
+    assert "value" not in summarise(run_of(*arrivals[:19])).metrics["qps"].ci
+
+
+def test_the_throughput_of_a_closed_loop_has_the_interval_of_its_requests():
+    # Requests of 200 and 300 ms in turn: 250 ms on average, sd 51, so about 10 % either way for 20 of them.
+    sent, samples = 0, []
+    for at in range(20):
+        samples.append(sample(at, sent=sent, ttft=100 + at % 2 * 100))
+        sent += 200 + at % 2 * 100
+    found = summarise(run_of(*samples)).metrics["throughput"]
+    assert found.value == pytest.approx(44.0)
+    assert found.ci["value"] == pytest.approx((40.3, 48.5), abs=0.5)
 
 
 def test_gaps_of_one_stream_do_not_count_as_independent():

@@ -1,7 +1,6 @@
 import msgspec
 from run_makers import failure, one_after_another, run_of, sample, transcript
 
-from pytest_ollama_perf.run import ModelState
 from pytest_ollama_perf.sample import Outcome
 from pytest_ollama_perf.summary import summarise
 from pytest_ollama_perf.verdict.hints import hints, slots_seen
@@ -64,9 +63,3 @@ def test_refused_and_impatient_requests_are_explained():
         "the server turned 1 request away: its OLLAMA_MAX_QUEUE was full during a load",
         "1 request got no first token in time; raise the timeout or lower the load",
     )
-
-
-def test_a_model_on_the_cpu_is_mentioned():
-    on_cpu = ModelState(loaded=True, size=100, size_vram=0)
-    assert hinted(sample(0), after={"u": on_cpu}) == ("the model runs on the CPU: none of it is in GPU memory",)
-    assert hinted(sample(0), after={"u": ModelState()}) == ()
