@@ -34,11 +34,13 @@ from pytest_ollama_perf.workload import ANY_MODEL, Workload
 
 @dataclass(frozen=True)
 class Server:
-    """One server under test. ``name`` is how the user named it, without credentials."""
+    """One server under test. ``name`` is how the user named it, without credentials; ``usual`` the model meant where none
+    is named, as far as that is known without asking."""
 
     name: str
     address: Address
     control: Control
+    usual: str = ANY_MODEL
 
 
 class Onlooker(Protocol):
@@ -79,10 +81,12 @@ class Bench:
 
     def _open(self, url: str, place: Address | SimulatorSettings) -> Server:
         if isinstance(place, SimulatorSettings):
-            address, name = parse_address(self._stack.enter_context(start(place)).url), url
-        else:
-            address, name = place, place.display
-        return Server(name, address, self._stack.enter_context(Control(address, self._access)))
+            address = parse_address(self._stack.enter_context(start(place)).url)
+            return Server(url, address, self._controlled(address), place.models[0].full_name)
+        return Server(place.display, place, self._controlled(place))
+
+    def _controlled(self, address: Address) -> Control:
+        return self._stack.enter_context(Control(address, self._access))
 
     def close(self) -> None:
         """Stop simulators and close connections."""
@@ -184,6 +188,8 @@ def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlook
 
 def _only_model(server: Server) -> str:
     """Return the model that can only be meant where none is named: the one the server has, or the one it has loaded."""
+    if server.usual != ANY_MODEL:
+        return server.usual
     installed = [entry.name for entry in server.control.tags()]
     if len(installed) == 1:
         return installed[0]

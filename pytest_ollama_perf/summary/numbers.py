@@ -9,7 +9,7 @@ from itertools import chain, compress
 import msgspec
 import numpy as np
 
-from pytest_ollama_perf.metric import METRICS, PERCENTILES, Shape
+from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, Shape
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.summary import interval, window
@@ -36,6 +36,13 @@ class MetricSummary(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None = None
     stats: dict[str, float] = {}
     ci: dict[str, tuple[float, float]] = {}
+
+    def __getattr__(self, stat: str) -> float:
+        """Answer for each of ``metric.STATS``: ``ttft.p95``."""
+        if stat in STATS and stat in self.stats:
+            return self.stats[stat]
+        has = ", ".join(self.stats) or "value alone"
+        raise AttributeError(f"{self.name} has no '{stat}' (it has {has})")
 
     def get(self, stat: str = "") -> float | None:
         """Return the statistic, or for ``""`` the value."""
