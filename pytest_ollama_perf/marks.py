@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Callable, Iterable, Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.load.plan import check
+from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.quantity import seconds
 from pytest_ollama_perf.settings import parse_margin, parse_percent
 from pytest_ollama_perf.verdict.limits import Limit, limit_from_word, limit_words, parse_limit
-from pytest_ollama_perf.words import did_you_mean
+from pytest_ollama_perf.words import did_you_mean, shown
 from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Endpoint, Prefix, Timeouts, Workload
 
 DEFAULT_REQUESTS = 20
 REQUESTS_PER_CLIENT = 5
 TIMEOUT_PARTS = ("connect", "first_token", "idle", "total")
+_USUAL_LIMITS = ("min_tps", "min_throughput", "min_qps", "max_error_rate")
+_THINK_LEVELS = ("low", "medium", "high", "max")
+_MOST = 2**31 - 1
+_GO_DURATION = re.compile(r"[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)")
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +54,9 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
     fields.setdefault("model", default_model or ANY_MODEL)
     workload = Workload(**_with_defaults(fields))
     check(msgspec.structs.replace(workload, model=workload.model or "not known yet"))
-    limits = read_limits({word: value for word, value in words.items() if word not in WORDS and word != "max_regression"})
-    return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=_margins(words.get("max_regression", {})))
+    limits = read_limits({word: value for word, value in words.items() if word not in (*WORDS, "max_regression")})
+    margins = _margins(words.get("max_regression", {}))
+    return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=margins)
 
 
 def known_words() -> tuple[str, ...]:
@@ -57,17 +64,18 @@ def known_words() -> tuple[str, ...]:
     return (*WORDS, *JUDGING, *limit_words())
 
 
-def _refuse_unknown(words: Iterable[str], valid: tuple[str, ...]) -> None:
-    for word in words:
+def _refuse_unknown(words: Mapping[str, Any], valid: tuple[str, ...]) -> None:
+    for word, value in words.items():
         if word not in valid:
-            listed = ", ".join(dict.fromkeys((*WORDS, *JUDGING, "min_tps", "min_throughput", "min_qps", "max_error_rate")))
-            raise ConfigError(
-                f"unknown word '{word}'{did_you_mean(word, valid)} (valid: {listed}, and max_<stat>_<metric> such as max_p95_latency)"
-            )
+            if word.startswith(("min_", "max_")) and word.endswith(tuple(METRICS)):
+                limit_from_word(word, value)  # knows what is wrong with a limit: its direction or its statistic
+            listed = ", ".join(each for each in (*WORDS, *JUDGING, *_USUAL_LIMITS) if each in valid)
+            more = "and max_<stat>_<metric> such as max_p95_latency"
+            raise ConfigError(f"unknown word '{word}'{did_you_mean(word, valid)} (valid: {listed}, {more})")
 
 
 def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fill what depends on other words: who says ``rate`` means an open loop, who says ``duration`` no request count."""
+    """Fill what depends on other words: ``rate`` means an open loop, ``duration`` no count of requests."""
     rate, concurrency = fields.get("rate"), fields.get("concurrency")
     if rate is None:
         concurrency = fields.setdefault("concurrency", 1)
@@ -94,8 +102,10 @@ def read_limits(words: Mapping[str, Any]) -> tuple[Limit, ...]:
     limits = [limit_from_word(word, value) for word, value in words.items() if word in known]
     given = words.get("limits", {})
     if not isinstance(given, Mapping):
-        raise ConfigError(f"limits={given!r}: expected a mapping such as {{'ttft.p95': '<= 300ms'}}")
-    limits += [parse_limit(str(key), text) for key, texts in given.items() for text in ([texts] if isinstance(texts, str) else texts)]
+        raise ConfigError(f"limits={shown(given)}: expected a mapping such as {{'ttft.p95': '<= 300ms'}}")
+    for key, texts in given.items():
+        clauses = texts if isinstance(texts, (list, tuple)) else [texts]
+        limits += [parse_limit(str(key), clause) for clause in clauses]
     return tuple(limits)
 
 
@@ -109,34 +119,35 @@ def _margins(given: object) -> dict[str, float]:
     """Read ``max_regression="10%"`` (tps and ttft) or ``max_regression={"tps": "5%", "ttft.p95": "25%"}``."""
     if isinstance(given, Mapping):
         return dict(parse_margin(f"{key}={value}", "max_regression") for key, value in given.items())
-    share = parse_percent(given, f"max_regression={given!r}")
+    share = parse_percent(given, f"max_regression={shown(given)}")
     return {"tps": share, "ttft": share}
 
 
 def _text(word: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{word}={value!r}: expected a text")
+        raise ConfigError(f"{word}={shown(value)}: expected a text")
     return value
 
 
 def _whole(least: int) -> Callable[[str, object], int]:
     def parse(word: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{word}={value!r}: expected a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+            raise ConfigError(f"{word}={shown(value)}: expected a whole number from {least} to {_MOST}")
         return value
 
     return parse
 
 
 def _number(word: str, value: object, *, positive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0 or (positive and value == 0):
-        raise ConfigError(f"{word}={value!r}: expected a number {'above' if positive else 'of at least'} 0")
-    return float(value)
+    wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST
+    if wrong or (positive and value == 0):
+        raise ConfigError(f"{word}={shown(value)}: expected a number {'above' if positive else 'of at least'} 0")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _flag(word: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"{word}={value!r}: expected True or False")
+        raise ConfigError(f"{word}={shown(value)}: expected True or False")
     return value
 
 
@@ -149,7 +160,8 @@ def _choice(kind: type[_E]) -> Callable[[str, object], _E]:
             return kind(value)
         except ValueError:
             valid = [str(member.value) for member in kind]
-            raise ConfigError(f"{word}={value!r}: expected one of {', '.join(valid)}{did_you_mean(str(value), valid)}") from None
+            near = did_you_mean(value, valid) if isinstance(value, str) else ""
+            raise ConfigError(f"{word}={shown(value)}: expected one of {', '.join(valid)}{near}") from None
 
     return parse
 
@@ -157,7 +169,8 @@ def _choice(kind: type[_E]) -> Callable[[str, object], _E]:
 def _prompts(word: str, value: object) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise ConfigError(f"{word}={value!r}: expected {'a text' if word == 'prompt' else 'a list of texts'}, not empty")
+        expected = "a text" if word == "prompt" else "a list of texts"
+        raise ConfigError(f"{word}={shown(value)}: expected {expected}, not empty")
     return tuple(texts)
 
 
@@ -166,27 +179,36 @@ def _think_time(word: str, value: object) -> tuple[float, float]:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         low, high = seconds(value[0], word), seconds(value[1], word)
         if low > high:
-            raise ConfigError(f"{word}={value!r}: the lower bound comes first")
+            raise ConfigError(f"{word}={shown(value)}: the lower bound comes first")
         return low, high
     pause = seconds(value, word)
     return pause, pause
 
 
 def _think(word: str, value: object) -> bool | str:
-    if isinstance(value, bool) or value in ("low", "medium", "high", "max"):
+    if isinstance(value, bool):
         return value
-    raise ConfigError(f"{word}={value!r}: expected True, False, 'low', 'medium', 'high' or 'max'")
+    if isinstance(value, str) and value in _THINK_LEVELS:
+        return value
+    raise ConfigError(f"{word}={shown(value)}: expected True, False, {', '.join(map(repr, _THINK_LEVELS))}")
 
 
 def _keep_alive(word: str, value: object) -> str | float:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ConfigError(f"{word}={value!r}: expected seconds or a duration such as '10m'; -1 keeps the model loaded")
-    return value if isinstance(value, str) else float(value)
+    """Read seconds, or a duration as Go writes it, which the server parses: ``"1h30m"``, ``"-1s"``."""
+    if isinstance(value, str) and _GO_DURATION.fullmatch(value):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MOST:
+        return float(value)
+    raise ConfigError(f"{word}={shown(value)}: expected seconds or a duration such as '10m'; -1 keeps the model loaded")
 
 
 def _options(word: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{word}={value!r}: expected a mapping of Ollama options such as {{'num_thread': 4}}")
+        raise ConfigError(f"{word}={shown(value)}: expected a mapping of Ollama options such as {{'num_thread': 4}}")
+    try:
+        json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigError(f"{word}={shown(value)}: a value is nothing that JSON can say") from None
     return dict(value)
 
 
@@ -195,10 +217,12 @@ def _timeouts(word: str, value: object) -> Timeouts:
     given = value if isinstance(value, Mapping) else {"total": value}
     for part in given:
         if part not in TIMEOUT_PARTS:
-            raise ConfigError(f"{word}: no timeout '{part}'{did_you_mean(str(part), TIMEOUT_PARTS)} (valid: {', '.join(TIMEOUT_PARTS)})")
-    limits = {f"{part}_s": seconds(limit, f"{word}[{part!r}]" if isinstance(value, Mapping) else word) for part, limit in given.items()}
+            near, valid = did_you_mean(str(part), TIMEOUT_PARTS), ", ".join(TIMEOUT_PARTS)
+            raise ConfigError(f"{word}: no timeout {shown(part)}{near} (valid: {valid})")
+    named = isinstance(value, Mapping)
+    limits = {f"{part}_s": seconds(limit, f"{word}[{part!r}]" if named else word) for part, limit in given.items()}
     if any(limit == 0 for limit in limits.values()):
-        raise ConfigError(f"{word}={value!r}: a timeout must be above 0")
+        raise ConfigError(f"{word}={shown(value)}: a timeout must be above 0")
     return Timeouts(**limits)
 
 

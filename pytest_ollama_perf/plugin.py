@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.room import Room
 
 MARKER = "ollama_load"
-MARKER_HELP = (
-    "ollama_load(model=, concurrency=|rate=, requests=|duration=, min_tps=, max_p95_latency=, ...): "
-    "fire this load at the Ollama server (--ollama-url), measure it, and fail the test where a limit is broken. "
-    "Load: model, endpoint, stream, concurrency, rate, arrival, requests, duration, drain, warmup, think_time, prompt, prompts, "
-    "prompt_words, prefix, raw, num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold, timeout. "
-    "Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> (max_p95_latency=2.5), max_error_rate (default 0), "
-    "limits={'ttft.p95': '<= 300ms'}, max_regression. Nearer markers win word by word; parameters of the same name count, too."
-)
+MARKER_HELP = """\
+ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
+    It goes to the Ollama server (--ollama-url) before the test's body runs; a
+    broken limit fails the test. All words have defaults.
+    Load: model, endpoint, stream, concurrency or rate, arrival, requests or
+    duration, drain, warmup, think_time, prompt or prompts, prompt_words, prefix,
+    raw, num_predict, num_ctx, temperature, seed, think, keep_alive, options,
+    cold, timeout.
+    Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
+    max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
+    limits={'ttft.p95': '<= 300ms'}.
+    Nearer markers win word by word; parameters of the same name count, too."""
 ROOM = pytest.StashKey["Room"]()
 
 
@@ -32,10 +36,10 @@ class _PytestSource:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
-    def command_line(self, option: Option) -> Any:
+    def command_line(self, option: Option) -> object:
         return self._config.getoption(option.key, default=None)
 
-    def ini(self, option: Option) -> Any:
+    def ini(self, option: Option) -> object:
         return self._config.getini(option.key) or None
 
 
@@ -66,25 +70,29 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
 
 @pytest.fixture
 def ollama_load(request: pytest.FixtureRequest) -> MarkedLoad:
-    """The load that this test's ``ollama_load`` marker describes, measured: metrics, all samples, ``check(...)``."""
+    """The load that this test's marker describes, measured:
+    metrics, all samples, ``check(...)``."""
     return request.config.stash[ROOM].marked_load(request.node)
 
 
 @pytest.fixture
 def ollama(request: pytest.FixtureRequest) -> Ollama:
-    """Fire loads from code: ``ollama.load(concurrency=4)``, or ``await ollama.aload(...)``; words as on the marker."""
+    """Fire loads from code: ``ollama.load(concurrency=4)``,
+    or ``await ollama.aload(...)``; words as on the marker."""
     return request.config.stash[ROOM].ollama(request.node)
 
 
 @pytest.fixture(scope="session")
 def ollama_url(request: pytest.FixtureRequest) -> str:
-    """The URL of the (first) server under test; starts the simulator where that is what ``--ollama-url`` names."""
+    """The URL of the (first) server under test; starts the simulator where
+    ``--ollama-url`` names that."""
     return request.config.stash[ROOM].url()
 
 
 @pytest.fixture
 def ollama_simulator(request: pytest.FixtureRequest) -> Iterator[Simulators]:
-    """Start simulated Ollama servers: ``ollama_simulator(slots=4, tps=80).url``; each stops when the test ends."""
+    """Start simulated Ollama servers: ``ollama_simulator(slots=4).url``;
+    each stops when the test ends."""
     from pytest_ollama_perf.api import Simulators
 
     with Simulators() as simulators:

@@ -1,11 +1,12 @@
 """Everything a person can set, in one frozen object, built and checked once.
 
 Precedence: marker > command line > environment > ini > default. A marker belongs to one test, so ``marks`` reads it;
-the rest is decided here. ``OPTIONS`` is the one list from which the command line, the ini keys and the reference are made.
+the rest is decided here. Command line, ini keys and reference are all made from ``OPTIONS``.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.metric import METRICS, PERCENTILES, Shape
 from pytest_ollama_perf.report.spec import ReportSpec
 from pytest_ollama_perf.report.spec import parse as parse_report
 from pytest_ollama_perf.words import did_you_mean
@@ -26,8 +28,8 @@ MAX_RUNS = 3
 class Option:
     """One setting: ``--ollama-<name>`` on the command line, ``ollama_<name>`` in the ini file.
 
-    ``kind`` is ``"value"``, ``"list"`` (repeatable; one a line in the ini file) or ``"flag"``. Flags default to ``None``
-    on the command line so that an unset flag never hides the ini value.
+    ``kind`` is ``"value"``, ``"list"`` (repeatable; one a line in the ini file) or ``"flag"``. Flags default to
+    ``None`` on the command line so that an unset flag never hides the ini value.
     """
 
     name: str
@@ -53,20 +55,27 @@ OPTIONS = (
     Option(
         "url",
         "list",
-        "the Ollama server to test: host, host:port or URL, as OLLAMA_HOST accepts them; `sim:` or `sim:?slots=4&tps=80` "
-        "is the built-in simulator; repeat it for several servers (default: OLLAMA_HOST, else 127.0.0.1:11434)",
+        "the Ollama server to test: host, host:port or URL, as OLLAMA_HOST accepts them; `sim:` or "
+        "`sim:?slots=4&tps=80` is the built-in simulator; repeat it for several servers "
+        "(default: OLLAMA_HOST, else 127.0.0.1:11434)",
         "URL",
     ),
     Option("model", "value", "the model of tests whose marker names none", "NAME"),
     Option("report", "list", "write a report after the run, for example `json:perf.json`; repeatable", "TYPE:PATH"),
     Option("strict", "flag", "fail tests whose verdict is unsure or incomparable, too"),
-    Option("store", "value", f"where the history is kept: a folder (default: {DEFAULT_STORE}) or a database URL", "PLACE"),
+    Option(
+        "store",
+        "value",
+        f"where the history is kept: a folder (default: {DEFAULT_STORE}) or a database URL",
+        "PLACE",
+    ),
     Option("save", "flag", "add the valid runs of this session to the history"),
     Option("require-baseline", "flag", "fail tests that have no history to be judged against"),
     Option(
         "max-runs",
         "value",
-        f"how many runs, each on a freshly loaded model, a verdict against history may take: 1 to {MAX_RUNS} (default: {MAX_RUNS})",
+        "how many runs, each on a freshly loaded model, a verdict against history may take: "
+        f"1 to {MAX_RUNS} (default: {MAX_RUNS})",
         "N",
     ),
     Option(
@@ -75,13 +84,19 @@ OPTIONS = (
         "how much worse than history is accepted, for example `tps=5%%` or `ttft.p95=25%%`; repeatable",
         "METRIC=PERCENT",
     ),
-    Option("header", "list", "a header for every request, for example `X-Team: ml`; repeatable; values are never shown", "'NAME: VALUE'"),
+    Option(
+        "header",
+        "list",
+        "a header for every request, for example `X-Team: ml`; repeatable; values are never shown",
+        "'NAME: VALUE'",
+    ),
     Option("ca-file", "value", "certificate authorities (PEM) to trust for https servers", "FILE"),
     Option("insecure", "flag", "do not verify the certificates of https servers"),
     Option(
         "server-env",
         "list",
-        "a setting of the server that its API does not show, for example `OLLAMA_NUM_PARALLEL=4`; part of the fingerprint; repeatable",
+        "a setting of the server that its API does not show, for example `OLLAMA_NUM_PARALLEL=4`; "
+        "part of the fingerprint; repeatable",
         "NAME=VALUE",
     ),
 )
@@ -110,9 +125,9 @@ class Settings:
 class Source(Protocol):
     """Where raw values come from: pytest's config, seen through two functions."""
 
-    def command_line(self, option: Option) -> Any: ...  # None when not given
+    def command_line(self, option: Option) -> object: ...  # None when not given
 
-    def ini(self, option: Option) -> Any: ...  # None when not given
+    def ini(self, option: Option) -> object: ...  # None when not given
 
 
 def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -121,7 +136,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
     Raises:
         ConfigError: a value is wrong; the line names the option, what was given and what is valid.
     """
-    raw = {option.name: _first(source.command_line(option), _from_environment(option, environment), source.ini(option)) for option in OPTIONS}
+    raw: dict[str, Any] = {option.name: _given(option, source, environment) for option in OPTIONS}
     headers = _parse_list(raw["header"], "--ollama-header", _header)
     if key := environment.get("OLLAMA_API_KEY", "").strip():
         headers = _with_bearer(headers, key)
@@ -142,14 +157,13 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
     )
 
 
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-def _from_environment(option: Option, environment: Mapping[str, str]) -> Any:
+def _given(option: Option, source: Source, environment: Mapping[str, str]) -> object:
+    """Return the raw value of the first place that has one."""
+    if (value := source.command_line(option)) is not None:
+        return value
     if option.name == "url" and (host := environment.get("OLLAMA_HOST", "").strip()):
         return [host]
-    return None
+    return source.ini(option)
 
 
 def _urls(given: Sequence[str] | None) -> tuple[str, ...]:
@@ -157,11 +171,13 @@ def _urls(given: Sequence[str] | None) -> tuple[str, ...]:
         return (DEFAULT_URL,)
     urls = tuple(url.strip() for url in given)
     if not urls or not all(urls):
-        raise ConfigError("--ollama-url is empty; give the server, for example --ollama-url=http://127.0.0.1:11434 or --ollama-url=sim:")
+        raise ConfigError(f"--ollama-url is empty; give the server, for example --ollama-url={DEFAULT_URL}")
     return urls
 
 
-def _parse_list(given: Sequence[str] | None, flag: str, parse: Callable[[str, str], tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+def _parse_list(
+    given: Sequence[str] | None, flag: str, parse: Callable[[str, str], tuple[str, Any]]
+) -> tuple[tuple[str, Any], ...]:
     return tuple(parse(text, flag) for text in given or ())
 
 
@@ -170,15 +186,21 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 def _header(text: str, flag: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not _TOKEN.fullmatch(name.strip()) or any(ord(char) < 32 and char != "\t" for char in value):
+    if not colon or not _TOKEN.fullmatch(name.strip()) or not _sendable(value.strip()):
         # The text itself may hold a credential, so it is not repeated here.
         raise ConfigError(f"{flag} expects 'Name: value' on one line, for example 'Authorization: Bearer ...'")
     return name.strip(), value.strip()
 
 
+def _sendable(value: str) -> bool:
+    return value.isascii() and all(char.isprintable() or char == "\t" for char in value)
+
+
 def _with_bearer(headers: tuple[tuple[str, str], ...], key: str) -> tuple[tuple[str, str], ...]:
     if any(name.lower() == "authorization" for name, _ in headers):
         return headers
+    if not _sendable(key):
+        raise ConfigError("OLLAMA_API_KEY holds a line break, control or non-ASCII character; give the key alone")
     return (*headers, ("Authorization", f"Bearer {key}"))
 
 
@@ -190,30 +212,47 @@ def _assignment(text: str, flag: str) -> tuple[str, str]:
 
 
 def parse_margin(text: str, flag: str) -> tuple[str, float]:
-    """Read ``tps=5%`` into ``("tps", 0.05)``; the metric may carry a statistic, as in ``ttft.p95=25%``."""
-    from pytest_ollama_perf.metric import METRICS, STATS
-
+    """Read ``tps=5%`` into ``("tps", 0.05)``; the metric may carry a percentile, as in ``ttft.p95=25%``."""
     name, equals, value = (part.strip() for part in text.partition("="))
-    metric, _, stat = name.partition(".")
+    metric, dot, stat = name.partition(".")
+    given = f"{flag} {text!r}"
     if not equals:
-        raise ConfigError(f"{flag} {text!r}: expected METRIC=PERCENT, for example tps=5%")
-    if metric not in METRICS:
-        raise ConfigError(f"{flag} {text!r}: no metric '{metric}'{did_you_mean(metric, METRICS)} (valid: {', '.join(METRICS)})")
-    if stat and stat not in STATS:
-        raise ConfigError(f"{flag} {text!r}: no statistic '{stat}'{did_you_mean(stat, STATS)} (valid: {', '.join(STATS)})")
-    return name, parse_percent(value, f"{flag} {text!r}")
+        raise ConfigError(f"{given}: expected METRIC=PERCENT, for example tps=5%")
+    valid = [known for known in METRICS if known != "error_rate"]  # usually 0, so it has no relative change
+    if metric not in valid:
+        near = did_you_mean(metric, valid)
+        raise ConfigError(f"{given}: no history is kept of '{metric}'{near} (valid: {', '.join(valid)})")
+    if dot and METRICS[metric].shape is Shape.PER_RUN:
+        raise ConfigError(f"{given}: {metric} is one number per run; write {metric}=5%")
+    if dot and stat not in PERCENTILES:
+        near = did_you_mean(stat, PERCENTILES)
+        raise ConfigError(f"{given}: no percentile '{stat}'{near} (valid: {', '.join(PERCENTILES)})")
+    return name, parse_percent(value, given)
 
 
 def parse_percent(value: object, what: str) -> float:
-    """Read ``"5%"`` or the share ``0.05`` into 0.05; above 0 and at most 1000 %."""
-    try:
-        text = str(value).strip()
-        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        share = float("nan")
-    if isinstance(value, bool) or not 0 < share <= 10:
-        raise ConfigError(f"{what}: expected a percentage such as 5%, or a share such as 0.05, above 0 and at most 1000%")
+    """Read ``"5%"`` or the share ``0.05`` into 0.05: above 0, a percentage up to 1000 %, a share up to 1."""
+    share = _share(value)
+    if not 0 < share <= 10:
+        raise ConfigError(f"{what}: expected a percentage above 0%, such as 5%, or a share up to 1, such as 0.05")
     return share
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return math.nan
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return _float(value.strip()[:-1]) / 100
+    share = _float(value)
+    # A bare 5 would be 500 %, which nobody means.
+    return share if share <= 1 else math.nan
+
+
+def _float(value: str | float) -> float:
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _max_runs(given: str | None) -> int:
