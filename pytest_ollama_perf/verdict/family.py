@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from pytest_ollama_perf.verdict.gate import ALPHA
 
-FAMILY_ALPHA = 0.05
-"""The chance that a build with nothing changed fails any of its gating (test, metric) pairs."""
+FAMILY_ALPHA = 0.04
+"""The chance that a build with nothing changed fails any of its gating (test, metric) pairs.
+
+Below the usual .05: consecutive runs resemble each other, and the p values take them for independent.
+"""
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class Family:
     """The gating (test, metric) pairs of a build that judges its tests one after the other.
 
     Every pair judged regressed leaves more to the others. The pairs so found are always among those that Holm 1979
-    would find with all p values in hand (the i-th finding had p at most ``0.05 / (pairs - i + 1)``), so the family
-    level holds, though each test is told its verdict before the next one starts.
+    would find with all p values in hand (the i-th finding had p at most ``FAMILY_ALPHA / (pairs - i + 1)``), so the
+    family level holds, though each test is told its verdict before the next one starts.
     """
 
     pairs: int
@@ -36,8 +39,8 @@ class Family:
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return the level for each p value of a build judged as a whole (Holm 1979), each never above .01.
 
-    The i-th smallest of n is held against ``0.05 / (n - i + 1)``; those behind the first that fails are given a level
-    that they fail too, their own p value or less.
+    The i-th smallest of n is held against ``FAMILY_ALPHA / (n - i + 1)``; those behind the first that fails are given a
+    level that they fail too, their own p value or less.
     """
     levels = [0.0] * len(p_values)
     open_ = True

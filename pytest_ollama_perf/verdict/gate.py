@@ -1,7 +1,9 @@
 """The gate: is this build slower than its history, as far as a few runs can tell?
 
 A moderated t prediction interval (Smyth 2004: the variance between runs is shrunk towards what is usual for the metric)
-around the stored runs that pass a Hampel filter, and up to three candidate runs, each on a freshly loaded model.
+around the stored runs that pass a Hampel filter, and up to three candidate runs, each on a freshly loaded model. Any
+run may show that all is well. That something is wrong is said after the last, and only if every run agrees: a machine
+that is slow for a while is slow for two runs as often as not, and two that may convict double the false alarms.
 """
 
 from __future__ import annotations
@@ -21,13 +23,20 @@ WINDOW = 20
 """How many stored runs, the newest, make a history."""
 ALPHA = 0.01
 MAX_RUNS = 3
-_BETA = 0.05
-_SINGLE_ALPHA = 0.10
+_BETA = 0.045
+"""The chance that one look passes a build that is worse by the whole margin."""
+
+_SINGLE_ALPHA = 0.35
+"""A run that looks no worse than this by itself speaks against a change."""
+
+_GROSS_MARGINS = 4.0
+"""A regression this many margins large is not asked for its last run."""
+
 _POWER = 0.80
 _MOST_RUNS_NAMED = 20
 
 _LEAST_FOR_FILTER = 5
-_DEVIATIONS = 4.0
+_DEVIATIONS = 3.5
 _LEAST_SCALE = 0.01
 _MOST_DROPPED = 0.2
 _MAD_BIAS = (0.75, 0.79, 0.83, 0.85, 0.87, 0.88)
@@ -127,18 +136,17 @@ class _Evidence:
     def p(self, difference: float, se: float) -> float:
         return float(stdtr(self.baseline.df, -difference / se))
 
-    def singly(self, sign: int) -> int:
-        """Return how many of the runs, each by itself, look worse (``sign`` +1) or better (-1) than history."""
-        se = self.baseline.se(1)
-        return sum(self.p(sign * (run - self.baseline.mean), se) < _SINGLE_ALPHA for run in self.runs)
-
     def moved(self, sign: int) -> bool:
-        """Whether the runs agree that the cost went up (``sign`` +1) or down (-1) by half the margin or more."""
+        """Whether the cost went up (``sign`` +1) or down (-1) by half the margin or more, and every run agrees."""
         difference = sign * self.d
         if not (difference >= self.limit / 2 and self.p(difference, self.se) < self.alpha):
             return False
-        runs = len(self.runs)
-        return self.singly(sign) >= (1 if runs == 1 else max(2, runs - 1))
+        se = self.baseline.se(1)
+        return all(self.p(sign * (run - self.baseline.mean), se) < _SINGLE_ALPHA for run in self.runs)
+
+    def may_regress(self, runs: int) -> bool:
+        """Whether so many runs are enough for ``regressed``: the last one allowed, or two of a gross difference."""
+        return runs >= self.rule.max_runs or (runs >= 2 and self.d >= _GROSS_MARGINS * self.limit)
 
 
 def judge(history: Sequence[float], candidates: Sequence[float], rule: Rule, alpha: float = ALPHA) -> Judgement:
@@ -201,12 +209,11 @@ def _thin(count: int) -> tuple[str, ...]:
 
 
 def _word(evidence: _Evidence) -> Word:
-    runs = len(evidence.runs)
     if evidence.moved(-1):
         return Word.FASTER
     if evidence.d + _t(1.0 - _BETA, evidence.baseline.df) * evidence.se < evidence.limit:
         return Word.OK
-    if (runs >= 2 or evidence.rule.max_runs == 1) and evidence.moved(+1):
+    if evidence.may_regress(len(evidence.runs)) and evidence.moved(+1):
         return Word.REGRESSED
     return Word.UNSURE
 
@@ -252,7 +259,8 @@ def _decides(evidence: _Evidence, runs: int, stored: int, df: float) -> bool:
     se = evidence.baseline.sd * math.sqrt(1.0 / runs + 1.0 / stored)
     if evidence.d + _t(1.0 - _BETA, df) * se < evidence.limit:
         return True
-    return evidence.d >= evidence.limit / 2 and float(stdtr(df, -evidence.d / se)) < evidence.alpha
+    significant = evidence.d >= evidence.limit / 2 and float(stdtr(df, -evidence.d / se)) < evidence.alpha
+    return significant and evidence.may_regress(runs)
 
 
 @lru_cache(maxsize=1024)
