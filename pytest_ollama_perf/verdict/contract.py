@@ -36,7 +36,7 @@ def _decided(run: Run, summary: Summary, rows: Sequence[Row], found: Iterable[Pr
         return Word.INVALID, "no request was measured, so nothing can be said"
     spoiling = [problem for problem in found if problem.spoils]
     if spoiling:
-        return Word.INVALID, spoiling[0].text + _and_more(len(spoiling) - 1)
+        return Word.INVALID, f"not a valid measurement: {spoiling[0].text}" + _and_more(len(spoiling) - 1)
     word = worst(tuple(row.word for row in rows))
     if word is Word.OK and not summary.ok:
         return Word.BROKEN, f"{everyone(summary.requests)} failed: {_outcomes(summary)}"

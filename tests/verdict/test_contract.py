@@ -184,7 +184,10 @@ def test_aborted_before_invalid_before_broken():
     reloaded = run_of(*one_after_another(20), sample(20, sent=4000, load=900))
     verdict = judge((), run=reloaded, min_tps=999)
     assert verdict.word is Word.INVALID
-    assert verdict.reason == "the model was loaded again inside the window: 1 of 21 requests waited up to 900 ms for it"
+    assert verdict.reason == (
+        "not a valid measurement: the model was loaded again inside the window: "
+        "1 of 21 requests waited up to 900 ms for it"
+    )
     assert verdict.rows[0].word is Word.BROKEN
 
 
