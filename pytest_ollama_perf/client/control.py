@@ -245,7 +245,7 @@ class Control:
 
     def _read(self, response: httpx.Response, limit: int, deadline: float) -> bytes:
         answer = bytearray()
-        for piece in response.iter_raw():
+        for piece in response.iter_bytes():
             answer += piece
             if len(answer) > limit:
                 if not response.is_success:

@@ -1,0 +1,318 @@
+import itertools
+import json
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pytest_ollama_perf.client.access import Access
+from pytest_ollama_perf.client.address import Address, parse_address
+from pytest_ollama_perf.client.control import ANSWER_LIMIT, Control
+from pytest_ollama_perf.client.names import canonical, nearest, same_model
+from pytest_ollama_perf.client.preflight import model_state, preflight
+from pytest_ollama_perf.errors import ModelMissing, ServerError, Unreachable
+from pytest_ollama_perf.run import ModelState
+from pytest_ollama_perf.workload import Workload
+
+REMEDY = "start it with 'ollama serve', or name another server with --ollama-url or OLLAMA_HOST"
+DISCOVERY = json.loads((Path(__file__).parent.parent / "transcripts" / "discovery.json").read_text())
+
+
+def recorded(path, method="GET"):
+    for pair in DISCOVERY["exchanges"]:
+        if (pair["request"]["method"], pair["request"]["path"]) == (method, path):
+            response = pair["response"]
+            text = "".join(piece for _, piece in response["chunks"])
+            return httpx.Response(response["status"], text=text)
+    raise AssertionError(path)
+
+
+class Server:
+    """Answers from a table of paths; each value is a response, a list of them in turn, or an exception to raise."""
+
+    def __init__(self, **table):
+        self.table = {f"/api/{name}": value for name, value in table.items()}
+        self.asked = []
+
+    def __call__(self, request):
+        body = json.loads(request.content) if request.content else None
+        self.asked.append((request.method, request.url.path, body))
+        answer = self.table.get(request.url.path)
+        if answer is None:
+            return recorded(request.url.path)
+        if isinstance(answer, list):
+            answer = answer.pop(0) if len(answer) > 1 else answer[0]
+        if isinstance(answer, Exception):
+            raise answer
+        status, content, *headers = answer
+        if isinstance(content, (dict, list)):
+            content = json.dumps(content)
+        return httpx.Response(status, content=content, headers=headers[0] if headers else {})
+
+
+def control(server=None, **kwargs):
+    address = kwargs.pop("address", Address("box", 11434))
+    transport = httpx.MockTransport(server or Server())
+    return Control(address, kwargs.pop("access", None), transport=transport, sleep=lambda seconds: None, **kwargs)
+
+
+def ps(*names):
+    models = [{"name": name, "size": 100, "size_vram": 40, "context_length": 2048, "digest": "d"} for name in names]
+    return 200, {"models": models}
+
+
+def test_what_the_real_server_says_is_understood():
+    with control() as server:
+        assert server.version() == "0.32.15"
+        assert [model.name for model in server.tags()] == ["mid:latest", "embed:latest", "tiny:latest", "small:latest"]
+        assert server.ps() == ()
+        tiny = server.installed("tiny")
+    assert (tiny.details.quantization_level, tiny.details.parameter_size) == ("F16", "918K")
+
+
+def test_show_gives_the_context_the_model_was_made_for():
+    shown = control(
+        Server(show=(200, {"model_info": {"llama.context_length": 8192, "x": [1]}, "capabilities": ["completion"]}))
+    )
+    assert shown.show("tiny").context_length == 8192
+    assert control(Server(show=(200, {"model_info": {"llama.context_length": True}}))).show("t").context_length is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("tiny", "tiny:latest", True),
+        ("Tiny", "tiny", True),
+        ("tiny:3b", "tiny", False),
+        ("host:5000/ns/tiny", "host:5000/ns/tiny:latest", True),
+    ],
+)
+def test_a_name_without_a_tag_means_latest(one, other, same):
+    assert same_model(one, other) is same
+    assert canonical(canonical(one)) == canonical(one)
+
+
+def test_the_nearest_models_come_first():
+    assert nearest("llama3.2:3b", ["qwen3:4b", "llama3.2:1b", "llama3:8b"])[0] == "llama3.2:1b"
+    assert nearest("zzz", ["a", "b", "c", "d"]) == ["a", "b", "c"]
+
+
+def test_loading_sends_what_decides_a_reload_and_returns_seconds():
+    server = Server(generate=(200, {"done": True, "done_reason": "load"}))
+    ticks = itertools.count()
+    took = control(server, clock=lambda: float(next(ticks))).load(
+        "tiny", keep_alive="5m", num_ctx=2048, options={"a": 1}
+    )
+    body = {"model": "tiny", "stream": False, "options": {"a": 1, "num_ctx": 2048}, "keep_alive": "5m"}
+    assert server.asked == [("POST", "/api/generate", body)]
+    assert took > 0
+
+
+def test_a_model_that_only_embeds_is_loaded_by_embedding():
+    refusal = (400, {"error": '"embed" does not support generate'})
+    server = Server(generate=refusal, embed=(200, {"embeddings": []}))
+    control(server).load("embed", num_ctx=512)
+    assert server.asked[-1] == (
+        "POST",
+        "/api/embed",
+        {"model": "embed", "stream": False, "options": {"num_ctx": 512}, "input": []},
+    )
+
+
+def test_unloading_waits_until_the_server_lists_the_model_no_more():
+    server = Server(ps=[ps("tiny:latest"), ps("tiny:latest"), ps("other:latest")], generate=(200, {"done": True}))
+    control(server).unload("tiny")
+    assert [path for _, path, _ in server.asked] == ["/api/ps", "/api/generate", "/api/ps", "/api/ps"]
+    assert server.asked[1][2] == {"model": "tiny", "stream": False, "keep_alive": 0}
+
+
+def test_unloading_what_is_not_loaded_asks_nothing_of_the_server():
+    server = Server(ps=ps())
+    control(server).unload("tiny")
+    assert [path for _, path, _ in server.asked] == ["/api/ps"]
+
+
+def test_a_model_that_stays_loaded_is_an_error_in_the_end():
+    ticks = itertools.count(step=0.5)
+    stuck = control(Server(ps=ps("tiny:latest"), generate=(200, {})), clock=lambda: next(ticks))
+    with pytest.raises(ServerError) as caught:
+        stuck.unload("tiny", timeout_s=30)
+    assert str(caught.value) == (
+        "model 'tiny' is still loaded 30 s after it was unloaded on http://box:11434; is something else using it?"
+    )
+
+
+MISSING = (404, {"error": "model 'tiy' not found"})
+
+
+@pytest.mark.parametrize("ask", ["show", "load", "installed"])
+def test_a_missing_model_names_what_to_type_and_what_is_near(ask):
+    with pytest.raises(ModelMissing) as caught:
+        getattr(control(Server(show=MISSING, generate=MISSING)), ask)("tiy")
+    assert str(caught.value).startswith(
+        "model 'tiy' is not on http://box:11434; type: ollama pull tiy; it has tiny:latest"
+    )
+
+
+def test_a_server_without_models_says_so():
+    with pytest.raises(ModelMissing, match="type: ollama pull x; it has no models at all"):
+        control(Server(tags=(200, {"models": []}))).installed("x")
+
+
+HTML = {"content-type": "text/html"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (
+            httpx.ConnectError("[Errno 111] Connection refused"),
+            Unreachable,
+            f"nothing answers at http://box:11434 ([Errno 111] Connection refused); {REMEDY}",
+        ),
+        (httpx.ConnectTimeout("x"), Unreachable, f"nothing answers at http://box:11434 within 10 s; {REMEDY}"),
+        (httpx.ReadTimeout("x"), ServerError, "http://box:11434/api/version gave no whole answer within 10 s"),
+        (httpx.ReadError(""), Unreachable, "the connection to http://box:11434 broke: ReadError"),
+        (
+            httpx.RemoteProtocolError("illegal status line"),
+            Unreachable,
+            "what answers at http://box:11434 is not Ollama: illegal status line",
+        ),
+        (
+            (200, "<html>", HTML),
+            Unreachable,
+            f"what answers at http://box:11434/api/version is not Ollama: an HTML page; {REMEDY}",
+        ),
+        (
+            (200, {"ver": 1}),
+            Unreachable,
+            "what answers at http://box:11434/api/version is not Ollama: Object missing required field `version`; "
+            + REMEDY,
+        ),
+        (
+            (404, "404 page not found"),
+            Unreachable,
+            f"what answers at http://box:11434 is not Ollama: HTTP 404 for /api/version; {REMEDY}",
+        ),
+        (
+            (302, ""),
+            Unreachable,
+            f"what answers at http://box:11434 is not Ollama: HTTP 302 for /api/version; {REMEDY}",
+        ),
+        (
+            (401, {"error": "unauthorized"}),
+            ServerError,
+            "http://box:11434 asks for credentials (HTTP 401); set OLLAMA_API_KEY for a bearer token or give "
+            "--ollama-header 'Authorization: ...'",
+        ),
+        (
+            (403, ""),
+            ServerError,
+            "http://box:11434 refuses this Host header (HTTP 403); name the server by IP address or localhost, or "
+            "start it with OLLAMA_HOST=0.0.0.0",
+        ),
+        (
+            (500, {"error": "bad\x1b[2J\nthing"}),
+            ServerError,
+            "http://box:11434 answers HTTP 500 for /api/version: bad[2J thing",
+        ),
+        (
+            (200, "x" * (ANSWER_LIMIT + 1)),
+            ServerError,
+            f"http://box:11434 answers with more than {ANSWER_LIMIT} bytes; is this Ollama?",
+        ),
+    ],
+)
+def test_each_failure_is_one_line_that_says_what_to_do(answer, kind, message):
+    with pytest.raises(ServerError) as caught:
+        control(Server(version=answer)).version()
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+
+
+def test_an_answer_that_never_ends_is_given_up():
+    def drip():
+        while True:
+            yield b" "
+
+    ticks = itertools.count()
+    endless = Control(
+        Address("box", 11434),
+        transport=httpx.MockTransport(lambda request: httpx.Response(200, content=drip())),
+        clock=lambda: next(ticks),
+    )
+    with pytest.raises(ServerError, match="gave no whole answer within 10 s"):
+        endless.version()
+
+
+@pytest.mark.parametrize("size", [True, -1, 1.5, "7", 2**63])
+def test_sizes_that_are_no_sizes_are_refused(size):
+    answer = (200, {"models": [{"name": "tiny:latest", "size": size}]})
+    with pytest.raises(Unreachable):
+        control(Server(ps=answer)).ps()
+
+
+def test_credentials_are_sent_and_never_shown():
+    seen = []
+
+    def answer(request):
+        seen.append(request.headers["authorization"])
+        return httpx.Response(401, json={"error": "no"})
+
+    for address, access in (("http://u:s3cret@box", None), ("box", Access(bearer="s3cret"))):
+        guarded = control(answer, address=parse_address(address), access=access)
+        with pytest.raises(ServerError) as caught:
+            guarded.version()
+        assert "s3cret" not in str(caught.value)
+    assert seen == ["Basic dTpzM2NyZXQ=", "Bearer s3cret"]
+
+
+def test_a_path_prefix_stands_before_every_request():
+    server = Server()
+    server.table["/ollama/api/version"] = (200, {"version": "1"})
+    assert control(server, address=Address("box", 1, path="/ollama")).version() == "1"
+
+
+def test_proxies_of_the_environment_are_off_unless_asked(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Control(Address("127.0.0.1", port)) as direct, Control(Address("127.0.0.1", port), trust_env=True) as asked:
+        assert not any(direct._http._mounts.values())
+        assert any(asked._http._mounts.values())
+        with pytest.raises(Unreachable):
+            direct.version()
+
+
+def test_the_state_of_a_model_is_what_ps_says():
+    assert model_state(control(Server(ps=ps())), "tiny") == ModelState()
+    state = model_state(control(Server(ps=ps("tiny:latest"))), "tiny")
+    assert state == ModelState(loaded=True, size=100, size_vram=40, context_length=2048, digest="d")
+    assert state.vram_share == 0.4
+
+
+def test_the_fingerprint_says_what_must_be_the_same():
+    fingerprint, state = preflight(
+        control(Server(ps=ps("tiny:latest"))),
+        Workload(model="tiny"),
+        gpu="H100",
+        server_env={"OLLAMA_NUM_PARALLEL": "4"},
+    )
+    assert state.loaded
+    assert (fingerprint.server_version, fingerprint.model, fingerprint.quantization) == (
+        "0.32.15",
+        "tiny:latest",
+        "F16",
+    )
+    assert (fingerprint.context_length, fingerprint.vram_share, fingerprint.gpu) == (2048, 0.4, "H100")
+    assert fingerprint.model_digest == "d"
+    assert fingerprint.server_env == {"OLLAMA_NUM_PARALLEL": "4"}
+    assert set(fingerprint.client) == {"pytest-ollama-perf", "python", "machine"}
+
+
+def test_preflight_of_a_missing_model_says_so():
+    with pytest.raises(ModelMissing, match="ollama pull nope"):
+        preflight(control(), Workload(model="nope"))

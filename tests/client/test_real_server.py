@@ -1,0 +1,90 @@
+"""Against the real Ollama that OLLAMA_HOST names; its first completion model serves."""
+
+import json
+import os
+
+import anyio
+import pytest
+
+from pytest_ollama_perf.client.address import parse_address
+from pytest_ollama_perf.client.control import Control
+from pytest_ollama_perf.client.preflight import preflight
+from pytest_ollama_perf.client.wire import WireBackend
+from pytest_ollama_perf.load.backend import Request
+from pytest_ollama_perf.sample import Outcome, Stage
+from pytest_ollama_perf.workload import Endpoint, Timeouts, Workload
+
+HOST = os.environ.get("OLLAMA_HOST", "")
+pytestmark = [
+    pytest.mark.real_server,
+    pytest.mark.skipif(not HOST, reason="OLLAMA_HOST names no server"),
+]
+
+
+@pytest.fixture(scope="module")
+def control():
+    with Control(parse_address(HOST)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def model(control):
+    names = sorted((entry.size, entry.name) for entry in control.tags())
+    for _, name in names:
+        if "completion" in control.show(name).capabilities:
+            return name
+    return pytest.fail("the server has no completion model")
+
+
+def send(endpoint, stream, **body):
+    samples = []
+
+    async def main():
+        backend = WireBackend([parse_address(HOST)])
+        await backend.connect(1)
+        request = Request(
+            index=0,
+            client=0,
+            target=0,
+            request_id="real-0",
+            stage=Stage.MEASURED,
+            endpoint=endpoint,
+            stream=stream,
+            body=json.dumps({"stream": stream, **body}).encode(),
+            timeouts=Timeouts(),
+        )
+        await backend.send(request, samples.append)
+        await backend.aclose()
+
+    anyio.run(main)
+    return samples[0]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("endpoint", [Endpoint.GENERATE, Endpoint.CHAT])
+def test_a_generation_is_measured(model, endpoint, stream):
+    prompt = (
+        {"prompt": " cat"} if endpoint is Endpoint.GENERATE else {"messages": [{"role": "user", "content": " cat"}]}
+    )
+    options = {"num_predict": 6, "num_ctx": 1024, "temperature": 0, "seed": 1}
+    sample = send(endpoint, stream, model=model, options=options, **prompt)
+    assert sample.ok, sample.error
+    assert 0 < sample.counters.eval_count <= 6
+    assert sample.sent_ns < sample.first_token_ns <= sample.done_ns
+    assert sample.counters.total_duration_ns <= sample.done_ns - sample.sent_ns
+    assert len(sample.chunk_ns) >= (2 if stream else 1)
+
+
+def test_a_missing_model_is_an_http_error(model):
+    sample = send(Endpoint.GENERATE, True, model="no-such-model", prompt="x")
+    assert (sample.outcome, sample.error) == (Outcome.HTTP_ERROR, "HTTP 404: model 'no-such-model' not found")
+
+
+def test_a_model_is_loaded_seen_and_unloaded(control, model):
+    control.unload(model)
+    assert control.load(model, num_ctx=1024) > 0
+    fingerprint, state = preflight(control, Workload(model=model))
+    assert (state.loaded, state.context_length, fingerprint.model) == (True, 1024, model)
+    assert fingerprint.model_digest == control.installed(model).digest
+    control.unload(model)
+    assert control.loaded(model) is None
