@@ -1,7 +1,6 @@
 """Against the real Ollama that OLLAMA_HOST names; its first completion model serves."""
 
 import json
-import os
 
 import anyio
 import pytest
@@ -14,16 +13,12 @@ from pytest_ollama_perf.load.backend import Request
 from pytest_ollama_perf.sample import Outcome, Stage
 from pytest_ollama_perf.workload import Endpoint, Timeouts, Workload
 
-HOST = os.environ.get("OLLAMA_HOST", "")
-pytestmark = [
-    pytest.mark.real_server,
-    pytest.mark.skipif(not HOST, reason="OLLAMA_HOST names no server"),
-]
+pytestmark = pytest.mark.real_server
 
 
 @pytest.fixture(scope="module")
-def control():
-    with Control(parse_address(HOST)) as server:
+def control(real_server):
+    with Control(parse_address(real_server)) as server:
         yield server
 
 
@@ -36,11 +31,11 @@ def model(control):
     return pytest.fail("the server has no completion model")
 
 
-def send(endpoint, stream, **body):
+def send(control, endpoint, stream, **body):
     samples = []
 
     async def main():
-        backend = WireBackend([parse_address(HOST)])
+        backend = WireBackend([control.address])
         await backend.connect(1)
         request = Request(
             index=0,
@@ -62,12 +57,12 @@ def send(endpoint, stream, **body):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("endpoint", [Endpoint.GENERATE, Endpoint.CHAT])
-def test_a_generation_is_measured(model, endpoint, stream):
+def test_a_generation_is_measured(control, model, endpoint, stream):
     prompt = (
         {"prompt": " cat"} if endpoint is Endpoint.GENERATE else {"messages": [{"role": "user", "content": " cat"}]}
     )
     options = {"num_predict": 6, "num_ctx": 1024, "temperature": 0, "seed": 1}
-    sample = send(endpoint, stream, model=model, options=options, **prompt)
+    sample = send(control, endpoint, stream, model=model, options=options, **prompt)
     assert sample.ok, sample.error
     assert 0 < sample.counters.eval_count <= 6
     assert sample.sent_ns < sample.first_token_ns <= sample.done_ns
@@ -75,8 +70,8 @@ def test_a_generation_is_measured(model, endpoint, stream):
     assert len(sample.chunk_ns) >= (2 if stream else 1)
 
 
-def test_a_missing_model_is_an_http_error(model):
-    sample = send(Endpoint.GENERATE, True, model="no-such-model", prompt="x")
+def test_a_missing_model_is_an_http_error(control):
+    sample = send(control, Endpoint.GENERATE, True, model="no-such-model", prompt="x")
     assert (sample.outcome, sample.error) == (Outcome.HTTP_ERROR, "HTTP 404: model 'no-such-model' not found")
 
 
