@@ -24,7 +24,8 @@ class PromptCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._held = 0
+        self.held = 0
+        """Tokens in the cache."""
         self._entries: OrderedDict[int, list[int]] = OrderedDict()
         self._serial = 0
 
@@ -40,7 +41,7 @@ class PromptCache:
         """Remember a finished sequence, prompt and output."""
         self._serial += 1
         self._entries[self._serial] = tokens
-        self._held += len(tokens)
-        while self._held > self._capacity and self._entries:
+        self.held += len(tokens)
+        while self.held > self._capacity and self._entries:
             _, oldest = self._entries.popitem(last=False)
-            self._held -= len(oldest)
+            self.held -= len(oldest)

@@ -6,6 +6,7 @@ import time
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 
 class Clock(Protocol):
@@ -14,6 +15,9 @@ class Clock(Protocol):
 
     async def sleep_until(self, deadline_ns: int) -> None:
         """Return at ``deadline_ns`` or later; at once (after a checkpoint) when that has passed."""
+
+    async def settle(self) -> None:
+        """Let whatever else happens at this instant happen first."""
 
 
 class LoopClock:
@@ -25,6 +29,10 @@ class LoopClock:
     async def sleep_until(self, deadline_ns: int) -> None:
         await anyio.sleep_until(deadline_ns / 1e9)
 
+    async def settle(self) -> None:
+        # virtual time moves, here by a nanosecond, only when nobody has anything left to do
+        await anyio.sleep(1e-9)
+
 
 class RealClock:
     """``time.perf_counter_ns``: the clock that a load client on the same machine stamps its samples with."""
@@ -34,3 +42,6 @@ class RealClock:
 
     async def sleep_until(self, deadline_ns: int) -> None:
         await anyio.sleep(max(0, deadline_ns - time.perf_counter_ns()) / 1e9)
+
+    async def settle(self) -> None:
+        await anyio.lowlevel.checkpoint()

@@ -131,7 +131,7 @@ class SimulatedBackend:
 
             async def watch() -> None:
                 outcome = await self._overdue(client)
-                result.append(_Result(outcome))
+                result.append(_Result(outcome, outcome.value.replace("_", " ")))
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(watch)

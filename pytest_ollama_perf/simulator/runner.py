@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 import anyio
-import anyio.lowlevel
 
 from pytest_ollama_perf.simulator.cache import PromptCache
 from pytest_ollama_perf.simulator.clock import Clock
@@ -130,20 +129,23 @@ class Runner:
             if held is job:
                 self._slots[index] = None
                 self._cache.keep(job.prompt + job.output)
+                self._wake.set()
 
     async def _until_work(self) -> None:
+        while not self._busy():
+            while not self._queue:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+            await self._clock.settle()
+            if self._queue:
+                self._now = max(self._now, self._queue[0].truth.queued_ns or 0)
+                break
         present = self._clock.now_ns()
-        while not self._queue and not self._busy():
-            self._wake = anyio.Event()
-            await self._wake.wait()
-            present = self._now = self._clock.now_ns()
         if present - self._now > _SLIP_NS:
             self._now = present
 
     def _admit(self) -> None:
         """Give free slots to those who wait, first come first served; a batch under way takes nobody in."""
-        if self._queue and not self._busy():
-            self._now = max(self._now, self._queue[0].truth.queued_ns or 0)
         for index, held in enumerate(self._slots):
             if held is None and self._queue and (self._queue[0].truth.queued_ns or 0) <= self._now:
                 job = self._slots[index] = self._queue.popleft()
@@ -177,12 +179,17 @@ class Runner:
         read = [job for job, _ in reading if job.unread <= 0]
         for job in [*decoding, *read]:
             self._sample(job)
-        await anyio.lowlevel.checkpoint()  # whoever arrives in this very nanosecond gets into the next batch
+        await self._clock.settle()  # whoever arrives in this very instant gets into the next batch
 
     async def _rest(self) -> None:
-        """Every slot stands still; wait for the first that goes on, or for news."""
-        self._now = min(job.resume_ns for job in self._busy())
-        await self._clock.sleep_until(self._now)
+        """Every slot stands still; wait for the first that goes on, or for somebody who comes or goes."""
+        resume = min(job.resume_ns for job in self._busy())
+        self._wake = anyio.Event()
+        with anyio.move_on_after((resume - self._clock.now_ns()) / 1e9):
+            await self._wake.wait()
+            resume = self._clock.now_ns()
+            await self._clock.settle()
+        self._now = max(self._now, resume)
 
     def _share(self, jobs: Iterable[Job]) -> list[tuple[Job, int]]:
         budget, shares = self._settings.prefill_batch, list[tuple[Job, int]]()
