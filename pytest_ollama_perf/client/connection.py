@@ -6,11 +6,12 @@ import asyncio
 import os
 import socket
 import ssl
-import time
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Any
 
 from pytest_ollama_perf.client import clock
+from pytest_ollama_perf.client.clock import ANCILLARY_BYTES
 from pytest_ollama_perf.client.exchange import Exchange
 from pytest_ollama_perf.client.poller import Poller
 
@@ -83,12 +84,26 @@ class SocketIO:
 class Connection:
     """Carries one exchange at a time; it is watched all its life, so that a close while idle is noticed at once."""
 
+    __slots__ = (
+        "_exchange",
+        "_fd",
+        "_loop",
+        "_over",
+        "_poller",
+        "_recvmsg",
+        "_sock",
+        "_stamp",
+        "_unsent",
+        "is_closed",
+        "served",
+    )
+
     def __init__(self, sock: socket.socket, io: SocketIO) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
         self._poller = io.poller
-        self._stamps = io.stamps
+        self._stamp = io.stamps.stamp
         self._exchange: Exchange | None = None
         self._over: asyncio.Future[None] | None = None
         self._unsent = memoryview(b"")
@@ -98,6 +113,8 @@ class Connection:
             self._poller.watch(self._fd, self._read_tls)
         else:
             stamped = hasattr(sock, "recvmsg") and clock.enable(sock)
+            if stamped:
+                self._recvmsg = sock.recvmsg
             self._poller.watch(self._fd, self._read_stamped if stamped else self._read_plain)
 
     @property
@@ -119,7 +136,7 @@ class Connection:
         self._exchange = exchange
         self._over = self._loop.create_future()
         self.served += 1
-        now_ns = time.perf_counter_ns()
+        now_ns = perf_counter_ns()
         if fresh:
             exchange.sent_ns = exchange.last_ns = now_ns
         else:
@@ -179,18 +196,18 @@ class Connection:
 
     def _read_stamped(self) -> None:
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(READ_BYTES, clock.ANCILLARY_BYTES)
+            data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)
         except _WAIT:
             return
         except OSError as error:
             self._lost(error)
             return
-        now_ns = time.perf_counter_ns()
+        now_ns = perf_counter_ns()
         exchange = self._exchange
         if exchange is None or not data:
             self._lost(None)
             return
-        exchange.receive(data, self._stamps.stamp(ancillary, now_ns), now_ns)
+        exchange.receive(data, self._stamp(ancillary, now_ns), now_ns)
         if exchange.finished:
             self.finish()
 
@@ -217,7 +234,7 @@ class Connection:
             self._received(data)
 
     def _received(self, data: bytes) -> None:
-        now_ns = time.perf_counter_ns()
+        now_ns = perf_counter_ns()
         exchange = self._exchange
         if exchange is None or not data:
             self._lost(None)
@@ -230,13 +247,13 @@ class Connection:
         self.close()
         if self._exchange is not None:
             why = "" if error is None else error_name(error)
-            self._exchange.closed(time.perf_counter_ns(), why)
+            self._exchange.closed(perf_counter_ns(), why)
         self.finish()
 
     def abandon(self) -> None:
         """Close it under an exchange, which ends as cut off."""
         if self._exchange is not None:
-            self._exchange.closed(time.perf_counter_ns(), "this client closed the connection")
+            self._exchange.closed(perf_counter_ns(), "this client closed the connection")
         self.close()
         self.finish()
 
