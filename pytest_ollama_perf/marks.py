@@ -14,7 +14,7 @@ from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.load.plan import check
 from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.quantity import seconds
-from pytest_ollama_perf.settings import parse_margin, parse_percent
+from pytest_ollama_perf.settings import margin, parse_percent
 from pytest_ollama_perf.verdict.limits import Limit, limit_from_word, limit_words, parse_limit
 from pytest_ollama_perf.words import did_you_mean, shown
 from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Endpoint, Prefix, Timeouts, Workload
@@ -105,7 +105,7 @@ def read_limits(words: Mapping[str, Any]) -> tuple[Limit, ...]:
         raise ConfigError(f"limits={shown(given)}: expected a mapping such as {{'ttft.p95': '<= 300ms'}}")
     for key, texts in given.items():
         clauses = texts if isinstance(texts, (list, tuple)) else [texts]
-        limits += [parse_limit(str(key), clause) for clause in clauses]
+        limits += [parse_limit(key if isinstance(key, str) else shown(key), clause) for clause in clauses]
     return tuple(limits)
 
 
@@ -117,9 +117,10 @@ def _with_error_limit(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
 
 def _margins(given: object) -> dict[str, float]:
     """Read ``max_regression="10%"`` (tps and ttft) or ``max_regression={"tps": "5%", "ttft.p95": "25%"}``."""
+    written = f"max_regression={shown(given)}"
     if isinstance(given, Mapping):
-        return dict(parse_margin(f"{key}={value}", "max_regression") for key, value in given.items())
-    share = parse_percent(given, f"max_regression={shown(given)}")
+        return dict(margin(key if isinstance(key, str) else shown(key), value, written) for key, value in given.items())
+    share = parse_percent(given, written)
     return {"tps": share, "ttft": share}
 
 
@@ -145,6 +146,10 @@ def _number(word: str, value: object, *, positive: bool = False) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def _duration(word: str, value: object) -> float:
+    return seconds(value, word)
+
+
 def _flag(word: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{word}={shown(value)}: expected True or False")
@@ -155,15 +160,18 @@ _E = TypeVar("_E", bound=enum.Enum)
 
 
 def _choice(kind: type[_E]) -> Callable[[str, object], _E]:
+    valid = tuple(str(member.value) for member in kind)
+
     def parse(word: str, value: object) -> _E:
-        try:
+        if isinstance(value, str) and value in valid:
             return kind(value)
-        except ValueError:
-            valid = [str(member.value) for member in kind]
-            near = did_you_mean(value, valid) if isinstance(value, str) else ""
-            raise ConfigError(f"{word}={shown(value)}: expected one of {', '.join(valid)}{near}") from None
+        raise ConfigError(f"{word}={shown(value)}: expected one of {', '.join(valid)}{_near(value, valid)}")
 
     return parse
+
+
+def _near(value: object, valid: tuple[str, ...]) -> str:
+    return did_you_mean(value, valid) if isinstance(value, str) else ""
 
 
 def _prompts(word: str, value: object) -> tuple[str, ...]:
@@ -216,9 +224,9 @@ def _timeouts(word: str, value: object) -> Timeouts:
     """Read the total in seconds, or a mapping with any of ``TIMEOUT_PARTS``."""
     given = value if isinstance(value, Mapping) else {"total": value}
     for part in given:
-        if part not in TIMEOUT_PARTS:
-            near, valid = did_you_mean(str(part), TIMEOUT_PARTS), ", ".join(TIMEOUT_PARTS)
-            raise ConfigError(f"{word}: no timeout {shown(part)}{near} (valid: {valid})")
+        if not isinstance(part, str) or part not in TIMEOUT_PARTS:
+            valid = ", ".join(TIMEOUT_PARTS)
+            raise ConfigError(f"{word}: no timeout {shown(part)}{_near(part, TIMEOUT_PARTS)} (valid: {valid})")
     named = isinstance(value, Mapping)
     limits = {f"{part}_s": seconds(limit, f"{word}[{part!r}]" if named else word) for part, limit in given.items()}
     if any(limit == 0 for limit in limits.values()):
@@ -238,8 +246,8 @@ WORDS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "rate": _to("rate", lambda word, value: _number(word, value, positive=True)),
     "arrival": _to("arrival", _choice(Arrival)),
     "requests": _to("requests", _whole(1)),
-    "duration": _to("duration_s", seconds),
-    "drain": _to("drain_s", seconds),
+    "duration": _to("duration_s", _duration),
+    "drain": _to("drain_s", _duration),
     "warmup": _to("warmup", _whole(0)),
     "think_time": _to("think_time_s", _think_time),
     "prompt": _to("prompts", _prompts),

@@ -214,16 +214,21 @@ def _assignment(text: str, flag: str) -> tuple[str, str]:
 def parse_margin(text: str, flag: str) -> tuple[str, float]:
     """Read ``tps=5%`` into ``("tps", 0.05)``; the metric may carry a percentile, as in ``ttft.p95=25%``."""
     name, equals, value = (part.strip() for part in text.partition("="))
-    metric, dot, stat = name.partition(".")
     given = f"{flag} {text!r}"
     if not equals:
         raise ConfigError(f"{given}: expected METRIC=PERCENT, for example tps=5%")
+    return margin(name, value, given)
+
+
+def margin(name: str, value: object, given: str) -> tuple[str, float]:
+    """Read the margin ``value`` of the number ``name``, ``tps`` or ``ttft.p95``; ``given`` is what was written."""
+    metric, dot, stat = name.partition(".")
     valid = [known for known in METRICS if known != "error_rate"]  # usually 0, so it has no relative change
     if metric not in valid:
         near = did_you_mean(metric, valid)
         raise ConfigError(f"{given}: no history is kept of '{metric}'{near} (valid: {', '.join(valid)})")
     if dot and METRICS[metric].shape is Shape.PER_RUN:
-        raise ConfigError(f"{given}: {metric} is one number per run; write {metric}=5%")
+        raise ConfigError(f"{given}: {metric} is one number per run; write {metric} without '{stat}'")
     if dot and stat not in PERCENTILES:
         near = did_you_mean(stat, PERCENTILES)
         raise ConfigError(f"{given}: no percentile '{stat}'{near} (valid: {', '.join(PERCENTILES)})")

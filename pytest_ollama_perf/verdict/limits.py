@@ -12,7 +12,7 @@ import msgspec
 
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, Metric, Shape, Unit
-from pytest_ollama_perf.words import did_you_mean
+from pytest_ollama_perf.words import did_you_mean, shown
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ def parse_limit(key: str, text: object) -> Limit:
     Raises:
         ConfigError: metric, statistic, direction, number or unit is wrong; one line says what would be right.
     """
-    written = f"{key!r}: {text!r}"
+    written = f"{key!r}: {shown(text)}"
     name, _, stat = key.strip().partition(".")
     metric = _metric(name, written)
     match = _CLAUSE.fullmatch(text) if isinstance(text, str) else None
@@ -57,7 +57,7 @@ def limit_from_word(word: str, value: object) -> Limit:
     Raises:
         ConfigError: there is no such word, or the value is not what its metric takes.
     """
-    written = f"{word}={value!r}"
+    written = f"{word}={shown(value)}"
     if word not in _WORDS:
         raise ConfigError(f"{written}: {_why_no_word(word)}")
     metric, stat = _WORDS[word]
