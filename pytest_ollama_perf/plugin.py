@@ -11,7 +11,7 @@ from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.settings import OPTIONS, Option, Settings, resolve
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.api import MarkedLoad, Ollama, Simulators
+    from pytest_ollama_perf.api import Marked, Ollama, Simulators
     from pytest_ollama_perf.room import Room
 
 MARKER = "ollama_load"
@@ -69,10 +69,10 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
 
 
 @pytest.fixture
-def ollama_load(request: pytest.FixtureRequest) -> MarkedLoad:
+def ollama_load(request: pytest.FixtureRequest) -> Marked:
     """The load that this test's marker describes, measured:
     metrics, all samples, ``check(...)``."""
-    return request.config.stash[ROOM].marked_load(request.node)
+    return request.config.stash[ROOM].marked(request.node)
 
 
 @pytest.fixture

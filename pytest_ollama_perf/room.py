@@ -14,21 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_ollama_perf.errors import ConfigError, OllamaPerfError
+from pytest_ollama_perf.experiment import READERS, reader
 from pytest_ollama_perf.settings import Settings
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.api import MarkedLoad, Ollama
-    from pytest_ollama_perf.bench import Bench
-    from pytest_ollama_perf.marks import LoadSpec
+    from pytest_ollama_perf.api import Marked, Ollama
+    from pytest_ollama_perf.bench import Bench, Onlooker
+    from pytest_ollama_perf.experiment import Experiment
     from pytest_ollama_perf.past import Past
-    from pytest_ollama_perf.report.progress import LiveProgress
     from pytest_ollama_perf.report.result import TestResult
-    from pytest_ollama_perf.report.terminal import Line
     from pytest_ollama_perf.trial import Trial
-
-MARKER = "ollama_load"
-FIXTURES = frozenset({"ollama_load", "ollama", "ollama_url"})
-
 
 class VerdictFailed(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """A verdict failed the test; the message is the whole explanation."""
@@ -44,7 +39,7 @@ class Room:
         self.config = config
         self.settings = settings
         self._trials: dict[str, list[Trial]] = defaultdict(list)
-        self._loads: dict[str, MarkedLoad] = {}
+        self._marked: dict[str, Marked] = {}
         self._bench: Bench | None = None
         self._past: Past | None = None
         self._started_at = time.time()
@@ -64,39 +59,43 @@ class Room:
     def past(self) -> Past:
         """The history of this build's tests, opened on first use."""
         if self._past is None:
-            from pytest_ollama_perf.past import Past, gating_pairs
+            from pytest_ollama_perf.past import Past
 
-            self._past = Past(self.settings, sum(gating_pairs(load.spec.margins) for load in self._loads.values()))
+            self._past = Past(self.settings, sum(marked.experiment.gating for marked in self._marked.values()))
         return self._past
 
     def url(self) -> str:
         return self.bench().servers[0].address.url
 
-    def marked_load(self, item: pytest.Item) -> MarkedLoad:
-        return self._loads[item.nodeid]
+    def marked(self, item: pytest.Item) -> Marked:
+        return self._marked[item.nodeid]
 
     def ollama(self, item: pytest.Item) -> Ollama:
         from pytest_ollama_perf.api import Ollama
 
         return Ollama(self, item.nodeid)
 
-    def conduct(self, spec: LoadSpec, test: str, *, check: bool = True) -> Trial:
-        """Fire a load, judge it, and keep it for the reports - also when it could not be fired or was interrupted.
+    def conduct(
+        self, experiment: Experiment, test: str, *, check: bool = True, stop: threading.Event | None = None
+    ) -> Trial:
+        """Conduct an experiment and keep its trial for the reports, also when it could not be measured or was stopped.
 
         Raises:
             VerdictFailed: nothing could be measured; the message says why.
         """
-        from pytest_ollama_perf.trial import aborted, conduct, unmeasured
+        from pytest_ollama_perf.trial import Lab, unmeasured
 
+        lab = None
         try:
-            with self._onlooker() as onlooker:
-                trial = conduct(self.bench(), self.past(), spec, test, onlooker=onlooker)
+            with self._onlooker(stop) as onlooker:
+                lab = Lab(self.bench(), self.past(), onlooker)
+                trial = experiment.conduct(lab, test)
         except OllamaPerfError as error:
             self.keep(test, unmeasured(str(error)))
             raise VerdictFailed(str(error), pytrace=False) from None
         except BaseException:
-            if (partial := self.bench().partial) is not None:
-                self.keep(test, aborted(partial, spec))
+            if lab is not None and (part := lab.interrupted()) is not None:
+                self.keep(test, part)
             raise
         self.keep(test, trial if check else trial.unjudged())
         return trial
@@ -117,14 +116,15 @@ class Room:
         return failure_text(merge(test, [trial]))
 
     @contextlib.contextmanager
-    def _onlooker(self) -> Iterator[LiveProgress]:
+    def _onlooker(self, stop: threading.Event | None) -> Iterator[Onlooker]:
         from pytest_ollama_perf.report.progress import LiveProgress
+        from pytest_ollama_perf.trial import Stoppable
 
         capture = self.config.pluginmanager.getplugin("capturemanager")
         terminal = self.config.get_terminal_writer()
         suspended = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
         with suspended, LiveProgress(terminal._file, verbosity=self.config.getoption("verbose")) as progress:
-            yield progress
+            yield progress if stop is None else Stoppable(progress, stop)
 
     # Collection: every marker is read before the first test.
 
@@ -140,24 +140,28 @@ class Room:
             raise pytest.UsageError("\n       ".join(wrong))
 
     def _read(self, item: pytest.Item) -> None:
-        if item.get_closest_marker(MARKER) is None:
-            if MARKER in getattr(item, "fixturenames", ()):
-                raise ConfigError("uses the fixture ollama_load without the marker; add @pytest.mark.ollama_load(...)")
-            return
-        from pytest_ollama_perf.api import MarkedLoad
-        from pytest_ollama_perf.marks import known_words, load_spec
+        markers = list(dict.fromkeys(mark.name for mark in item.iter_markers() if mark.name in READERS))
+        lonely = [name for name in READERS if name in getattr(item, "fixturenames", ()) and name not in markers]
+        if lonely:
+            raise ConfigError(f"uses the fixture {lonely[0]} without the marker; add @pytest.mark.{lonely[0]}(...)")
+        if len(markers) > 1:
+            raise ConfigError(f"has the markers {' and '.join(markers)}: one test, one of them")
+        for marker in markers:
+            from pytest_ollama_perf.api import Marked
 
-        spec = load_spec(marker_words(item, known_words()), default_model=self.settings.model)
-        self._loads[item.nodeid] = MarkedLoad(self, item.nodeid, spec)
+            read, known = reader(marker)
+            experiment = read(marker_words(item, marker, known), self.settings)
+            self._marked[item.nodeid] = Marked(self, item.nodeid, experiment)
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
-        if not any(item.nodeid in self._loads or "ollama" in getattr(item, "fixturenames", ()) for item in items):
+        if not any(item.nodeid in self._marked or "ollama" in getattr(item, "fixturenames", ()) for item in items):
             return []
         if self.config.getoption("collectonly") or self.config.getoption("verbose") < 0:
             return []
         from pytest_ollama_perf.report.terminal import header
 
-        return [header(*self.bench().introduce({load.spec.workload.model for load in self._loads.values()}))]
+        models = {model for marked in self._marked.values() for model in marked.experiment.models}
+        return [header(*self.bench().introduce(models))]
 
     # The test itself.
 
@@ -165,14 +169,14 @@ class Room:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test that is run again, by whatever plugin, measures again."""
         self._trials.pop(item.nodeid, None)
-        if load := self._loads.get(item.nodeid):
-            load.forget()
+        if marked := self._marked.get(item.nodeid):
+            marked.forget()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        load = self._loads.get(item.nodeid)
+        marked = self._marked.get(item.nodeid)
         with terminated_as_exit():
-            trial = load.measure() if load else None
+            trial = marked.measure() if marked else None
             try:
                 outcome = yield
             except Exception as error:
@@ -237,19 +241,19 @@ class Room:
             self._past.close()
 
 
-def marker_words(item: pytest.Item, known: tuple[str, ...]) -> dict[str, Any]:
+def marker_words(item: pytest.Item, marker: str, known: tuple[str, ...]) -> dict[str, Any]:
     """Return the words that count for ``item``: nearer markers win word by word.
 
     From near to far: marks of the parameter set, parameters named like a word, the function's own markers, its class,
     its module.
     """
     callspec = getattr(item, "callspec", None)
-    near = [mark for mark in getattr(callspec, "marks", ()) if mark.name == MARKER]
+    near = [mark for mark in getattr(callspec, "marks", ()) if mark.name == marker]
     parameters = {name: value for name, value in getattr(callspec, "params", {}).items() if name in known}
-    far = [mark for mark in item.iter_markers(MARKER) if mark not in near]
+    far = [mark for mark in item.iter_markers(marker) if mark not in near]
     layers: list[Mapping[str, Any]] = [*(mark.kwargs for mark in near), parameters, *(mark.kwargs for mark in far)]
     if any(mark.args for mark in (*near, *far)):
-        raise ConfigError("the marker takes words only, for example @pytest.mark.ollama_load(concurrency=4)")
+        raise ConfigError(f"the marker takes words only, for example @pytest.mark.{marker}(model='llama3.2:3b')")
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         merged.update(layer)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pytest_ollama_perf.bench import Bench, Onlooker
+from pytest_ollama_perf.finding import Finding
+from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import LoadSpec
 from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.past import Past
@@ -16,6 +19,7 @@ from pytest_ollama_perf.summary import summarise
 from pytest_ollama_perf.verdict.contract import judge_contract
 from pytest_ollama_perf.verdict.limits import Limit, latency_limits
 from pytest_ollama_perf.verdict.words import FAILING, Verdict, Word, worst
+from pytest_ollama_perf.workload import Workload
 
 _T = TypeVar("_T")
 
@@ -26,6 +30,7 @@ class Trial:
 
     verdict: Verdict
     loads: tuple[LoadResult, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def fails(self, settings: Settings) -> bool:
         """Whether this verdict fails its test."""
@@ -43,46 +48,94 @@ class Trial:
     def unjudged(self) -> Trial:
         """The same load as one that was only to be measured; without a single success that is still not green."""
         if any(load.summary.ok for load in self.loads):
-            return Trial(Verdict(word=Word.OK, reason="measured, not judged"), self.loads)
+            return replace(self, verdict=Verdict(word=Word.OK, reason="measured, not judged"))
         return self
 
 
-def conduct(bench: Bench, past: Past, spec: LoadSpec, test: str, *, onlooker: Onlooker) -> Trial:
+class Stopped(Exception):
+    """Whoever asked for the load no longer wants it."""
+
+
+@dataclass(frozen=True)
+class Stoppable:
+    """An onlooker through which another thread can stop the load: it raises ``Stopped`` once ``stop`` is set."""
+
+    onlooker: Onlooker
+    stop: threading.Event
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        self._look()
+        self.onlooker.begin(model, duration_s)
+
+    def message(self, text: str) -> None:
+        self._look()
+        self.onlooker.message(text)
+
+    def update(self, progress: Progress) -> None:
+        self._look()
+        self.onlooker.update(progress)
+
+    def _look(self) -> None:
+        if self.stop.is_set():
+            raise Stopped("the test was cancelled")
+
+
+@dataclass
+class Lab:
+    """The instruments of one experiment: servers, history, and who is told how it comes along.
+
+    ``loads`` holds every load that was finished, for whoever catches what interrupts the experiment.
+    """
+
+    bench: Bench
+    past: Past
+    onlooker: Onlooker
+    loads: list[LoadResult] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        return self.bench.settings
+
+    def fire(self, workload: Workload, test: str, limits: Sequence[Limit] = (), *, fresh: bool = False) -> Trial:
+        """Fire one load and judge it by its limits alone; ``fresh`` loads the model anew before."""
+        run = self.bench.measure(workload, test, fresh=fresh, onlooker=self.onlooker)
+        trial = judge(run, limits, strict=self.settings.strict)
+        self.loads += trial.loads
+        return trial
+
+    def interrupted(self) -> Trial | None:
+        """Return what had been measured when something stopped the experiment."""
+        if self.bench.partial is None:
+            return None
+        last = judge(self.bench.partial, (), strict=False)
+        return Trial(last.verdict, (*self.loads, *last.loads))
+
+
+def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more than one.
 
     Raises:
-        OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through; ``bench.partial`` then
-            holds what had been measured.
+        OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through.
     """
-    history = past.of(test, spec.workload)
-    if not past.matters(history):
-        return _run(bench, spec, test, onlooker, fresh=False)
-    first = _run(bench, spec, test, onlooker, fresh=True)
+    history = lab.past.of(test, spec.workload)
+    if not lab.past.matters(history):
+        return lab.fire(spec.workload, test, spec.limits)
+    first = lab.fire(spec.workload, test, spec.limits, fresh=True)
     if first.verdict.word in {Word.INVALID, Word.ABORTED}:
         return first
     runs = [first]
-    compared = past.compare(history, [first.run], spec.margins)
+    compared = lab.past.compare(history, [first.run], spec.margins)
     while compared.again and first.verdict.word is not Word.BROKEN:
-        onlooker.message(f"not sure yet, run {len(runs) + 1} of at most {bench.settings.max_runs}")
-        runs.append(_run(bench, spec, test, onlooker, fresh=True))
+        lab.onlooker.message(f"not sure yet, run {len(runs) + 1} of at most {lab.settings.max_runs}")
+        runs.append(lab.fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
             return Trial(runs[-1].verdict, _loads(runs))
-        compared = past.compare(history, [run.run for run in runs], spec.margins)
-    return Trial(past.conclude(first.verdict, compared, [run.run for run in runs], history), _loads(runs))
-
-
-def _run(bench: Bench, spec: LoadSpec, test: str, onlooker: Onlooker, *, fresh: bool) -> Trial:
-    run = bench.measure(spec.workload, test, fresh=fresh, onlooker=onlooker)
-    return judge(run, spec.limits, strict=bench.settings.strict)
+        compared = lab.past.compare(history, [run.run for run in runs], spec.margins)
+    return Trial(lab.past.conclude(first.verdict, compared, [run.run for run in runs], history), _loads(runs))
 
 
 def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:
     return tuple(load for trial in trials for load in trial.loads)
-
-
-def aborted(run: Run, spec: LoadSpec) -> Trial:
-    """Judge the part of a run that was measured before something stopped it."""
-    return judge(run, spec.limits, strict=False)
 
 
 def judge(run: Run, limits: Sequence[Limit], *, strict: bool) -> Trial:
@@ -109,8 +162,9 @@ def merge(test: str, trials: Sequence[Trial]) -> TestResult:
             hints=_once(hint for trial in trials for hint in trial.verdict.hints),
             changed=_once(change for trial in trials for change in trial.verdict.changed),
             accept=speaker.accept,
+            stored=speaker.stored,
         )
-    return TestResult(test, speaker, _loads(trials))
+    return TestResult(test, speaker, _loads(trials), tuple(found for trial in trials for found in trial.findings))
 
 
 def _once(values: Iterable[_T]) -> tuple[_T, ...]:

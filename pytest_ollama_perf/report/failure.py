@@ -10,6 +10,7 @@ from itertools import groupby
 import msgspec
 
 from pytest_ollama_perf.report import facts
+from pytest_ollama_perf.report.findings import all_lines
 from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, join_phrases, table, wrap
 from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.verdict.wording import count, label, number, percent, show
@@ -27,6 +28,7 @@ def failure_text(result: TestResult, *, width: int = WIDTH) -> str:
     """
     verdict = result.verdict
     lines = [*wrap(clean(verdict.reason), width, rest=INDENT), *tables(verdict.rows, width)]
+    lines += all_lines(result.findings, width)
     lines += problems(verdict.problems, width)
     if verdict.word is Word.ABORTED and result.loads:
         lines += [f"{INDENT}measured until then:"]

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import msgspec
 
@@ -158,6 +158,7 @@ class TestEntry(msgspec.Struct, frozen=True, kw_only=True):
     accept: str
     stored: int | None
     loads: tuple[LoadEntry, ...]
+    findings: tuple[dict[str, Any], ...] = ()
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,6 +221,7 @@ def _test(result: TestResult) -> TestEntry:
         accept=verdict.accept,
         stored=verdict.stored,
         loads=tuple(map(_load, result.loads)),
+        findings=tuple(msgspec.to_builtins(finding, enc_hook=_number) for finding in result.findings),
     )
 
 

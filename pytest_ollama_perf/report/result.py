@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
+from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.summary import Summary
 from pytest_ollama_perf.verdict.words import Verdict
@@ -19,10 +20,11 @@ class LoadResult(msgspec.Struct, frozen=True):
 
 
 class TestResult(msgspec.Struct, frozen=True):
-    """One test item: its node id, its verdict and every load it fired, in their order."""
+    """One test item: its node id, its verdict, every load it fired, in their order, and what experiments found."""
 
     __test__: ClassVar[bool] = False
 
     test: str
     verdict: Verdict
     loads: tuple[LoadResult, ...] = ()
+    findings: tuple[Finding, ...] = ()

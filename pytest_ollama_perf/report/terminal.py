@@ -11,6 +11,7 @@ import msgspec
 
 from pytest_ollama_perf.report import facts
 from pytest_ollama_perf.report.failure import INDENT, command, explained, measured, noted, problems, tables
+from pytest_ollama_perf.report.findings import all_lines
 from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, cut_middle, wrap
 from pytest_ollama_perf.report.matrix import matrix
 from pytest_ollama_perf.report.result import TestResult
@@ -129,11 +130,13 @@ def _title(test: str, word: str, width: int) -> str:
 
 
 def _main_numbers(result: TestResult, width: int) -> Iterable[str]:
-    return measured(result.loads, result.verdict.stored, width, numbers=True)
+    found = all_lines(result.findings, width)
+    return [*found, *measured(result.loads, result.verdict.stored, width, numbers=not found)]
 
 
 def _every_number(result: TestResult, width: int) -> Iterator[str]:
     yield from tables(result.verdict.rows, width)
+    yield from all_lines(result.findings, width)
     for index, load in enumerate(result.loads, 1):
         if len(result.loads) > 1:
             yield cut(f"{INDENT}load {index} of {len(result.loads)}: {', '.join(facts.size([load]))}", width)
