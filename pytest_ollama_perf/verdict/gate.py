@@ -150,7 +150,7 @@ class _Evidence:
 
 
 def judge(history: Sequence[float], candidates: Sequence[float], rule: Rule, alpha: float = ALPHA) -> Judgement:
-    """Judge the run values ``candidates`` against those of ``history``, oldest first.
+    """Judge the run values (costs) ``candidates`` against those of ``history``, oldest first.
 
     ``alpha`` is what the build's other tests leave of the chance of a false alarm (``family``). An infinite candidate
     failed; an infinite or missing (``NaN``) stored run is no baseline and left out; a missing candidate is never ok.
@@ -195,11 +195,12 @@ def _without_outliers(stored: Sequence[float]) -> tuple[tuple[float, ...], tuple
 
 
 def mad_bias(count: int) -> float:
-    """Return what share of the standard deviation 1.4826 MAD shows on average for ``count`` normal values, 5 to 20."""
+    """Return the median of 1.4826 MAD / standard deviation for ``count`` normal values, 5 to 20 (simulated)."""
     last = _LEAST_FOR_FILTER + len(_MAD_BIAS) - 1
     if count <= last:
         return _MAD_BIAS[count - _LEAST_FOR_FILTER]
-    return _MAD_BIAS[-1] + (_MAD_BIAS_AT_WINDOW - _MAD_BIAS[-1]) * (count - last) / (WINDOW - last)
+    way = (1 / last - 1 / count) / (1 / last - 1 / WINDOW)
+    return _MAD_BIAS[-1] + (_MAD_BIAS_AT_WINDOW - _MAD_BIAS[-1]) * way
 
 
 def _thin(count: int) -> tuple[str, ...]:

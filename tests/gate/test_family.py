@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_ollama_perf.verdict.family import FAMILY_ALPHA, Family, holm
+from pytest_ollama_perf.verdict.gate import ALPHA
+
+p_values = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40)
+
+
+def test_few_pairs_share_nothing_and_many_share_the_family_level():
+    assert Family(0).alpha == Family(1).alpha == Family(4).alpha == 0.01
+    assert Family(20).alpha == pytest.approx(0.002)
+
+
+def test_every_regression_leaves_more_to_the_others():
+    assert Family(20).after(0).alpha == Family(20).alpha
+    assert Family(20).after(1).after(2).alpha == pytest.approx(0.04 / 17)
+    assert Family(2).after(5).alpha == 0.01
+
+
+def test_holm_by_hand():
+    assert holm([0.5, 0.001, 0.006, 0.3, 0.02, 0.7, 0.9, 0.8]) == pytest.approx(
+        (0.01, 0.005, 0.04 / 7, 0.008, 0.04 / 6, 0.01, 0.01, 0.01)
+    )
+    assert holm([0.5, 0.001, 0.0057, 0.3, 0.02, 0.7, 0.9, 0.8])[2] == pytest.approx(0.04 / 7)
+    assert holm([]) == ()
+
+
+def test_behind_the_first_that_fails_nothing_passes():
+    values = [0.006] * 8
+    assert not any(value < level for value, level in zip(values, holm(values), strict=True))
+    late = [0.0001, *[0.009] * 7]
+    assert [value < level for value, level in zip(late, holm(late), strict=True)] == [True] + [False] * 7
+
+
+@given(p_values)
+def test_no_level_is_above_one_in_a_hundred(values):
+    assert max(holm(values)) <= ALPHA
+
+
+@given(p_values)
+def test_judging_one_after_the_other_finds_no_more_than_holm(values):
+    family, found = Family(len(values)), 0
+    for value in values:
+        if value < family.alpha:
+            family, found = family.after(1), found + 1
+    assert found <= sum(value < level for value, level in zip(values, holm(values), strict=True))
+
+
+def test_the_family_level_is_stricter_than_the_usual_one():
+    assert FAMILY_ALPHA < 0.05

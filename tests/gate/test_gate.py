@@ -1,0 +1,227 @@
+import math
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import t
+
+from pytest_ollama_perf.verdict.gate import TWO_MODES, Rule, fit, judge, mad_bias
+from pytest_ollama_perf.verdict.words import Word
+
+RULE = Rule(margin=0.05, prior_sd=0.02)
+FOUR = [-0.01, 0.01, -0.01, 0.01]
+FOUR_SD = math.sqrt((3 * 0.02**2 + 4 * 0.01**2) / 6)
+costs = st.floats(-0.3, 0.3)
+histories = st.lists(costs, min_size=1, max_size=25)
+candidates = st.lists(costs, min_size=1, max_size=3)
+
+
+def steady(count, sd=0.01, seed=1):
+    """A history of exactly mean 0 and standard deviation ``sd``, without outliers."""
+    values = np.random.default_rng(seed).uniform(-1, 1, count)
+    values -= values.mean()
+    return (sd * values / values.std(ddof=1)).tolist()
+
+
+def test_the_numbers_are_those_of_the_moderated_prediction_interval():
+    found = judge(FOUR, [0.06, 0.04], RULE)
+    se = FOUR_SD * math.sqrt(1 / 2 + 1 / 4)
+    assert (found.d, found.df) == (pytest.approx(0.05), 6)
+    assert found.se == pytest.approx(se)
+    assert found.p == pytest.approx(t.sf(0.05 / se, 6))
+    assert found.change == pytest.approx(math.expm1(0.05))
+    assert found.low == pytest.approx(math.expm1(0.05 - t.ppf(0.975, 6) * se))
+    assert found.high == pytest.approx(math.expm1(0.05 + t.ppf(0.975, 6) * se))
+    assert found.detectable == pytest.approx(math.expm1((t.ppf(0.99, 6) + t.ppf(0.80, 6)) * se))
+
+
+def test_without_a_stored_run_everything_is_new():
+    assert judge([], [0.0], RULE).word is Word.NEW
+    assert judge([math.inf, math.nan], [0.0], RULE).word is Word.NEW
+
+
+def test_an_unchanged_build_is_ok_after_one_run():
+    found = judge(steady(10), [0.0], RULE)
+    assert (found.word, found.runs, found.again) == (Word.OK, 1, False)
+
+
+def test_a_slow_first_run_asks_for_another():
+    found = judge(steady(10), [0.10], RULE)
+    assert (found.word, found.again) == (Word.UNSURE, True)
+
+
+def test_a_regression_is_said_after_the_third_run():
+    assert [judge(steady(10), [0.10] * runs, RULE).word for runs in (1, 2, 3)] == [
+        Word.UNSURE,
+        Word.UNSURE,
+        Word.REGRESSED,
+    ]
+
+
+def test_a_gross_regression_is_said_after_the_second_run():
+    assert [judge(steady(10), [0.30] * runs, RULE).word for runs in (1, 2)] == [Word.UNSURE, Word.REGRESSED]
+
+
+def test_one_run_that_disagrees_saves_a_build():
+    found = judge(steady(10), [0.15, 0.15, 0.0], RULE)
+    assert (found.word, found.again) == (Word.UNSURE, False)
+
+
+def test_with_reruns_off_one_run_decides():
+    once = Rule(margin=0.05, prior_sd=0.02, max_runs=1)
+    assert judge(steady(10), [0.10], once).word is Word.REGRESSED
+    assert judge(steady(10), [0.03], once).word is Word.UNSURE
+    assert not judge(steady(10), [0.03], once).again
+
+
+def test_a_difference_below_half_the_margin_is_no_regression_however_certain():
+    certain = Rule(margin=0.05, prior_sd=0.001)
+    assert judge(steady(20, sd=0.001), [0.0243] * 3, certain).word is Word.OK
+    assert judge(steady(20, sd=0.001), [0.0240] * 3, Rule(margin=0.0, prior_sd=0.001)).word is Word.REGRESSED
+
+
+def test_faster_stops_after_one_run():
+    assert judge(steady(10), [-0.10], RULE).word is Word.FASTER
+
+
+def test_alpha_can_only_be_made_stricter():
+    history, runs = steady(10, sd=0.02), [0.052, 0.05, 0.051]
+    p = judge(history, runs, RULE).p
+    assert p < 0.01
+    assert judge(history, runs, RULE, alpha=1.0).word is Word.REGRESSED
+    assert judge(history, runs, RULE, alpha=p / 2).word is Word.UNSURE
+    weak = [0.04, 0.035, 0.036]
+    assert judge(steady(4, sd=0.03), weak, RULE, alpha=0.9).word is Word.UNSURE
+
+
+def test_the_newest_twenty_stored_runs_count():
+    assert fit([9.0] * 5 + [0.0] * 20, RULE).mean == 0.0
+
+
+def test_an_outlier_in_the_history_is_left_out_and_named():
+    found = fit([*steady(9), 0.15], RULE)
+    assert found.dropped == (0.15,)
+    assert found.notes == ("1 of 10 stored runs left out as outliers",)
+
+
+def test_below_five_stored_runs_nothing_is_left_out():
+    assert fit([0.0, 0.0, 0.0, 0.5], RULE).dropped == ()
+
+
+def test_two_modes_are_kept_and_named():
+    found = fit([*steady(7, sd=0.001), 0.1, 0.1, 0.1], RULE)
+    assert (len(found.kept), found.dropped, found.notes) == (10, (), (TWO_MODES,))
+
+
+def test_equal_stored_runs_do_not_make_the_gate_certain():
+    found = judge([1.0] * 8, [1.03], RULE)
+    assert found.se == pytest.approx(math.sqrt(3 * 0.02**2 / 10 * (1 + 1 / 8)))
+
+
+def test_the_bias_of_the_mad_is_as_simulated():
+    draws = np.random.default_rng(3).normal(size=(20_000, 20))
+    for count in (5, 6, 8, 10, 15, 20):
+        some = draws[:, :count]
+        mads = np.median(abs(some - np.median(some, axis=1, keepdims=True)), axis=1)
+        assert 1.4826 * np.median(mads) == pytest.approx(mad_bias(count), abs=0.015)
+
+
+@pytest.mark.parametrize(("stored", "note"), [(1, "20 %"), (2, "10 %")])
+def test_one_and_two_stored_runs_say_what_they_can_decide(stored, note):
+    found = judge([0.0] * stored, [0.0] * 3, RULE)
+    assert any(note in one for one in found.notes)
+
+
+def test_one_stored_run_decides_a_fifth_and_two_a_tenth():
+    assert judge([0.0], [math.log(1.05)] * 3, RULE).word is Word.UNSURE
+    assert judge([0.0], [math.log(1.20)] * 3, RULE).word is Word.REGRESSED
+    assert judge([0.0] * 2, [math.log(1.10)] * 3, RULE).word is Word.REGRESSED
+
+
+def test_runs_that_failed_regress_after_the_second():
+    assert judge(steady(10), [math.inf], RULE).word is Word.UNSURE
+    found = judge(steady(10), [math.inf] * 2, RULE)
+    assert (found.word, found.change, found.p) == (Word.REGRESSED, math.inf, 0.0)
+    assert judge(steady(10), [0.0, math.inf, 0.0], RULE).word is Word.UNSURE
+
+
+def test_a_failed_stored_run_is_no_baseline():
+    assert judge([*steady(6), math.inf, math.nan], [0.0], RULE) == judge(steady(6), [0.0], RULE)
+
+
+@pytest.mark.parametrize("runs", [[], [math.nan], [0.0, math.nan], [math.nan, math.inf]])
+@pytest.mark.parametrize("history", [[], steady(10)])
+def test_a_candidate_without_data_is_never_ok(history, runs):
+    assert judge(history, runs, RULE).word is Word.UNSURE
+
+
+def test_an_unsure_verdict_says_how_many_runs_would_settle_it():
+    history = [0.0, 0.0]
+    settled = [runs for runs in range(1, 21) if judge(history, [0.012] * runs, RULE).word is not Word.UNSURE]
+    found = judge(history, [0.012], RULE)
+    assert settled[0] > 2
+    assert (found.word, found.more_runs, found.more_stored) == (Word.UNSURE, settled[0], None)
+
+
+def test_where_no_candidate_runs_would_settle_it_stored_runs_are_asked_for():
+    found = judge([0.0], [0.02] * 3, RULE)
+    assert (found.word, found.more_runs, found.more_stored) == (Word.UNSURE, None, 5)
+    reach = {stored: t.ppf(0.955, 2 + stored) * 0.02 * math.sqrt(1 / 3 + 1 / stored) for stored in (4, 5)}
+    assert 0.02 + reach[5] < math.log(1.05) < 0.02 + reach[4]
+
+
+@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"prior_sd": 0.0}, {"prior_df": 0.0}, {"max_runs": 0}])
+def test_an_impossible_rule_is_refused(wrong):
+    with pytest.raises(ValueError, match="prior_sd and prior_df above 0"):
+        Rule(**{"margin": 0.05, "prior_sd": 0.02} | wrong)
+
+
+@given(histories, candidates)
+def test_the_same_input_gives_the_same_verdict(history, runs):
+    assert judge(history, runs, RULE) == judge(list(history), list(runs), RULE)
+
+
+@given(histories, candidates, st.randoms(use_true_random=False))
+def test_the_order_of_the_runs_in_the_window_is_irrelevant(history, runs, random):
+    window = history[-20:]
+    shuffled = random.sample(window, len(window))
+    assert judge(shuffled, runs[::-1], RULE).word is judge(window, runs, RULE).word
+
+
+@given(histories, candidates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_more_margin_never_turns_ok_into_regressed(history, runs, one, other):
+    narrow, wide = sorted((one, other))
+    if judge(history, runs, Rule(narrow, 0.02)).word is Word.OK:
+        assert judge(history, runs, Rule(wide, 0.02)).word is not Word.REGRESSED
+
+
+any_cost = st.floats(-745, 745) | st.just(math.inf) | st.just(math.nan)
+
+
+@given(st.lists(any_cost, max_size=25), st.lists(any_cost, max_size=4))
+def test_no_costs_break_the_gate(history, runs):
+    found = judge(history, runs, RULE)
+    assert found.word in Word
+    if found.word in {Word.OK, Word.FASTER, Word.REGRESSED}:
+        assert 0.0 <= found.p <= 1.0
+
+
+@given(histories, candidates, st.floats(0.0, 0.3))
+def test_slower_candidates_never_turn_regressed_into_ok(history, runs, slower):
+    if judge(history, runs, RULE).word is Word.REGRESSED:
+        assert judge(history, [run + slower for run in runs], RULE).word is Word.REGRESSED
+
+
+def test_one_slow_run_in_the_history_costs_little_power():
+    random = Random(7)
+    caught = {False: 0, True: 0}
+    for _ in range(400):
+        history = [random.gauss(0.0, 0.016) for _ in range(10)]
+        runs = [random.gauss(math.log(1.10), 0.016) for _ in range(3)]
+        for slow in caught:
+            stored = [history[0] + 0.12, *history[1:]] if slow else history
+            caught[slow] += judge(stored, runs, RULE).word is Word.REGRESSED
+    assert caught[False] >= 392
+    assert caught[False] - caught[True] < 0.05 * 400
