@@ -9,14 +9,16 @@ from collections.abc import Sequence
 
 from pytest_ollama_perf.errors import OllamaPerfError
 
-COMMANDS = ("simulate", "judge")
+COMMANDS = ("simulate", "history", "show", "compare", "trend", "accept", "judge")
 """Subcommand modules in the order of ``--help``; each has ``add_parser(subparsers)`` that sets ``run=`` to a
 function taking the parsed arguments and returning an exit status."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the whole command line."""
-    root = argparse.ArgumentParser(prog="pytest-ollama-perf", description="Performance tests for models served by Ollama.")
+    root = argparse.ArgumentParser(
+        prog="pytest-ollama-perf", description="Performance tests for models served by Ollama."
+    )
     subparsers = root.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"pytest_ollama_perf.cli.{name}").add_parser(subparsers)

@@ -42,6 +42,9 @@ class Store(Protocol):
     def get(self, run_id: str) -> Run | None:
         """Return one run, saved or regressed; ``None`` where there is none."""
 
+    def runs_like(self, beginning: str) -> tuple[str, ...]:
+        """Return the ids of all runs that begin so, sorted."""
+
     def close(self) -> None:
         """Give back what the store holds open."""
 

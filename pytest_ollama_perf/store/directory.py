@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +25,8 @@ from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.store.acceptance import decode_acceptance, encode_acceptance
 from pytest_ollama_perf.store.atomic import write_once
 from pytest_ollama_perf.store.base import LIMIT, newest_session, slug
-from pytest_ollama_perf.store.record import decode, encode
-from pytest_ollama_perf.store.seal import MAX_BYTES, corrupt, plain
+from pytest_ollama_perf.store.record import content, encode, read
+from pytest_ollama_perf.store.seal import corrupt, plain
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.verdict.epoch import Acceptance, History, Kind
 from pytest_ollama_perf.workload import identity as identity_of
@@ -104,11 +104,10 @@ class DirectoryStore:
 
     def get(self, run_id: str) -> Run | None:
         wanted = slug(run_id)
-        for folder in self._folders():
-            for file in _files(folder) + _files(folder / _REGRESSED):
-                if file.run == wanted:
-                    return decode(_bytes(file.path), inert(str(file.path)))
-        return None
+        return next((read(file.path) for file in self._all_files() if file.run == wanted), None)
+
+    def runs_like(self, beginning: str) -> tuple[str, ...]:
+        return tuple(sorted(file.run for file in self._all_files() if file.run and file.run.startswith(beginning)))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -119,13 +118,18 @@ class DirectoryStore:
     def _folders(self) -> list[Path]:
         return [self.root / entry.name for entry in _entries(self.root) if entry.is_dir() and entry.name[0] != "."]
 
+    def _all_files(self) -> Iterator[_File]:
+        for folder in self._folders():
+            yield from _files(folder)
+            yield from _files(folder / _REGRESSED)
+
     def _acceptances(self, folder: Path) -> tuple[tuple[Acceptance, ...], tuple[str, ...]]:
         found: list[Acceptance] = []
         damaged: list[str] = []
         for name in _json_names(folder / _EPOCHS):
             path = folder / _EPOCHS / name
             try:
-                found.append(decode_acceptance(_bytes(path), inert(str(path))))
+                found.append(decode_acceptance(content(path), inert(str(path))))
             except StoreError as error:
                 damaged.append(str(error))
         return tuple(sorted(found, key=lambda acceptance: acceptance.at)), tuple(damaged)
@@ -140,7 +144,7 @@ class DirectoryStore:
                     f"{what} could not be saved in {self.name}: {error.strerror or error}; "
                     "what was stored before is whole"
                 ) from error
-        if _bytes(path) != data:
+        if content(path) != data:
             raise StoreError(f"{what} could not be saved: {inert(str(path))} is there already and never changed")
 
 
@@ -186,14 +190,6 @@ def _files(folder: Path) -> list[_File]:
     ]
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise corrupt(inert(str(path)), error.strerror or str(error)) from error
-
-
 def _newest(files: list[_File], test: str, limit: int | None) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """Return the newest ``limit`` runs that can be read, newest last, and what is wrong with the files passed over."""
     runs: list[Run] = []
@@ -201,11 +197,10 @@ def _newest(files: list[_File], test: str, limit: int | None) -> tuple[tuple[Run
     for file in sorted(files, key=lambda file: file.age, reverse=True):
         if file.stamp and limit is not None and len(runs) >= limit:
             break
-        where = inert(str(file.path))
         try:
-            run = decode(_bytes(file.path), where)
+            run = read(file.path)
             if run.test != test:
-                raise corrupt(where, f"it is of the test {run.test}")
+                raise corrupt(inert(str(file.path)), f"it is of the test {run.test}")
             runs.append(run)
         except StoreError as error:
             damaged.append(str(error))
@@ -216,12 +211,12 @@ def _newest(files: list[_File], test: str, limit: int | None) -> tuple[tuple[Run
 def _test_of(folder: Path) -> str:
     """Return the node id of ``folder``, from a record where the file that says it is lost."""
     try:
-        return msgspec.json.decode(_bytes(folder / _TEST), type=dict[str, str])["test"]
+        return msgspec.json.decode(content(folder / _TEST), type=dict[str, str])["test"]
     except (StoreError, ValueError, KeyError, RecursionError):
         files = _files(folder) + _files(folder / _REGRESSED)
     for file in sorted(files, key=lambda file: file.age):
         try:
-            return decode(_bytes(file.path), str(file.path)).test
+            return read(file.path).test
         except StoreError:
             continue
     return ""

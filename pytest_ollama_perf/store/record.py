@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
@@ -22,7 +23,7 @@ import msgspec
 from pytest_ollama_perf.errors import CorruptRecord, StoreError
 from pytest_ollama_perf.run import SCHEMA, Fingerprint, ModelState, Run, Watch
 from pytest_ollama_perf.store.samples import SampleTable, fold, unfold
-from pytest_ollama_perf.store.seal import DAMAGE, Upgrade, corrupt, plain, seal, unseal
+from pytest_ollama_perf.store.seal import DAMAGE, MAX_BYTES, Upgrade, corrupt, plain, seal, unseal
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import Workload, prompt_set
 
@@ -68,6 +69,20 @@ def decode(data: bytes, where: str, upgrades: Mapping[int, Upgrade] = UPGRADES, 
         return _run(msgspec.convert(unseal(data, where, newest, upgrades), Record))
     except DAMAGE as error:
         raise corrupt(where, str(error)) from error
+
+
+def read(path: Path) -> Run:
+    """Return the run in the file at ``path``; ``CorruptRecord`` also where it cannot be opened."""
+    return decode(content(path), inert(str(path)))
+
+
+def content(path: Path) -> bytes:
+    """Return what is in a file, but no more than a record can have and one byte that shows there is more."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise corrupt(inert(str(path)), error.strerror or str(error)) from error
 
 
 def _must_be_finite(part: object) -> None:

@@ -116,6 +116,12 @@ class SqlStore:
             records = self._rows(connection, sa.select(RUNS.c.record).where(RUNS.c.id == slug(run_id)))
         return decode(bytes(records[0]), self._row_name(run_id)) if records else None
 
+    def runs_like(self, beginning: str) -> tuple[str, ...]:
+        with self._reading() as connection:
+            begins = RUNS.c.id.startswith(beginning, autoescape=True)
+            found = self._rows(connection, sa.select(RUNS.c.id).where(begins).order_by(RUNS.c.id))
+        return tuple(run for run in found if run.startswith(beginning))  # SQLite's LIKE ignores case
+
     def close(self) -> None:
         self._engine.dispose()
 

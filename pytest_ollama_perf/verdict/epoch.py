@@ -134,15 +134,18 @@ def changes(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
         for name, field in COMPARABILITY.items()
         if (old := getattr(before, name)) != (new := getattr(after, name))
     ]
-    found += _generation(before.server_version, after.server_version)
+    found += meaning_changes(before, after)
     found += _declared(before.server_env, after.server_env, "")
     found += _declared(before.client, after.client, "client ")
     return tuple(sorted(found, key=lambda change: not change.separates))
 
 
-def _generation(before: str, after: str) -> list[Change]:
-    old, new = metric_generation(before), metric_generation(after)
-    return [Change(name="meaning of the counters", before=old, after=new, separates=True)] if old != new else []
+def meaning_changes(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
+    """Return the change of what the server's counters mean, where there is one."""
+    old, new = metric_generation(before.server_version), metric_generation(after.server_version)
+    if old == new:
+        return ()
+    return (Change(name="meaning of the counters", before=old, after=new, separates=True),)
 
 
 def _declared(before: Mapping[str, str], after: Mapping[str, str], prefix: str) -> list[Change]:
