@@ -225,10 +225,15 @@ class _Bursts:
 @asynccontextmanager
 async def engine(settings: SimulatorSettings, clock: Clock) -> AsyncIterator[Engine]:
     """Run an engine for as long as the block does; what is in flight when it ends is cancelled."""
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         running = Engine(settings, clock, tasks)
         tasks.start_soon(running.run)
         try:
             yield running
+        except Exception as error:  # raised below, as it is: a task group would wrap it
+            failure = error
         finally:
             tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

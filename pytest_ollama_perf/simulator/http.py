@@ -10,9 +10,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
 
-import anyio
 import httptools
-from anyio.abc import TaskGroup
 
 JSON = "application/json; charset=utf-8"
 _WHOLE_LIMIT = 2048
@@ -98,40 +96,42 @@ def _date(second: int) -> str:
 class Connection(asyncio.Protocol):
     """One connection; requests that come before the answer to the one before wait their turn."""
 
-    def __init__(self, handler: Handler, tasks: TaskGroup, connections: set[Connection]) -> None:
+    def __init__(self, handler: Handler, connections: set[Connection]) -> None:
         self._handler = handler
-        self._tasks = tasks
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._request = Incoming()
         self._parts: list[bytes] = []
         self._size = 0
         self._waiting: deque[Incoming] = deque()
-        self._scope: anyio.CancelScope | None = None
-        self._gone = False
+        self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone = True
         self._connections.discard(self)
         self._waiting.clear()
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def eof_received(self) -> bool:
         """A client that closes its sending side has hung up."""
         return False
 
-    def close(self) -> None:
-        """Close the connection."""
+    async def close(self) -> None:
+        """Close the connection and wait until its handler has given up."""
         self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            raise
         except httptools.HttpParserError:
             self._transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n")
             self._transport.write(b"Connection: close\r\n\r\n400 Bad Request")
@@ -165,17 +165,13 @@ class Connection(asyncio.Protocol):
         request.body = b"".join(self._parts)
         request.read_ns = time.perf_counter_ns()
         self._waiting.append(request)
-        if self._scope is None:
-            self._scope = anyio.CancelScope()
-            self._tasks.start_soon(self._serve)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def _serve(self) -> None:
-        assert self._scope is not None
-        with self._scope:
-            while self._waiting and not self._gone:
-                request = self._waiting.popleft()
-                outgoing = Outgoing(self._transport, request.keep_alive)
-                await self._handler(request, outgoing)
-                if not request.keep_alive:
-                    self._transport.close()
-        self._scope = None
+        while self._waiting:
+            request = self._waiting.popleft()
+            await self._handler(request, Outgoing(self._transport, request.keep_alive))
+            if not request.keep_alive:
+                self._transport.close()
+        self._task = None

@@ -8,9 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
 from pytest_ollama_perf.simulator import asked, openai, replies
 from pytest_ollama_perf.simulator.clock import RealClock
@@ -190,25 +188,22 @@ async def serve(
 
     ``OSError`` when the address cannot be had.
     """
-    async with engine(settings, RealClock()) as running, anyio.create_task_group() as tasks:
+    async with engine(settings, RealClock()) as running:
         connections: set[Connection] = set()
-        server = await _listen(running, tasks, connections, host, port)
+        server = await _listen(running, connections, host, port)
         bound = server.sockets[0].getsockname()
         try:
             yield f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}", running
         finally:
             server.close()
             for connection in list(connections):
-                connection.close()
-            tasks.cancel_scope.cancel()
+                await connection.close()
 
 
-async def _listen(
-    running: Engine, tasks: TaskGroup, connections: set[Connection], host: str, port: int
-) -> asyncio.Server:
+async def _listen(running: Engine, connections: set[Connection], host: str, port: int) -> asyncio.Server:
     routes = Routes(running, loopback=_is_loopback(host))
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Connection(routes, tasks, connections), host, port, backlog=1024)
+    return await loop.create_server(lambda: Connection(routes, connections), host, port, backlog=1024)
 
 
 def _is_loopback(host: str) -> bool:

@@ -77,7 +77,7 @@ def is_error(reply: Reply) -> bool:
 
 
 def check_answer(exchange: Exchange, reply: Reply) -> None:
-    """Status, content type, framing of what is streamed, the number of lines and every line's shape; errors word for word."""
+    """Status, content type, framing of what is streamed, the number of lines, each one's shape; errors verbatim."""
     recorded = exchange.recorded
     assert (reply.status, reply.content_type) == (recorded.status, recorded.content_type), exchange.title
     if is_error(recorded) or "ndjson" in recorded.content_type:

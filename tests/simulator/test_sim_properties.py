@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import anyio
 import trio
 import trio.testing
@@ -75,7 +77,7 @@ def test_slots_are_given_in_order_of_arrival_and_never_to_two(requests, slots, j
     assert [truth.slot_ns for truth in by_arrival] == sorted(truth.slot_ns for truth in truths)
     for slot in range(slots):
         held = sorted((truth.slot_ns, truth.done_ns) for truth in truths if truth.slot == slot)
-        assert all(done <= start for (_, done), (start, _) in zip(held, held[1:], strict=False))
+        assert all(done <= start for (_, done), (start, _) in itertools.pairwise(held))
 
 
 @given(st.lists(st.integers(0, 3), max_size=200), st.lists(st.integers(0, 3), max_size=200), st.integers(0, 150))

@@ -132,7 +132,7 @@ async def test_the_last_request_decides_how_long_a_model_stays():
         await anyio.sleep(11)
         assert names(sim) == []
         await sim.tell("c", keep_alive_s=-1.0)
-        await anyio.sleep(10_000_000)
+        await anyio.sleep(80_000)
         assert names(sim) == ["m"]
         await sim.tell("d", keep_alive_s=0.0)
         assert names(sim) == []
@@ -163,7 +163,7 @@ async def test_an_unload_lets_the_streams_finish():
 
 @virtual
 async def test_503_comes_only_while_a_load_is_pending_and_the_queue_is_full():
-    outcomes = []
+    outcomes, messages = [], set()
     async with world(load_time_s=0.25, max_queue=2, slots=1) as sim:
 
         async def one(index):
@@ -171,12 +171,13 @@ async def test_503_comes_only_while_a_load_is_pending_and_the_queue_is_full():
                 await sim.tell(f"p{index}", at=index * 10.0)
                 outcomes.append((index, 200))
             except Failure as failure:
-                assert failure.message == "server busy, please try again.  maximum pending requests exceeded"
                 outcomes.append((index, failure.status))
+                messages.add(failure.message)
 
         async with anyio.create_task_group() as tasks:
             for index in range(8):
                 tasks.start_soon(one, index)
+        assert messages == {"server busy, please try again.  maximum pending requests exceeded"}
         assert sorted(outcomes) == [(0, 200), (1, 200), (2, 200), *((index, 503) for index in range(3, 8))]
         told = await sim.together(*({"prompt": f"q{n}"} for n in range(20)))
     assert len(told) == 20  # a loaded model's queue has no limit
@@ -196,6 +197,6 @@ async def test_a_request_that_gives_up_while_its_model_loads_holds_nothing():
 @virtual
 async def test_a_missing_model_is_named():
     async with world() as sim:
-        with pytest.raises(Failure, match="^model 'nope' not found$") as caught:
+        with pytest.raises(Failure, match=r"^model 'nope' not found$") as caught:
             await sim.tell(model="nope")
     assert caught.value.status == 404

@@ -6,6 +6,7 @@ import anyio
 import pytest
 from simkit import MS, Heard, virtual, world
 
+from pytest_ollama_perf.simulator.faults import parse_fault
 from pytest_ollama_perf.simulator.job import Drop, Failure
 
 
@@ -202,9 +203,7 @@ async def test_a_prompt_longer_than_the_context_is_cut_silently():
     async with world(num_ctx=2048) as sim:
         told = await sim.tell(" ".join(["w"] * 3000))
         assert told.counters.prompt_eval_count == 1026
-        with pytest.raises(
-            Failure, match=r"request \(3000 tokens\) exceeds the available context size \(2048 tokens\)"
-        ):
+        with pytest.raises(Failure, match=r"request \(3000 tokens\) exceeds the available context size"):
             await sim.tell(" ".join(["w"] * 3000), truncate=False)
 
 
@@ -243,8 +242,6 @@ async def test_the_ground_truth_holds_the_times_of_every_request():
 
 @virtual
 async def test_what_was_heard_before_a_break_stays_heard():
-    from pytest_ollama_perf.simulator.faults import parse_fault
-
     heard = Heard()
     async with world(faults=(parse_fault("drop:3"),)) as sim:
         with pytest.raises(Drop):

@@ -1,0 +1,211 @@
+"""A token generator that does nothing else, in a process of its own: what a client is measured against.
+
+``python -m pytest_ollama_perf.simulator.generator`` reads a ``Pace`` as one line of JSON from standard input, prints its
+URL, and ends when its standard input does. It answers every request with a stream of one-token chunks, as fast as the
+socket takes them or at a pace. The last object's ``prompt_eval_duration`` is the time from the request read to the
+first token written on its own clock, so that a client can see how far off its own time to the first token is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pytest_ollama_perf.errors import ServerError
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """``tokens`` a response, the first after ``first_s`` and the others ``gap_s`` apart; 0: as fast as possible."""
+
+    tokens: int
+    gap_s: float = 0.0
+    first_s: float = 0.0
+
+
+def _chunk(body: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(body), body)
+
+
+_OBJECT = b'{"model":"generator","created_at":"2026-01-01T00:00:00.000000000Z"'
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+_TOKEN = _chunk(_OBJECT + b',"response":" word","done":false}\n')
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_AT_ONCE = 262_144
+_START_S = 20.0
+
+
+def _final(tokens: int, first_ns: int) -> bytes:
+    counters = b'"done":true,"done_reason":"length","eval_count":%d,"prompt_eval_duration":%d' % (tokens, first_ns)
+    return _chunk(_OBJECT + b',"response":"",' + counters + b"}\n") + b"0\r\n\r\n"
+
+
+@dataclass(eq=False)
+class _Stream:
+    sock: socket.socket
+    request: bytes = b""
+    read_ns: int = 0
+    first_ns: int = 0
+    sent: int = 0
+    backlog: memoryview = field(default_factory=lambda: memoryview(b""))
+
+
+class Generator:
+    """Serves on a free port of 127.0.0.1, in the thread that calls ``serve``."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._flood = _HEAD + _TOKEN * pace.tokens + _final(pace.tokens, 0)
+        self._due: list[tuple[int, int, _Stream]] = []
+        self._turn = 0
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def serve(self) -> None:
+        """Answer until the process ends."""
+        while True:
+            wait = max(0.0, (self._due[0][0] - time.perf_counter_ns()) / 1e9) if self._due else None
+            for key, events in self._selector.select(wait):
+                self._turn_to(key.data, events)
+            self._write_due()
+
+    def _turn_to(self, stream: _Stream | None, events: int) -> None:
+        try:
+            if stream is None:
+                self._accept()
+            elif events & selectors.EVENT_WRITE:
+                self._push(stream)
+            else:
+                self._read(stream)
+        except OSError:
+            if stream is not None:
+                self._drop(stream)
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._selector.register(sock, selectors.EVENT_READ, _Stream(sock))
+
+    def _read(self, stream: _Stream) -> None:
+        data = stream.sock.recv(65536)
+        now = time.perf_counter_ns()
+        if not data:
+            self._drop(stream)
+            return
+        stream.request += data
+        head, whole, body = stream.request.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if whole and len(body) >= (int(length[1]) if length else 0):
+            stream.request = b""
+            self._begin(stream, now)
+
+    def _begin(self, stream: _Stream, now: int) -> None:
+        stream.read_ns, stream.sent = now, 0
+        if self._pace.gap_s:
+            self._schedule(stream, now + int(self._pace.first_s * 1e9))
+        else:
+            stream.backlog = memoryview(self._flood)
+            self._selector.modify(stream.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, stream)
+
+    def _schedule(self, stream: _Stream, at_ns: int) -> None:
+        self._turn += 1
+        heapq.heappush(self._due, (at_ns, self._turn, stream))
+
+    def _write_due(self) -> None:
+        while self._due and self._due[0][0] <= time.perf_counter_ns():
+            at_ns, _, stream = heapq.heappop(self._due)
+            try:
+                more = self._write(stream)
+            except OSError:
+                self._drop(stream)
+            else:
+                if more:
+                    self._schedule(stream, at_ns + int(self._pace.gap_s * 1e9))
+
+    def _write(self, stream: _Stream) -> bool:
+        """Write the next token, or the end; return whether there is more to come."""
+        stream.sent += 1
+        if stream.sent == 1:
+            stream.first_ns = time.perf_counter_ns() - stream.read_ns
+            stream.sock.send(_HEAD + _TOKEN)
+        elif stream.sent <= self._pace.tokens:
+            stream.sock.send(_TOKEN)
+        else:
+            stream.sock.send(_final(self._pace.tokens, stream.first_ns))
+        return stream.sent <= self._pace.tokens
+
+    def _push(self, stream: _Stream) -> None:
+        stream.backlog = stream.backlog[stream.sock.send(stream.backlog[:_AT_ONCE]) :]
+        if not stream.backlog:
+            self._selector.modify(stream.sock, selectors.EVENT_READ, stream)
+
+    def _drop(self, stream: _Stream) -> None:
+        if stream.sock.fileno() >= 0:
+            self._selector.unregister(stream.sock)
+            stream.sock.close()
+
+
+@contextmanager
+def start(pace: Pace) -> Iterator[str]:
+    """Run a generator for as long as the block does; gives its URL.
+
+    Raises:
+        ServerError: it did not start.
+    """
+    command = [sys.executable, "-m", "pytest_ollama_perf.simulator.generator"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        watchdog = threading.Timer(_START_S, child.kill)
+        watchdog.start()
+        try:
+            url = _await_url(child, pace)
+            watchdog.cancel()
+            yield url
+        finally:
+            watchdog.cancel()
+            child.kill()
+
+
+def _await_url(child: subprocess.Popen[bytes], pace: Pace) -> str:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(msgspec.json.encode(pace) + b"\n")
+    child.stdin.flush()
+    url = child.stdout.readline().decode().strip()
+    if not url:
+        raise ServerError("the token generator, a process of this package, did not start")
+    return url
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    # sys.exit would end this thread alone
+    signal.raise_signal(signal.SIGTERM)
+
+
+def main() -> None:
+    """Serve until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
+    generator = Generator(msgspec.json.decode(sys.stdin.buffer.readline(), type=Pace))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    print(generator.url, flush=True)
+    generator.serve()
+
+
+if __name__ == "__main__":
+    main()
