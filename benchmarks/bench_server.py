@@ -6,6 +6,7 @@ forgets, ``{"times": {request id: [read_ns, written_ns]}, "cpu_s": ...}`` on the
 """
 
 import argparse
+import gc
 import heapq
 import json
 import os
@@ -169,6 +170,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.core >= 0:
         os.sched_setaffinity(0, {given.core})
+    gc.disable()
     server = Server(Pace(given.tokens, given.gap, given.first))
     print(server.port, flush=True)
     server.run()

@@ -14,6 +14,16 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
+import httptools
+import httpx
+import uvloop
+
+from pytest_ollama_perf.client.address import parse_address
+from pytest_ollama_perf.client.wire import WireBackend
+from pytest_ollama_perf.load.backend import Request
+from pytest_ollama_perf.sample import Sample, Stage
+from pytest_ollama_perf.workload import Endpoint, Timeouts
+
 BODY = b'{"model":"bench","prompt":" word","stream":true,"raw":true,"options":{"num_predict":64,"num_ctx":4096}}'
 Report = dict[str, object]
 
@@ -34,12 +44,6 @@ async def closed_loop(streams: int, each: int, send: Callable[[int, int], Awaita
 
 
 async def ours(port: int, streams: int, each: int) -> Report:
-    from pytest_ollama_perf.client.address import parse_address
-    from pytest_ollama_perf.client.wire import WireBackend
-    from pytest_ollama_perf.load.backend import Request
-    from pytest_ollama_perf.sample import Sample, Stage
-    from pytest_ollama_perf.workload import Endpoint, Timeouts
-
     backend = WireBackend([parse_address(f"127.0.0.1:{port}")])
     samples: list[Sample] = []
     await backend.connect(streams)
@@ -66,8 +70,6 @@ async def ours(port: int, streams: int, each: int) -> Report:
 
 
 async def plain_httpx(port: int, streams: int, each: int) -> Report:
-    import httpx
-
     limits = httpx.Limits(max_connections=streams, max_keepalive_connections=streams)
     chunks = 0
     ttft: dict[str, list[int]] = {}
@@ -91,8 +93,6 @@ class Bare:
     """The least that reading such streams can cost in Python: ``recvmsg``, httptools, a count."""
 
     def __init__(self, port: int, name: str, each: int) -> None:
-        import httptools
-
         self.sock = socket.create_connection(("127.0.0.1", port))
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.SOL_SOCKET, 35, 1)
@@ -150,8 +150,6 @@ def main() -> None:
     elif given.client == "ours-asyncio":
         result = asyncio.run(ours(*where))
     else:
-        import uvloop
-
         result = uvloop.run((ours if given.client == "ours" else plain_httpx)(*where))
     json.dump(result, sys.stdout)
 

@@ -194,61 +194,51 @@ class Connection:
         self._loop.remove_writer(self._fd)
         self._unsent = memoryview(b"")
 
-    def _read_stamped(self) -> None:
+    def _read_stamped(self) -> bool:
         try:
             data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)
         except _WAIT:
-            return
+            return False
         except OSError as error:
-            self._lost(error)
-            return
+            return self._lost(error)
         now_ns = perf_counter_ns()
         exchange = self._exchange
         if exchange is None or not data:
-            self._lost(None)
-            return
+            return self._lost(None)
         exchange.receive(data, self._stamp(ancillary, now_ns), now_ns)
         if exchange.finished:
             self.finish()
+        return len(data) == READ_BYTES
 
-    def _read_plain(self) -> None:
+    def _read_plain(self) -> bool:
         try:
             data = self._sock.recv(READ_BYTES)
         except _WAIT:
-            return
+            return False
         except OSError as error:
-            self._lost(error)
-            return
-        self._received(data)
-
-    def _read_tls(self) -> None:
-        """Read all that one record brought: the rest waits inside TLS, where no event tells of it."""
-        while not self.is_closed:
-            try:
-                data = self._sock.recv(READ_BYTES)
-            except _WAIT:
-                return
-            except OSError as error:
-                self._lost(error)
-                return
-            self._received(data)
-
-    def _received(self, data: bytes) -> None:
+            return self._lost(error)
         now_ns = perf_counter_ns()
         exchange = self._exchange
         if exchange is None or not data:
-            self._lost(None)
-            return
+            return self._lost(None)
         exchange.receive(data, now_ns, now_ns)
         if exchange.finished:
             self.finish()
+        return True
 
-    def _lost(self, error: OSError | None) -> None:
+    def _read_tls(self) -> bool:
+        """Read all that came: the rest of a record waits inside TLS, where no event tells of it."""
+        while not self.is_closed and self._read_plain():
+            pass
+        return False
+
+    def _lost(self, error: OSError | None) -> bool:
         self.close()
         if self._exchange is not None:
             why = "" if error is None else error_name(error)
             self._exchange.closed(perf_counter_ns(), why)
         self.finish()
+        return False
 
     def abandon(self) -> None:
         """Close it under an exchange, which ends as cut off."""

@@ -1,6 +1,7 @@
 """Which sockets have something to read: one epoll of our own under the event loop, where there is epoll.
 
-The loop sees a single descriptor, so that a thousand readable sockets cost it one callback, not a thousand.
+The loop sees a single descriptor, so that a thousand readable sockets cost it one callback, not a thousand. It is
+edge-triggered: a level-triggered one is asked twice for everything it reports, once by itself and once by the loop's.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Protocol
 
 _AT_ONCE = 256
 
+Callback = Callable[[], bool]
+"""Reads once; returns whether there may be more to read."""
+
 
 class Poller(Protocol):
     """Calls back while a descriptor is readable."""
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` whenever ``fd`` is readable."""
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Call ``callback`` whenever there is more to read from ``fd``, and again while it says so."""
 
     def forget(self, fd: int) -> None:
         """Stop that; must come before ``fd`` is closed."""
@@ -34,7 +38,7 @@ class LoopPoller:
         self._loop = asyncio.get_running_loop()
         self._watched: set[int] = set()
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+    def watch(self, fd: int, callback: Callback) -> None:
         self._watched.add(fd)
         self._loop.add_reader(fd, callback)
 
@@ -48,6 +52,7 @@ class LoopPoller:
 
 
 if sys.platform == "linux":
+    _EDGE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 
     class EpollPoller:
         """An epoll that the loop watches; closed with the backend that uses it."""
@@ -55,12 +60,12 @@ if sys.platform == "linux":
         def __init__(self) -> None:
             self._loop = asyncio.get_running_loop()
             self._epoll = select.epoll()
-            self._callbacks: dict[int, Callable[[], None]] = {}
+            self._callbacks: dict[int, Callback] = {}
             self._loop.add_reader(self._epoll.fileno(), self._ready)
 
-        def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        def watch(self, fd: int, callback: Callback) -> None:
             self._callbacks[fd] = callback
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, _EDGE)
 
         def forget(self, fd: int) -> None:
             if self._callbacks.pop(fd, None) is not None:
@@ -74,10 +79,13 @@ if sys.platform == "linux":
 
         def _ready(self) -> None:
             callbacks = self._callbacks
-            for fd, _ in self._epoll.poll(0, _AT_ONCE):
+            for fd, event in self._epoll.poll(0, _AT_ONCE):
                 callback = callbacks.get(fd)  # an earlier callback may have closed this one
-                if callback is not None:
-                    callback()
+                if callback is None:
+                    continue
+                more = callback()
+                if (more or event != select.EPOLLIN) and fd in callbacks:
+                    self._epoll.modify(fd, _EDGE)  # reports again at once where there is more, as after the last bytes
 
 
 def make_poller() -> Poller:
