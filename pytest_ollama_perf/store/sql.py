@@ -34,19 +34,20 @@ def connect(url: str) -> SqlStore:
     Raises ``ConfigError`` for a text that is no such URL, ``MissingExtra`` without the driver.
     """
     try:
-        parsed = sa.make_url(url)
+        return SqlStore(_engine(sa.make_url(url)))
+    except (sa.exc.NoSuchModuleError, ModuleNotFoundError):
+        backend = url.partition(":")[0].partition("+")[0]
+        raise MissingExtra(f"a store in {backend}", backend) from None
     except (sa.exc.ArgumentError, ValueError):
         raise ConfigError(
             "the store's URL cannot be read: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from None
-    backend = parsed.get_backend_name()
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    arguments: dict[str, Any] = {"timeout": _BUSY_S} if backend == "sqlite" else {}
-    try:
-        return SqlStore(sa.create_engine(parsed, connect_args=arguments))
-    except (ModuleNotFoundError, sa.exc.NoSuchModuleError):
-        raise MissingExtra(f"a store in {backend}", backend) from None
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
+        return sa.create_engine(url, connect_args={"timeout": _BUSY_S})
+    return sa.create_engine(url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url)
 
 
 class SqlStore:

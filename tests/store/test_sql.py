@@ -1,0 +1,154 @@
+"""What the database alone promises: its address stays secret, its tables are made once, newer ones are refused."""
+
+from __future__ import annotations
+
+import builtins
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from store_makers import TEST, make_run
+
+from pytest_ollama_perf.errors import ConfigError, MissingExtra, NewerSchema, StoreError
+from pytest_ollama_perf.store import open_store
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://ada:{SECRET}@127.0.0.1:1/perf",
+        f"postgresql+psycopg://ada:{SECRET}@127.0.0.1:1/perf?password={SECRET}",
+        f"postgresql://127.0.0.1:1/perf?user=ada&password={SECRET}",
+    ],
+)
+def test_credentials_are_never_shown(url: str) -> None:
+    pytest.importorskip("psycopg")
+    store = open_store(url)
+    assert store.name == "postgresql://127.0.0.1:1/perf"
+    for use in (lambda: store.add(make_run()), lambda: store.history(TEST), store.tests):
+        with pytest.raises(StoreError) as caught:
+            use()
+        assert SECRET not in str(caught.value)
+        assert "postgresql://127.0.0.1:1/perf" in str(caught.value)
+        assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://ada:{SECRET}@host:port/perf",
+        f"sqlite://{SECRET}@[/x",
+        f"mysql://ada:{SECRET}@h/x",
+        f"postgres://a:{SECRET}@h/x",
+    ],
+)
+def test_an_address_that_cannot_be_read_is_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(url)
+    assert SECRET not in str(caught.value)
+    assert "sqlite:///" in str(caught.value)
+    assert "postgresql://" in str(caught.value)
+
+
+def test_a_scheme_close_to_a_valid_one_is_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'postgresql'"):
+        open_store("postgres://h/x")
+
+
+def test_a_store_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"give a directory such as \.ollama-perf, or the URL of a database"):
+        open_store(" ")
+
+
+def test_without_sqlalchemy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: object) -> object:
+        if name.partition(".")[0] == "sqlalchemy":
+            raise ImportError(name)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.delitem(sys.modules, "pytest_ollama_perf.store.sql", raising=False)
+    monkeypatch.delitem(sys.modules, "pytest_ollama_perf.store.tables", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtra) as caught:
+        open_store("sqlite:///x.db")
+    assert str(caught.value) == "a store in a database needs an extra: pip install 'pytest-ollama-perf[sql]'"
+
+
+def test_without_a_driver_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtra) as caught:
+        open_store("postgresql://h/x")
+    assert str(caught.value) == "a store in postgresql needs an extra: pip install 'pytest-ollama-perf[postgresql]'"
+
+
+def test_sqlalchemy_is_not_imported_for_a_directory(tmp_path: Path) -> None:
+    script = "import sys, pytest_ollama_perf.store as s; s.open_store(sys.argv[1]); print('sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_newer_tables_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    first = open_store(url)
+    first.add(make_run())
+    first.close()
+    with sqlite3.connect(tmp_path / "x.db") as connection:
+        connection.execute("UPDATE ollama_perf_schema SET version = 9")
+    connection.close()
+    store = open_store(url)
+    for use in (lambda: store.history(TEST), lambda: store.add(make_run("r2"))):
+        with pytest.raises(
+            NewerSchema, match=r"has schema 9, newer than this version understands \(up to 1\): upgrade"
+        ):
+            use()
+    store.close()
+
+
+@pytest.mark.parametrize("content", [b"this is no database, whatever its name says", b"SQLite format 3\0" + bytes(50)])
+def test_a_file_that_is_no_database_is_an_error_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.db").write_bytes(content)
+    store = open_store(f"sqlite:///{tmp_path}/x.db")
+    with pytest.raises(StoreError, match=r"the history in sqlite:///.*x\.db cannot be read: file is not a database"):
+        store.history(TEST)
+    with pytest.raises(StoreError, match=r"run r1 could not be saved in .*; what was stored before is whole"):
+        store.add(make_run())
+    store.close()
+    assert (tmp_path / "x.db").read_bytes() == content
+
+
+def test_a_full_database_keeps_what_it_had_and_says_so(tmp_path: Path) -> None:
+    from sqlalchemy import event  # noqa: PLC0415
+
+    store = open_store(f"sqlite:///{tmp_path}/x.db")
+    store.add(make_run())
+
+    @event.listens_for(store._engine, "connect")  # type: ignore[attr-defined]
+    def _(connection: sqlite3.Connection, _: object) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    store._engine.dispose()  # type: ignore[attr-defined]
+    with pytest.raises(StoreError) as caught:
+        store.add(make_run("big", requests=400, tokens=60))
+    assert "database or disk is full; what was stored before is whole" in str(caught.value)
+    history = store.history(TEST, limit=None)
+    assert [run.id for run in history.runs] == ["r1"]
+    assert history.damaged == ()
+    store.close()
+
+
+def test_a_read_only_database_is_read_and_not_written(tmp_path: Path) -> None:
+    writable = open_store(f"sqlite:///{tmp_path}/x.db")
+    writable.add(make_run())
+    writable.close()
+    store = open_store(f"sqlite:///file:{tmp_path}/x.db?mode=ro&uri=true")
+    assert [run.id for run in store.history(TEST).runs] == ["r1"]
+    with pytest.raises(StoreError, match="attempt to write a readonly database"):
+        store.add(make_run("r2"))
+    store.close()
