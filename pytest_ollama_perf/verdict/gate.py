@@ -159,7 +159,6 @@ def judge(history: Sequence[float], candidates: Sequence[float], rule: Rule, alp
     baseline = fit(history, rule)
     notes = baseline.notes if baseline else ()
     if not runs or any(math.isnan(run) for run in runs):
-        notes = (*notes, "a candidate run has no data")
         return Judgement(Word.UNSURE, len(runs), baseline=baseline, again=len(runs) < rule.max_runs, notes=notes)
     if baseline is None:
         return Judgement(Word.NEW, len(runs))

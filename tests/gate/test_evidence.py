@@ -1,0 +1,101 @@
+import math
+
+import msgspec
+import pytest
+from record_makers import record
+from run_makers import failure, one_after_another, run_of
+
+from pytest_ollama_perf.verdict.evidence import in_order, of_minimal, of_run
+from pytest_ollama_perf.verdict.run_value import POLICIES
+
+
+def readings(evidence, *names):
+    return [evidence.reading(POLICIES[name]) for name in names]
+
+
+def test_a_minimal_record_is_read_in_the_units_of_its_field_names():
+    found = of_minimal(record(7))
+    assert (found.test, found.run, found.requests, found.at) == ("chat", "7", 10, 7.0)
+    expected = [-math.log(80), math.log(0.2), 0.0, -math.log(300)]
+    assert readings(found, "tps", "ttft", "latency", "throughput") == pytest.approx(expected)
+
+
+def test_a_metric_that_nobody_recorded_has_no_data():
+    found = of_minimal({"requests": [{"eval_tps": 80.0}]})
+    assert [math.isnan(one) for one in readings(found, "tps", "ttft", "throughput", "queue")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    "failed", [{}, {"eval_tps": None}, {"eval_tps": math.nan}, {"eval_tps": 0}, {"eval_tps": 80, "outcome": "busy"}]
+)
+def test_a_request_without_a_value_that_others_have_failed(failed):
+    one_in_five = {"requests": [{"eval_tps": 80.0}] * 8 + [failed] * 2}
+    one_in_three = {"requests": [{"eval_tps": 80.0}] * 6 + [failed] * 3}
+    assert readings(of_minimal(one_in_five), "tps") == [pytest.approx(-math.log(80))]
+    assert readings(of_minimal(one_in_three), "tps") == [math.inf]
+
+
+def test_a_record_in_which_every_request_failed_is_infinitely_slow():
+    found = of_minimal({"requests": [{"outcome": "refused"}] * 3})
+    assert readings(found, "tps", "ttft") == [math.inf, math.inf]
+
+
+def test_no_requests_are_no_data_even_with_a_throughput():
+    assert all(math.isnan(one) for one in readings(of_minimal(record(requests=0)), "tps", "throughput"))
+
+
+def test_a_throughput_alone_is_enough_for_throughput():
+    found = of_minimal({"throughput_tps": 300.0})
+    assert found.requests is None
+    assert readings(found, "throughput") == [pytest.approx(-math.log(300))]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"requests": 3}, "requests must be a list, got int"),
+        ({"requests": [3]}, "requests[0] must be an object, got int"),
+        ({"requests": [{}, {"ttft_s": "1"}]}, "requests[1].ttft_s must be a number or null, got '1'"),
+        ({"requests": [{"eval_tps": True}]}, "requests[0].eval_tps must be a number or null, got True"),
+        ({"throughput_tps": []}, "throughput_tps must be a number or null, got []"),
+        ({"test": {}}, "test must be a text or a number, got dict"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(wrong, message):
+    with pytest.raises(TypeError) as caught:
+        of_minimal(wrong)
+    assert str(caught.value) == message
+
+
+def test_a_run_is_read_like_its_summary():
+    run = run_of(*one_after_another(10, ttft=200, tokens=11, step=10), load_time_s=1.5)
+    found = of_run(run)
+    assert found.requests == 10
+    expected = [-math.log(110), math.log(0.2), math.log(0.3), math.log(1.5)]
+    assert readings(found, "tps", "ttft", "latency", "load_time") == pytest.approx(expected)
+    assert readings(found, "qps") == [pytest.approx(-math.log(10 / 3))]
+
+
+def test_warm_up_is_no_evidence():
+    run = run_of(warmup=3)
+    assert of_run(run).requests == 0
+    assert math.isnan(of_run(run).reading(POLICIES["tps"]))
+
+
+def test_failed_requests_of_a_run_count_as_infinitely_slow():
+    run = run_of(*one_after_another(6), *[failure(index, sent=5_000) for index in range(3)])
+    assert readings(of_run(run), "tps", "ttft") == [math.inf, math.inf]
+
+
+def test_runs_are_ordered_by_time_or_number_where_all_have_one():
+    runs = [of_minimal(record(number)) for number in (3, 1, 2)]
+    assert [one.run for one in in_order(runs)] == ["1", "2", "3"]
+    mixed = [of_minimal(record(run)) for run in (3, "b", 1)]
+    assert [one.run for one in in_order(mixed)] == ["3", "b", "1"]
+    times = [of_run(msgspec.structs.replace(run_of(), id=str(at), started_at=at)) for at in (5.0, 4.0)]
+    assert [one.run for one in in_order(times)] == ["4.0", "5.0"]
