@@ -45,6 +45,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class Watch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the client noticed of itself while it measured."""
 
+    loop_lag_p90_s: float = 0.0
     loop_lag_p99_s: float = 0.0
     loop_lag_max_s: float = 0.0
     cpu_share: float = 0.0  # of one core, over the measured window

@@ -54,14 +54,15 @@ class Watcher:
         """Return what was noticed; read lag is that of the measured ``samples``."""
         read_lags = [sample.read_lag_ns / 1e9 for sample in samples if sample.stage is Stage.MEASURED]
         return Watch(
-            loop_lag_p99_s=_p99(self._lags),
+            loop_lag_p90_s=_ranked(self._lags, 90),
+            loop_lag_p99_s=_ranked(self._lags, 99),
             loop_lag_max_s=max(self._lags, default=0.0),
             cpu_share=self._cpu_share,
-            read_lag_p99_s=_p99(read_lags),
+            read_lag_p99_s=_ranked(read_lags, 99),
         )
 
 
-def _p99(values: Sequence[float]) -> float:
-    """Return the 99th percentile by nearest rank, which never lies between two values; 0 of nothing."""
+def _ranked(values: Sequence[float], percent: int) -> float:
+    """Return the percentile by nearest rank, which never lies between two values; 0 of nothing."""
     ordered = sorted(values)
-    return ordered[-(-99 * len(ordered) // 100) - 1] if ordered else 0.0
+    return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else 0.0

@@ -203,9 +203,9 @@ def test_a_pause_in_the_stream_is_no_proxy():
     [
         (Watch(cpu_share=0.95), [True]),
         (Watch(cpu_share=0.75), [False]),
-        (Watch(cpu_share=0.5, loop_lag_p99_s=0.02, read_lag_p99_s=0.02), []),
-        (Watch(loop_lag_p99_s=0.03), [True]),
-        (Watch(read_lag_p99_s=0.03), [True]),
+        (Watch(cpu_share=0.5, loop_lag_p90_s=0.02, loop_lag_p99_s=0.02), []),
+        (Watch(loop_lag_p90_s=0.01, loop_lag_p99_s=0.03), [False]),
+        (Watch(loop_lag_p90_s=0.03, loop_lag_p99_s=0.03), [True]),
     ],
 )
 def test_a_client_that_could_not_keep_up_spoils_the_run(watch, spoils):
@@ -213,11 +213,20 @@ def test_a_client_that_could_not_keep_up_spoils_the_run(watch, spoils):
     assert [problem.spoils for problem in found(*one_after_another(20), watch=watch)] == spoils
 
 
+@pytest.mark.parametrize(("late", "spoils"), [(0, []), (2, [False]), (3, [True])])
+def test_late_reading_spoils_a_run_only_where_it_is_more_than_a_hiccup(late, spoils):
+    samples = one_after_another(20)
+    lagged = [msgspec.structs.replace(each, read_lag_ns=30 * MS) for each in samples[:late]]
+    assert [problem.spoils for problem in found(*lagged, *samples[late:])] == spoils
+
+
 def test_a_lag_counts_against_what_is_measured():
     slow_server = one_after_another(20, ttft=2000)
     assert found(*slow_server, watch=Watch(loop_lag_p99_s=0.1)) == ()
     problem = only(*one_after_another(20), watch=Watch(loop_lag_p99_s=0.1))
-    assert problem.text == "the client's event loop lagged by 100 ms (p99), where the server answers in 100 ms"
+    assert problem.text == (
+        "the client's event loop lagged by 100 ms (p99; p90 0 ms), where the server answers in 100 ms"
+    )
 
 
 def test_an_open_loop_that_sends_late_did_not_offer_its_load():
