@@ -79,6 +79,7 @@ def test_a_test_stands_with_its_verdict():
                 "accept": "",
                 "stored": None,
                 "loads": [],
+                "findings": [],
             }
         ],
     }

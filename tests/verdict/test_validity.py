@@ -225,7 +225,7 @@ def test_a_lag_counts_against_what_is_measured():
     assert found(*slow_server, watch=Watch(loop_lag_p99_s=0.1)) == ()
     problem = only(*one_after_another(20), watch=Watch(loop_lag_p99_s=0.1))
     assert problem.text == (
-        "the client's event loop lagged by 100 ms (p99; p90 0 ms), where the server answers in 100 ms"
+        "the client's event loop lagged by 100 ms (p99; p90 0 s), where the server answers in 100 ms"
     )
 
 
