@@ -13,7 +13,7 @@ from pytest_ollama_perf.text import inert
 DEFAULT_PORT = 11434
 _SCHEME_PORTS = {"http": 80, "https": 443}
 _FORMS = "valid: host, host:port, :port, [IPv6]:port, http://host:port/path, https://host"
-_HOSTNAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
+_HOSTNAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?", re.ASCII)
 _PATH = re.compile(r"[!-~]*")
 
 

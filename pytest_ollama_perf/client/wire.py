@@ -153,7 +153,7 @@ class WireBackend:
         exchange = Exchange(request, target.address.display, time.perf_counter_ns())
         try:
             await self._exchange(target, exchange)
-        except asyncio.CancelledError:
+        except BaseException:  # a sample is owed whatever happens, Ctrl-C included
             exchange.fail(Outcome.CANCELLED, "the load was stopped", time.perf_counter_ns())
             raise
         finally:

@@ -59,6 +59,7 @@ def test_every_form_that_ollama_accepts_names_the_same_server(given, url):
         ("fe80::1%eth0", "an IPv6 zone cannot stand in a URL"),
         ("a b", "not a host name or IP address"),
         ("300.1.1.1", "not a host name or IP address"),
+        ("büro:1", "not a host name or IP address"),
         ("-x", "not a host name or IP address"),
         ("http://host/p?q=1", "the path may hold no query, fragment, space, '@' or non-ASCII character"),
         ("http://host/p#q", "the path may hold no query, fragment, space, '@' or non-ASCII character"),

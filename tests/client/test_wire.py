@@ -350,6 +350,58 @@ def test_many_requests_at_once_each_have_their_own_answer(run, fault_server):
     assert all(sample.ok and sample.connect_ns is None for sample in samples)
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_a_flood_larger_than_many_reads_is_read_to_its_last_byte(run, fault_server, version):
+    lines = b'{"response":"a","done":false}\n' * 20_000 + b'{"done":true}\n'
+    head = b"HTTP/%s 200 OK\r\n" % version
+
+    def answer(connection):
+        if version == b"1.1":
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(lines) + lines)
+        else:
+            connection.sendall(head + b"\r\n" + lines)
+            connection.shutdown(socket.SHUT_WR)
+
+    (sample,) = fire(run, [fault_server(answer).address], make_request(idle_s=5))
+    assert (sample.outcome, sample.line_count) == (Outcome.OK, 20_001)
+    assert len(sample.chunk_ns) == 20_000
+
+
+def test_a_connection_that_closes_without_a_word_while_idle_is_forgotten(run, fault_server):
+    server = fault_server(FULL)
+
+    async def main():
+        backend = WireBackend([server.address])
+        await backend.connect(2)
+        while len(server.connections) < 2:  # noqa: ASYNC110 - a thread opens them
+            await anyio.sleep(0.001)
+        for connection in server.connections:
+            connection.shutdown(socket.SHUT_RDWR)
+        idle = backend._targets[0].idle
+        while not all(connection.is_closed for connection in idle):  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        await backend.aclose()
+
+    run(main)
+
+
+def test_an_interrupt_inside_a_request_still_records_it(run, fault_server, monkeypatch):
+    samples = []
+
+    async def interrupt(*args):
+        raise KeyboardInterrupt
+
+    async def main():
+        backend = WireBackend([Address("127.0.0.1", 9)])
+        with pytest.raises(KeyboardInterrupt):
+            await backend.send(make_request(), samples.append)
+        await backend.aclose()
+
+    monkeypatch.setattr("pytest_ollama_perf.client.wire.open_connection", interrupt)
+    run(main)
+    assert [sample.outcome for sample in samples] == [Outcome.CANCELLED]
+
+
 def test_credentials_go_to_the_server_and_not_into_the_sample(run, fault_server):
     server = fault_server(FULL)
     address = Address("127.0.0.1", server.address.port, auth=("user", "s3cret"))
