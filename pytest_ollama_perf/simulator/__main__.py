@@ -7,6 +7,8 @@ its standard input does: whoever started it is gone then, however that came abou
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
 import threading
@@ -22,7 +24,8 @@ from pytest_ollama_perf.simulator.settings import SimulatorSettings
 async def _until_told(settings: SimulatorSettings) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, told.set)
+    with contextlib.suppress(NotImplementedError):  # Windows: the end of standard input is enough
+        loop.add_signal_handler(signal.SIGTERM, told.set)
     threading.Thread(target=_watch_stdin, args=(loop, told), daemon=True).start()
     async with serve(settings) as (url, _):
         print(url, flush=True)
@@ -30,9 +33,11 @@ async def _until_told(settings: SimulatorSettings) -> None:
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, told: asyncio.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    # not sys.stdin: its lock, held by a thread that waits, would break the interpreter's shutdown
+    while os.read(0, 4096):
         pass
-    loop.call_soon_threadsafe(told.set)
+    with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+        loop.call_soon_threadsafe(told.set)
 
 
 def main() -> int:

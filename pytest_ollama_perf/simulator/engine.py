@@ -40,7 +40,7 @@ class Engine:
         self.settings = settings
         self.clock = clock
         self.tokenizer = Tokenizer()
-        self._tasks = tasks
+        self._scheduler = Scheduler(settings, clock, tasks)
         self.reset()
 
     def reset(self) -> None:
@@ -48,8 +48,6 @@ class Engine:
         self.truths: deque[Truth] = deque(maxlen=_TRUTHS)
         self._script = Script(self.settings.faults, self.settings.seed)
         self._count = 0
-        if not hasattr(self, "_scheduler"):
-            self._scheduler = Scheduler(self.settings, self.clock, self._tasks)
 
     async def run(self) -> None:
         """Work until cancelled."""

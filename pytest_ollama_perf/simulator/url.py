@@ -11,13 +11,18 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+import msgspec
+
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.quantity import seconds
 from pytest_ollama_perf.simulator.faults import Fault, parse_fault
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.simulator.settings import DEFAULT_MODELS, Model, SimulatorSettings
 from pytest_ollama_perf.words import did_you_mean
 
 SCHEME = "sim:"
+_OWN = MappingProxyType(
+    {name: name for name in ("tps", "prefill_tps", "load_time_s", "vram_share")} | {"aggregate": "tps"}
+)
 _ON = MappingProxyType(
     {"on": True, "yes": True, "true": True, "1": True, "off": False, "no": False, "false": False, "0": False}
 )
@@ -76,7 +81,14 @@ def _settings(pairs: Iterable[tuple[str, Any]], where: str) -> SimulatorSettings
             raise ConfigError(f"{where}{name} is given twice")
         else:
             fields[key.field] = key.read(name, value)
-    return SimulatorSettings(**fields)
+    return SimulatorSettings(**fields | {"models": _as_asked(fields)})
+
+
+def _as_asked(fields: Mapping[str, Any]) -> tuple[Model, ...]:
+    """Let what was asked of the server win over what the models that come with it have of their own."""
+    asked = {_OWN[name]: None for name in fields if name in _OWN}
+    given: tuple[Model, ...] = fields.get("models", DEFAULT_MODELS)
+    return tuple(msgspec.structs.replace(each, **asked) if each in DEFAULT_MODELS else each for each in given)
 
 
 def describe(settings: SimulatorSettings) -> str:

@@ -42,6 +42,14 @@ def test_keywords_take_numbers_lists_and_models():
     assert read_settings({"fault": "busy"}).faults == read_settings({"fault": ["busy"]}).faults
 
 
+def test_what_is_asked_of_the_server_wins_over_what_its_own_models_have():
+    assert {model.tps for model in parse_sim_url("sim:?tps=50").models} == {None}
+    assert {model.tps for model in parse_sim_url("sim:?aggregate=1:50&models=tiny,x").models} == {None}
+    assert parse_sim_url("sim:?slots=2&models=tiny").models[0].tps == 3840.0
+    slow = Model(name="slow", tps=3.0)
+    assert read_settings({"tps": 50, "models": [slow]}).models == (slow,)
+
+
 def test_settings_travel_as_json():
     settings = parse_sim_url("sim:?slots=2&fault=stall:2:5@p0.5&models=tiny,x")
     assert msgspec.json.decode(msgspec.json.encode(settings), type=SimulatorSettings) == settings
