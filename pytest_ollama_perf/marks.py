@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -57,6 +57,25 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
     limits = read_limits({word: value for word, value in words.items() if word not in (*WORDS, "max_regression")})
     margins = _margins(words.get("max_regression", {}))
     return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=margins)
+
+
+_RIVALS = {
+    **{"concurrency": "rate", "rate": "concurrency"},
+    **{"requests": "duration", "duration": "requests"},
+    **{"prompt": "prompts", "prompts": "prompt"},
+}
+
+
+def nearest(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the words of several markers, the nearest first: the nearer wins word by word, also over its alternative.
+
+    A ``rate`` on a test replaces the ``concurrency`` of its class. Alternatives in one marker stay, and contradict.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        open_ = {word: value for word, value in layer.items() if word not in merged and _RIVALS.get(word) not in merged}
+        merged.update(open_)
+    return merged
 
 
 def known_words() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,19 @@ from pytest_ollama_perf.experiment import READERS, reader
 from pytest_ollama_perf.settings import Settings
 
 if TYPE_CHECKING:
+    from _pytest.nodes import Node
+
     from pytest_ollama_perf.api import Marked, Ollama
     from pytest_ollama_perf.bench import Bench, Onlooker
     from pytest_ollama_perf.experiment import Experiment
     from pytest_ollama_perf.past import Past
     from pytest_ollama_perf.report.result import TestResult
     from pytest_ollama_perf.trial import Trial
+
+
+FIXTURES = frozenset({"ollama", "ollama_url"})
+"""Fixtures that may ask for a server without a marker."""
+
 
 class VerdictFailed(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """A verdict failed the test; the message is the whole explanation."""
@@ -136,8 +143,19 @@ class Room:
                 self._read(item)
             except ConfigError as error:
                 wrong.append(f"{item.nodeid}: {error}")
+        if not wrong and self._loads_in(items):
+            try:
+                self.bench()
+            except ConfigError as error:
+                wrong.append(str(error))
         if wrong:
             raise pytest.UsageError("\n       ".join(wrong))
+
+    def _loads_in(self, items: list[pytest.Item]) -> bool:
+        """Whether any of ``items`` may ask for a server."""
+        return any(
+            item.nodeid in self._marked or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())) for item in items
+        )
 
     def _read(self, item: pytest.Item) -> None:
         markers = list(dict.fromkeys(mark.name for mark in item.iter_markers() if mark.name in READERS))
@@ -154,7 +172,7 @@ class Room:
             self._marked[item.nodeid] = Marked(self, item.nodeid, experiment)
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
-        if not any(item.nodeid in self._marked or "ollama" in getattr(item, "fixturenames", ()) for item in items):
+        if not self._loads_in(items):
             return []
         if self.config.getoption("collectonly") or self.config.getoption("verbose") < 0:
             return []
@@ -245,19 +263,30 @@ def marker_words(item: pytest.Item, marker: str, known: tuple[str, ...]) -> dict
     """Return the words that count for ``item``: nearer markers win word by word.
 
     From near to far: marks of the parameter set, parameters named like a word, the function's own markers, its class,
-    its module.
+    the classes that one comes from, its module.
     """
+    from pytest_ollama_perf.marks import nearest
+
     callspec = getattr(item, "callspec", None)
     near = [mark for mark in getattr(callspec, "marks", ()) if mark.name == marker]
     parameters = {name: value for name, value in getattr(callspec, "params", {}).items() if name in known}
-    far = [mark for mark in item.iter_markers(marker) if mark not in near]
-    layers: list[Mapping[str, Any]] = [*(mark.kwargs for mark in near), parameters, *(mark.kwargs for mark in far)]
+    far = [mark for node in reversed(item.listchain()) for mark in own_marks(node, marker) if mark not in near]
     if any(mark.args for mark in (*near, *far)):
         raise ConfigError(f"the marker takes words only, for example @pytest.mark.{marker}(model='llama3.2:3b')")
-    merged: dict[str, Any] = {}
-    for layer in reversed(layers):
-        merged.update(layer)
-    return merged
+    return nearest([*(mark.kwargs for mark in near), parameters, *(mark.kwargs for mark in far)])
+
+
+def own_marks(node: Node, marker: str) -> list[pytest.Mark]:
+    """Return the markers that stand at ``node`` itself, the nearest first.
+
+    pytest lists those of a class behind those of the classes it comes from.
+    """
+    marks = [mark for mark in node.own_markers if mark.name == marker]
+    if not isinstance(node, pytest.Class):
+        return marks
+    written = [cls.__dict__.get("pytestmark", []) for cls in node.obj.__mro__]
+    order = [id(getattr(mark, "mark", mark)) for own in written for mark in (own if isinstance(own, list) else [own])]
+    return sorted(marks, key=lambda mark: order.index(id(mark)) if id(mark) in order else -1)
 
 
 @contextlib.contextmanager
@@ -267,7 +296,10 @@ def terminated_as_exit() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise pytest.exit.Exception("terminated (SIGTERM)")
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
         yield
         return
     signal.signal(signal.SIGTERM, end)
