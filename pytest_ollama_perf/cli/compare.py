@@ -11,7 +11,8 @@ A and B are two runs (ids, beginnings of ids, or files) or two stores (folders o
 session of every test in B (up to three runs) is judged against the current epoch of that test in A.
 Model, GPU and settings may differ: what changed is named. Another load, or counters that mean something else, may not.
 
-exit status: 0, 1 where a test regressed, 2 where something could not be read or compared
+exit status: 0, 1 where a test regressed (with --strict also where one is unsure), 2 where something could not be
+read or compared
 """
 
 
@@ -40,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="METRIC=PERCENT",
         help="how much worse than A is accepted, as in tps=5%%; may be repeated",
     )
+    parser.add_argument("--strict", action="store_true", help="exit with 1 also where nothing can be told (unsure)")
     add_place(parser)
     parser.set_defaults(run=main)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,11 +75,11 @@ def run(options: argparse.Namespace) -> int:
         for pair in pairs:
             _print(console(), pair)
     warn(sides.damaged)
-    return _status(pairs, sides.damaged)
+    return _status(pairs, sides.damaged, {Word.REGRESSED, Word.UNSURE} if options.strict else {Word.REGRESSED})
 
 
-def _status(pairs: Sequence[Pair], damaged: Sequence[str]) -> int:
-    if any(pair.word is Word.REGRESSED for pair in pairs):
+def _status(pairs: Sequence[Pair], damaged: Sequence[str], failing: Set[Word]) -> int:
+    if any(pair.word in failing for pair in pairs):
         return 1
     blind = all(pair.word is Word.NEW for pair in pairs)
     return 2 if damaged or blind or any(pair.word is Word.INCOMPARABLE for pair in pairs) else 0

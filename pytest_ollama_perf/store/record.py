@@ -58,7 +58,7 @@ def encode(run: Run) -> bytes:
         _must_be_finite(body)
         data = seal(body, opened=("samples",))
         decode(data, "its record")
-    except (*DAMAGE, CorruptRecord) as error:
+    except (*DAMAGE, AttributeError, CorruptRecord) as error:
         raise StoreError(f"run {inert(run.id)} cannot be stored: {inert(str(error))}") from error
     return data
 
