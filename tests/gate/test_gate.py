@@ -76,10 +76,14 @@ def test_with_reruns_off_one_run_decides():
     assert not judge(steady(10), [0.03], once).again
 
 
-def test_a_difference_below_half_the_margin_is_no_regression_however_certain():
+def test_a_difference_below_half_the_margin_is_no_news_however_certain():
     certain = Rule(margin=0.05, prior_sd=0.001)
-    assert judge(steady(20, sd=0.001), [0.0243] * 3, certain).word is Word.OK
-    assert judge(steady(20, sd=0.001), [0.0240] * 3, Rule(margin=0.0, prior_sd=0.001)).word is Word.REGRESSED
+    history = steady(20, sd=0.001)
+    for difference in (-0.0240, 0.0240):
+        found = judge(history, [difference] * 3, certain)
+        assert found.word is Word.OK
+        assert abs(found.d / found.se) > 10
+    assert judge(history, [-0.0250] * 3, certain).word is Word.FASTER
 
 
 def test_faster_stops_after_one_run():
@@ -104,6 +108,11 @@ def test_an_outlier_in_the_history_is_left_out_and_named():
     found = fit([*steady(9), 0.15], RULE)
     assert found.dropped == (0.15,)
     assert found.notes == ("1 of 10 stored runs left out as outliers",)
+
+
+def test_in_a_very_quiet_history_three_percent_are_no_outlier():
+    assert fit([*steady(9, sd=0.0001), 0.034], RULE).dropped == ()
+    assert fit([*steady(9, sd=0.0001), 0.036], RULE).dropped == (0.036,)
 
 
 def test_below_five_stored_runs_nothing_is_left_out():
