@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import threading
 import time
@@ -32,6 +33,10 @@ FIXTURES = frozenset({"ollama", "ollama_url"})
 """Fixtures that may ask for a server without a marker."""
 
 
+SHOWING = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
+"""Options of pytest under which no test runs."""
+
+
 class VerdictFailed(pytest.fail.Exception):  # type: ignore[misc, name-defined]
     """A verdict failed the test; the message is the whole explanation."""
 
@@ -52,6 +57,7 @@ class Room:
         self._started_at = time.time()
         self._aborted = ""
         self._written: list[str] = []
+        self._unwritten: list[str] = []
 
     # What fixtures and results ask for.
 
@@ -127,10 +133,11 @@ class Room:
         from pytest_ollama_perf.report.progress import LiveProgress
         from pytest_ollama_perf.trial import Stoppable
 
-        capture = self.config.pluginmanager.getplugin("capturemanager")
-        terminal = self.config.get_terminal_writer()
+        plugins = self.config.pluginmanager
+        capture, reporter = plugins.getplugin("capturemanager"), plugins.getplugin("terminalreporter")
         suspended = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
-        with suspended, LiveProgress(terminal._file, verbosity=self.config.getoption("verbose")) as progress:
+        file = reporter._tw._file if reporter else io.StringIO()
+        with suspended, LiveProgress(file, verbosity=self._verbosity) as progress:
             yield progress if stop is None else Stoppable(progress, stop)
 
     # Collection: every marker is read before the first test.
@@ -150,6 +157,16 @@ class Room:
                 wrong.append(str(error))
         if wrong:
             raise pytest.UsageError("\n       ".join(wrong))
+
+    @property
+    def _verbosity(self) -> int:
+        """How much pytest is to say; little where it has no terminal reporter."""
+        return int(self.config.getoption("verbose", default=-1))
+
+    @property
+    def _idle(self) -> bool:
+        """Whether pytest was asked to show tests or fixtures, not to run them."""
+        return any(self.config.getoption(name, default=False) for name in SHOWING)
 
     def _loads_in(self, items: list[pytest.Item]) -> bool:
         """Whether any of ``items`` may ask for a server."""
@@ -174,7 +191,7 @@ class Room:
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
         if not self._loads_in(items):
             return []
-        if self.config.getoption("collectonly") or self.config.getoption("verbose") < 0:
+        if self._idle or self._verbosity < 0:
             return []
         from pytest_ollama_perf.report.terminal import header
 
@@ -219,38 +236,43 @@ class Room:
         return [merge(test, trials) for test, trials in self._trials.items()]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the reports that were asked for, also after Ctrl-C. A history that could not be saved fails the build."""
-        if self._past is not None and self._past.unsaved and session.exitstatus == pytest.ExitCode.OK:
+        """Write the reports, also after Ctrl-C. A history or a report that could not be written fails the build."""
+        if self.settings.reports and not self._idle and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
+            self._write_reports()
+        lost = self._unwritten or (self._past is not None and self._past.unsaved)
+        if lost and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if not self.settings.reports:
-            return
+
+    def _write_reports(self) -> None:
         from importlib.metadata import version
 
         from pytest_ollama_perf.report.json_report import Meta, document, write
 
         meta = Meta(plugin_version=version("pytest-ollama-perf"), started_at=self._started_at, aborted=self._aborted)
         for report in self.settings.reports:
-            write(report.path, document(self.results(), meta=meta))
-            self._written.append(f"{report.type} report: {report.path}")
+            try:
+                write(report.path, document(self.results(), meta=meta))
+                self._written.append(f"{report.type} report: {report.path}")
+            except ConfigError as error:
+                self._unwritten.append(str(error))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         self._aborted = str(excinfo.value) or "interrupted (Ctrl-C)"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        results = self.results()
-        if not results:
+        if not self._trials and not self._unwritten:
             return
         from pytest_ollama_perf.report.terminal import section
 
-        lines = section(results, verbosity=self.config.getoption("verbose"))
-        if self.config.getoption("verbose") >= 0:
+        if self._verbosity >= 0:
             terminalreporter.write_sep("=", "ollama")
-        for line in lines:
+        for line in section(self.results(), verbosity=self._verbosity):
             terminalreporter.write_line(line.text, **line.style.markup)
-        if self.config.getoption("verbose") >= 0:
-            for written in self._written:
-                terminalreporter.write_line(written)
+        for written in self._written if self._verbosity >= 0 else ():
+            terminalreporter.write_line(written)
+        for unwritten in self._unwritten:
+            terminalreporter.write_line(unwritten, red=True, bold=True)
 
     def pytest_unconfigure(self) -> None:
         if self._bench is not None:
