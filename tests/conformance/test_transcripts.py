@@ -37,6 +37,7 @@ def settings_of(server: dict[str, Any], case: str) -> SimulatorSettings:
         max_queue=server.get("max_queue", 512),
         max_loaded=1 if "OLLAMA_MAX_LOADED_MODELS=1" in server.get("env", ()) else 3,
         num_ctx=2048,
+        prefill_tps=10_000.0,
         scaling=0.0,
         faults=FAULTS.get(case, ()),
     )

@@ -89,18 +89,21 @@ def replay(url: str, exchanges: list[Exchange]) -> list[Reply]:
                 thread.join()
                 began = time.perf_counter() - exchange.sent_s
         time.sleep(max(0.0, min(exchange.sent_s - (time.perf_counter() - began), 0.3)))
-        threads.append(threading.Thread(target=_send, args=(url, exchange, replies[index])))
+        sent = threading.Event()
+        threads.append(threading.Thread(target=_send, args=(url, exchange, replies[index], sent)))
         threads[-1].start()
+        sent.wait(10)  # a busy machine must not change the order
     for thread in threads:
         thread.join()
     return replies
 
 
-def _send(url: str, exchange: Exchange, reply: Reply) -> None:
+def _send(url: str, exchange: Exchange, reply: Reply, sent: threading.Event) -> None:
     host = urlsplit(url).netloc
     connection = http.client.HTTPConnection(host, timeout=60)
     body = None if exchange.body is None else exchange.body.encode()
     connection.request(exchange.method, exchange.path, body=body, headers=exchange.headers)
+    sent.set()
     answer = connection.getresponse()
     reply.status = answer.status
     reply.headers = {name.lower(): value for name, value in answer.getheaders()}
