@@ -1,0 +1,224 @@
+"""A load test and its past: how many runs it takes, what the verdict says, and what is kept."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+from run_makers import one_after_another, run_of
+
+from pytest_ollama_perf.errors import StoreError
+from pytest_ollama_perf.marks import load_spec
+from pytest_ollama_perf.past import Past
+from pytest_ollama_perf.run import Fingerprint
+from pytest_ollama_perf.settings import Settings
+from pytest_ollama_perf.store.directory import DirectoryStore
+from pytest_ollama_perf.trial import Lab, conduct
+from pytest_ollama_perf.verdict.words import Word
+
+TEST = "tests/test_chat.py::test_speed"
+USUAL = {"ttft": 1000, "step": 100}
+NUMBERS = itertools.count()
+
+
+class Silent:
+    def begin(self, model, duration_s=None): ...
+
+    def message(self, text): ...
+
+    def update(self, progress): ...
+
+
+@dataclass
+class ScriptedBench:
+    """Answers each measurement with the next of ``speeds``; ``asked`` remembers which were to be fresh."""
+
+    settings: Settings
+    speeds: list[dict]
+    fingerprint: Fingerprint = field(default_factory=lambda: Fingerprint(server_version="0.32.15", model_digest="abc"))
+    asked: list[bool] = field(default_factory=list)
+    partial: object = None
+
+    def measure(self, workload, test, *, fresh, onlooker):
+        self.asked.append(fresh)
+        number = next(NUMBERS)
+        samples = one_after_another(20, tokens=64, **self.speeds.pop(0))
+        run = run_of(*samples, test=test, fingerprint=self.fingerprint, started_at=1_790_000_000.0 + 1000 * number)
+        return msgspec.structs.replace(run, id=f"run{number}", session=f"session{number}", workload=workload)
+
+
+def settings_in(folder: Path, **fields) -> Settings:
+    return Settings(store=str(folder / "history"), **fields)
+
+
+def trial_of(settings: Settings, *speeds: dict, fingerprint: Fingerprint | None = None, words=None, pairs=2):
+    bench = ScriptedBench(settings, list(speeds))
+    if fingerprint:
+        bench.fingerprint = fingerprint
+    past = Past(settings, pairs)
+    spec = load_spec({"model": "m", **(words or {})})
+    trial = conduct(Lab(bench, past, Silent()), spec, TEST)
+    return trial, bench, past
+
+
+def steady(number: int) -> dict:
+    """The usual speed with a spread between runs of about one per cent."""
+    return {"ttft": 1000 + 10 * (number % 3), "step": 100}
+
+
+def saved(folder: Path, runs: int = 8) -> Path:
+    """A history of so many builds: the second of them takes three runs, for one stored run decides little."""
+    for number in range(runs):
+        trial_of(settings_in(folder, save=True), steady(number), steady(number), steady(number))
+    return folder
+
+
+def kept(folder: Path) -> int:
+    return len(DirectoryStore(folder / "history").history(TEST, limit=None).runs)
+
+
+def apart(folder: Path) -> int:
+    return len(DirectoryStore(folder / "history").pending(TEST, limit=None).runs)
+
+
+def test_who_keeps_no_history_hears_nothing_of_it(tmp_path):
+    trial, bench, _ = trial_of(settings_in(tmp_path), USUAL)
+    assert (trial.verdict.word, bench.asked) == (Word.OK, [False])
+    assert not (tmp_path / "history").exists()
+
+
+def test_the_first_saved_run_is_new_and_becomes_history(tmp_path):
+    trial, bench, _ = trial_of(settings_in(tmp_path, save=True), USUAL)
+    assert (trial.verdict.word, trial.verdict.reason) == (Word.NEW, "no baseline yet: save some runs with --ollama-save")
+    assert bench.asked == [True]
+    assert kept(tmp_path) == 1
+
+
+def test_a_missing_baseline_fails_only_where_one_is_required(tmp_path):
+    trial, _, _ = trial_of(settings_in(tmp_path, require_baseline=True), USUAL)
+    assert trial.verdict.word is Word.NEW
+    assert trial.fails(settings_in(tmp_path, require_baseline=True))
+    assert not trial.fails(settings_in(tmp_path))
+
+
+def test_an_unchanged_server_is_ok_after_one_freshly_loaded_run(tmp_path):
+    trial, bench, _ = trial_of(settings_in(saved(tmp_path)), steady(1))
+    assert (trial.verdict.word, bench.asked) == (Word.OK, [True])
+    assert [row.metric for row in trial.verdict.rows if row.baseline] == ["tps", "ttft", "latency", "throughput"]
+    assert [row.gating for row in trial.verdict.rows if row.baseline] == [True, True, False, False]
+
+
+def test_slower_decoding_regresses_the_test_and_says_which_phase_it_was(tmp_path):
+    slow = {"ttft": 1000, "step": 120}
+    settings = settings_in(saved(tmp_path), save=True)
+    trial, bench, _ = trial_of(settings, slow, slow, slow)
+    assert trial.verdict.word is Word.REGRESSED
+    assert trial.verdict.reason.startswith("tps -16.7 % (10.2 /s -> 8.47 /s), margin 5 %, 3 runs against 10 stored: decode grew")
+    assert trial.fails(settings)
+    assert bench.asked == [True, True, True]
+    assert trial.verdict.accept.startswith(f"pytest-ollama-perf accept {TEST} --why")
+    assert (kept(tmp_path), apart(tmp_path)) == (10, 3)
+
+
+def test_one_slow_run_is_not_a_regression(tmp_path):
+    trial, bench, _ = trial_of(settings_in(saved(tmp_path)), {"ttft": 1000, "step": 120}, steady(0), steady(1))
+    assert trial.verdict.word is not Word.REGRESSED
+    assert len(bench.asked) > 1
+
+
+def test_a_faster_server_is_said_to_be_faster_and_never_fails(tmp_path):
+    settings = settings_in(saved(tmp_path), strict=True)
+    trial, _, _ = trial_of(settings, *[{"ttft": 600, "step": 70}] * 3)
+    assert trial.verdict.word is Word.FASTER
+    assert not trial.fails(settings)
+
+
+def test_a_broken_limit_needs_no_second_run(tmp_path):
+    trial, bench, _ = trial_of(settings_in(saved(tmp_path)), {"ttft": 1000, "step": 120}, words={"min_tps": 500})
+    assert trial.verdict.word is Word.BROKEN
+    assert bench.asked == [True]
+
+
+def test_an_invalid_run_is_no_history(tmp_path):
+    trial, _, _ = trial_of(settings_in(tmp_path, save=True), USUAL, words={"num_predict": 500})
+    assert trial.verdict.word is Word.INVALID
+    assert kept(tmp_path) == 0
+
+
+def test_another_model_digest_is_incomparable_and_says_so(tmp_path):
+    other = Fingerprint(server_version="0.32.15", model_digest="def")
+    trial, _, _ = trial_of(settings_in(saved(tmp_path)), USUAL, fingerprint=other)
+    assert trial.verdict.word is Word.INCOMPARABLE
+    assert "abc -> def" in trial.verdict.reason
+    assert trial.fails(settings_in(tmp_path, strict=True))
+
+
+def test_a_new_server_version_is_compared_and_named(tmp_path):
+    newer = Fingerprint(server_version="0.32.16", model_digest="abc")
+    slow = {"ttft": 1000, "step": 120}
+    trial, _, _ = trial_of(settings_in(saved(tmp_path)), slow, slow, slow, fingerprint=newer)
+    assert trial.verdict.changed == ("ollama 0.32.15 -> 0.32.16",)
+
+
+def test_a_damaged_history_is_never_taken_for_none(tmp_path):
+    saved(tmp_path, 1)
+    (record,) = (tmp_path / "history").glob("*/2*.json")
+    record.write_bytes(record.read_bytes()[:200])
+    trial, _, _ = trial_of(settings_in(tmp_path), USUAL)
+    assert trial.verdict.word is Word.INVALID
+    assert trial.verdict.reason.startswith("the history of this test cannot be read")
+    assert record.name in trial.verdict.reason
+
+
+def test_a_damaged_record_among_others_is_named_and_the_others_count(tmp_path):
+    saved(tmp_path)
+    record = sorted((tmp_path / "history").glob("*/2*.json"))[0]
+    record.write_text("garbage")
+    trial, _, _ = trial_of(settings_in(tmp_path), steady(1))
+    assert trial.verdict.word is Word.OK
+    assert [problem.name for problem in trial.verdict.problems] == ["damaged history"]
+
+
+def test_a_history_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def full(self, run, kind):
+        raise StoreError("no space left on device")
+
+    monkeypatch.setattr(DirectoryStore, "add", full)
+    trial, _, past = trial_of(settings_in(tmp_path, save=True), USUAL)
+    assert past.unsaved == ["no space left on device"]
+    assert [problem.name for problem in trial.verdict.problems] == ["not saved"]
+
+
+def test_more_gating_pairs_in_a_build_ask_for_more_evidence(tmp_path):
+    saved(tmp_path)
+    slow = {"ttft": 1000, "step": 110}
+    alone, _, _ = trial_of(settings_in(tmp_path), slow, slow, slow, pairs=2)
+    among_many, _, _ = trial_of(settings_in(tmp_path), slow, slow, slow, pairs=100_000_000)
+    assert alone.verdict.word is Word.REGRESSED
+    assert among_many.verdict.word is Word.UNSURE
+
+
+@pytest.mark.parametrize(("runs", "word"), [(1, Word.REGRESSED), (2, Word.REGRESSED)])
+def test_max_runs_bounds_what_a_verdict_may_take(tmp_path, runs, word):
+    slow = {"ttft": 1000, "step": 110}
+    trial, bench, _ = trial_of(settings_in(saved(tmp_path), max_runs=runs), slow, slow, slow)
+    assert (trial.verdict.word, len(bench.asked)) == (word, runs)
+
+
+def test_a_margin_on_the_marker_beats_the_one_for_all_tests(tmp_path):
+    slow = {"ttft": 1000, "step": 110}
+    saved(tmp_path)
+    settings = settings_in(tmp_path, margins={"tps": 0.02})
+    trial, _, _ = trial_of(settings, slow, slow, slow, words={"max_regression": {"tps": "25%"}})
+    assert trial.verdict.word is Word.OK
+
+
+def test_a_drift_is_a_warning_with_its_start(tmp_path):
+    saved(tmp_path, 20)
+    for number in range(12):
+        trial_of(settings_in(tmp_path, save=True), *[{"ttft": 1000, "step": 100 + number // 3}] * 3)
+    trial, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 104}] * 3)
+    assert [hint for hint in trial.verdict.hints if hint.startswith("tps drifts: ")]
