@@ -7,7 +7,7 @@ import functools
 import subprocess
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +34,8 @@ from pytest_ollama_perf.workload import ANY_MODEL, Workload
 
 @dataclass(frozen=True)
 class Server:
-    """One server under test. ``name`` is how the user named it, without credentials; ``usual`` the model meant where none
-    is named, as far as that is known without asking."""
+    """One server under test. ``name`` is how the user named it, without credentials; ``usual`` the model meant where
+    none is named, as far as that is known without asking."""
 
     name: str
     address: Address
@@ -72,12 +72,19 @@ class Bench:
         self._root = root
         self._access = Access(headers=settings.headers, verify=not settings.insecure, ca_file=settings.ca_file or "")
         self._places = tuple(_place(url) for url in settings.urls)
+        self._beside: dict[str, Server] = {}
         self._stack = contextlib.ExitStack()
 
     @functools.cached_property
     def servers(self) -> tuple[Server, ...]:
         """The servers in the order given; simulators are started here."""
         return tuple(self._open(url, place) for url, place in zip(self.settings.urls, self._places, strict=True))
+
+    def server_at(self, url: str) -> Server:
+        """The server at ``url``, beside those under test; opened once, a simulator is started here."""
+        if url not in self._beside:
+            self._beside[url] = self._open(url, _place(url))
+        return self._beside[url]
 
     def _open(self, url: str, place: Address | SimulatorSettings) -> Server:
         if isinstance(place, SimulatorSettings):
@@ -101,33 +108,48 @@ class Bench:
             versions, named = "not reached", sorted(filter(None, models))
         return versions, [server.name for server in self.servers], named
 
-    def measure(self, workload: Workload, test: str = "", *, fresh: bool = False, onlooker: Onlooker) -> Run:
-        """Fire ``workload`` and return what happened; ``fresh`` reloads the model first, so that the run is a unit of evidence.
+    def measure(
+        self,
+        workload: Workload,
+        test: str = "",
+        *,
+        fresh: bool = False,
+        onlooker: Onlooker,
+        servers: Sequence[Server] = (),
+    ) -> Run:
+        """Fire ``workload`` and return what happened.
+
+        ``fresh`` reloads the model first, so that the run is a unit of evidence; ``servers`` are those under test unless others are named.
 
         Raises:
             OllamaPerfError: the server cannot be reached or lacks the model, or the workload is impossible.
         """
         self.partial = None
-        whole = self._completed(workload)
-        draft = self._prepared(whole, test, fresh=fresh or whole.cold, onlooker=onlooker)
+        servers = servers or self.servers
+        whole = self.completed(workload, servers)
+        draft = self._prepared(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
         onlooker.begin(whole.model, whole.duration_s)
         fired = runner.run(
             whole,
-            lambda: WireBackend([server.address for server in self.servers], self._access),
-            targets=len(self.servers),
+            lambda: WireBackend([server.address for server in servers], self._access),
+            targets=len(servers),
             on_progress=onlooker.update,
             on_abort=lambda part: self._interrupted(draft, part),
         )
-        return msgspec.structs.replace(_filled(draft, fired), after=self._states(whole.model))
+        return msgspec.structs.replace(_filled(draft, fired), after=_states(servers, whole.model))
 
-    def _completed(self, workload: Workload) -> Workload:
-        model = _only_model(self.servers[0]) if workload.model == ANY_MODEL else workload.model
+    def completed(self, workload: Workload, servers: Sequence[Server] = ()) -> Workload:
+        """Return ``workload`` with what only the servers know: the one model that can be meant."""
+        first = (servers or self.servers)[0]
+        model = _only_model(first) if workload.model == ANY_MODEL else workload.model
         return msgspec.structs.replace(workload, model=model, salt=workload.salt or uuid.uuid4().hex[:8])
 
-    def _prepared(self, workload: Workload, test: str, *, fresh: bool, onlooker: Onlooker) -> Run:
+    def _prepared(
+        self, workload: Workload, test: str, servers: Sequence[Server], *, fresh: bool, onlooker: Onlooker
+    ) -> Run:
         """Bring the model into the state the load needs, and return the run as far as it is known before the load."""
-        load_times = [_load(server.control, workload, fresh=fresh, onlooker=onlooker) for server in self.servers]
-        identity, _ = preflight(self.servers[0].control, workload, server_env=self.settings.server_env)
+        load_times = [_load(server.control, workload, fresh=fresh, onlooker=onlooker) for server in servers]
+        identity, _ = preflight(servers[0].control, workload, server_env=self.settings.server_env)
         return Run(
             id=uuid.uuid4().hex,
             test=test,
@@ -138,11 +160,8 @@ class Bench:
             workload=workload,
             fingerprint=identity,
             load_time_s=max((seconds for seconds in load_times if seconds is not None), default=None),
-            before=self._states(workload.model),
+            before=_states(servers, workload.model),
         )
-
-    def _states(self, model: str) -> dict[str, ModelState]:
-        return {server.address.url: model_state(server.control, model) for server in self.servers}
 
     def _interrupted(self, draft: Run, part: runner.Fired) -> None:
         self.partial = _filled(draft, part)
@@ -160,6 +179,15 @@ PLUGIN_VERSION = version("pytest-ollama-perf")
 
 def _place(url: str) -> Address | SimulatorSettings:
     return parse_sim_url(url) if is_sim_url(url) else parse_address(url)
+
+
+def _states(servers: Sequence[Server], model: str) -> dict[str, ModelState]:
+    """Return the model's state on each server; one that does not answer is left out, for nothing is known of it."""
+    states = {}
+    for server in servers:
+        with contextlib.suppress(ServerError):
+            states[server.address.url] = model_state(server.control, model)
+    return states
 
 
 def _filled(draft: Run, fired: runner.Fired) -> Run:
@@ -197,4 +225,6 @@ def _only_model(server: Server) -> str:
     if len(loaded) == 1:
         return loaded[0]
     what = f"has {len(installed)} models ({inert(', '.join(installed))})" if installed else "has no model"
-    raise ConfigError(f"no model named, and {server.name} {what}: give --ollama-model, or write model='...' on the marker")
+    raise ConfigError(
+        f"no model named, and {server.name} {what}: give --ollama-model, or write model='...' on the marker"
+    )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from pytest_ollama_perf.bench import Bench, Onlooker
+from pytest_ollama_perf.bench import Bench, Onlooker, Server
 from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import LoadSpec
-from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.past import Past
+from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.summary import summarise
 from pytest_ollama_perf.verdict.contract import judge_contract
 from pytest_ollama_perf.verdict.limits import Limit, latency_limits
+from pytest_ollama_perf.verdict.wording import count
 from pytest_ollama_perf.verdict.words import FAILING, Verdict, Word, worst
 from pytest_ollama_perf.workload import Workload
 
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Trial:
-    """One judged load; ``loads`` is empty where nothing could be measured, and has several runs where one was not enough."""
+    """One judged load; ``loads`` is empty where nothing was measured, and has several runs where one was not enough."""
 
     verdict: Verdict
     loads: tuple[LoadResult, ...] = ()
@@ -84,35 +85,51 @@ class Stoppable:
 class Lab:
     """The instruments of one experiment: servers, history, and who is told how it comes along.
 
-    ``loads`` holds every load that was finished, for whoever catches what interrupts the experiment.
+    ``loads`` holds every load that was finished, for whoever catches what interrupts the experiment; ``found`` returns
+    what those show by then.
     """
 
     bench: Bench
     past: Past
     onlooker: Onlooker
     loads: list[LoadResult] = field(default_factory=list)
+    found: Callable[[], tuple[Finding, ...]] = tuple
 
     @property
     def settings(self) -> Settings:
         return self.bench.settings
 
-    def fire(self, workload: Workload, test: str, limits: Sequence[Limit] = (), *, fresh: bool = False) -> Trial:
-        """Fire one load and judge it by its limits alone; ``fresh`` loads the model anew before."""
-        run = self.bench.measure(workload, test, fresh=fresh, onlooker=self.onlooker)
+    def fire(
+        self,
+        workload: Workload,
+        test: str,
+        limits: Sequence[Limit] = (),
+        *,
+        fresh: bool = False,
+        servers: Sequence[Server] = (),
+    ) -> Trial:
+        """Fire one load and judge it by its limits alone; ``fresh`` loads the model anew before.
+
+        ``servers`` are those under test unless others are named.
+        """
+        run = self.bench.measure(workload, test, fresh=fresh, onlooker=self.onlooker, servers=servers)
         trial = judge(run, limits, strict=self.settings.strict)
         self.loads += trial.loads
         return trial
 
     def interrupted(self) -> Trial | None:
-        """Return what had been measured when something stopped the experiment."""
-        if self.bench.partial is None:
+        """Return what had been measured when something stopped the experiment; ``None`` where that is nothing."""
+        if self.bench.partial is not None:
+            last = judge(self.bench.partial, (), strict=False)
+            return Trial(last.verdict, (*self.loads, *last.loads), self.found())
+        if not self.loads:
             return None
-        last = judge(self.bench.partial, (), strict=False)
-        return Trial(last.verdict, (*self.loads, *last.loads))
+        stopped = Verdict(word=Word.ABORTED, reason=f"stopped after {count(len(self.loads), 'load')}")
+        return Trial(stopped, tuple(self.loads), self.found())
 
 
 def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
-    """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more than one.
+    """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more.
 
     Raises:
         OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through.
