@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     sides = _sides(options)
     if not sides.pairs:
         warn(sides.damaged)
-        raise ConfigError(f"nothing to compare: B ({options.after}) has no run that can be read")
+        raise ConfigError("nothing to compare: B has no run that can be read")
     pairs = _judged(sides.pairs, options.metric, margins)
     if options.json:
         print_json({"verdict": worst(tuple(pair.word for pair in pairs)), "tests": [_plain(pair) for pair in pairs]})
@@ -90,7 +90,7 @@ def _sides(options: argparse.Namespace) -> _Sides:
     if all(stores):
         return _of_stores(options.before, options.after)
     if any(stores):
-        one, other = (options.before, options.after) if stores[0] else (options.after, options.before)
+        one, other = ("A", "B") if stores[0] else ("B", "A")
         raise ConfigError(f"{one} is a store and {other} is none: give two runs or two stores")
     store = open_store(options.store)
     before, after = find_run(store, options.before), find_run(store, options.after)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 from pytest_ollama_perf.errors import ConfigError, MissingExtra, StoreError
@@ -132,10 +132,7 @@ class SqlStore:
     def _insert(self, table: sa.Table, values: Mapping[str, Any], what: str) -> None:
         """Insert a row, or find the same one there."""
         try:
-            with self._engine.begin() as connection:
-                if not self._prepared:
-                    prepare(connection, self.name)
-            self._prepared = True
+            self._prepare()
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(table).values(**values))
         except sa.exc.IntegrityError:
@@ -145,13 +142,21 @@ class SqlStore:
                 f"{what} could not be saved in {self.name}: {self._reason(error)}; what was stored before is whole"
             ) from None
 
+    def _prepare(self) -> None:
+        if self._prepared:
+            return
+        with contextlib.suppress(sa.exc.IntegrityError):  # another process was faster
+            with self._engine.begin() as connection:
+                prepare(connection, self.name)
+        self._prepared = True
+
     def _must_be_same(self, table: sa.Table, values: Mapping[str, Any], what: str) -> None:
         with self._reading() as connection:
             records = self._rows(connection, sa.select(table.c.record).where(table.c.id == values["id"]))
         if [bytes(record) for record in records] != [values["record"]]:
             raise StoreError(f"{what} could not be saved: {self.name} has another of that name, which is never changed")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.connect() as connection:

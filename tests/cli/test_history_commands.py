@@ -133,8 +133,8 @@ def test_history_of_every_test(shelf: Shelf) -> None:
     )
     assert lines(shelf.call("history")) == [
         "test                runs  newest (UTC)     tps       ttft p50",
-        "tests/t...at_speed     3    1970-01-04  111 /s  ▆▁█    100 ms",
         "tests/d....2:3b-4]     1    1970-01-10  110 /s  ▅      100 ms",
+        "tests/t...at_speed     3    1970-01-04  111 /s  ▆▁█    100 ms",
     ]
 
 
@@ -388,7 +388,14 @@ def test_nothing_to_compare_is_never_green(shelf: Shelf, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     assert "nothing to compare" in shelf.error("compare", str(shelf.place), str(tmp_path / "empty"))
     assert "no run of this test in A" in shelf.call("compare", str(tmp_path / "empty"), str(shelf.place), status=2)
-    assert "give two runs or two stores" in shelf.error("compare", str(shelf.place), "r01")
+    assert shelf.error("compare", str(shelf.place), "r01") == "A is a store and B is none: give two runs or two stores"
+
+
+def test_a_password_in_an_address_is_not_repeated(shelf: Shelf) -> None:
+    shelf.many(1)
+    url = "postgresql://ada:hunter2@127.0.0.1:1/perf"
+    for words in (["compare", url, "r01"], ["compare", "r01", url], ["compare", url, url], ["history", "--store", url]):
+        assert "hunter2" not in shelf.error(*words)
 
 
 def test_a_damaged_side_is_an_error_though_the_rest_is_judged(shelf: Shelf, tmp_path: Path) -> None:
