@@ -119,7 +119,8 @@ class Bench:
     ) -> Run:
         """Fire ``workload`` and return what happened.
 
-        ``fresh`` reloads the model first, so that the run is a unit of evidence; ``servers`` are those under test unless others are named.
+        ``fresh`` reloads the model first, so that the run is a unit of evidence; ``servers`` are those under
+        test unless others are named.
 
         Raises:
             OllamaPerfError: the server cannot be reached or lacks the model, or the workload is impossible.
