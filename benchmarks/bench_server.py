@@ -2,7 +2,8 @@
 
 ``POST`` of anything is answered with a stream of ``tokens`` lines, one token a chunk, the first ``first_s`` after the
 request was read and the others ``gap_s`` apart (0: as fast as the socket takes them). ``GET /times`` returns, and
-forgets, ``{"times": {request id: [read_ns, written_ns]}, "cpu_s": ...}`` on the clock of ``time.perf_counter_ns``.
+forgets, ``{"times": {request id: [read_ns, written_ns, arrived_ns]}, "cpu_s": ...}`` on the clock of
+``time.perf_counter_ns``; ``arrived_ns`` is the kernel's stamp of the request, so that the server's own lateness shows.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import select
 import socket
 import time
 from dataclasses import dataclass, field
+
+from pytest_ollama_perf.client.clock import ANCILLARY_BYTES, ReceiveClock, enable
 
 
 def chunk(body: bytes) -> bytes:
@@ -44,6 +47,7 @@ class Stream:
     request: bytes = b""
     request_id: str = ""
     read_ns: int = 0
+    arrived_ns: int = 0
     sent: int = 0
     backlog: memoryview = field(default_factory=lambda: memoryview(b""))
 
@@ -56,6 +60,7 @@ class Server:
         self.times: dict[str, list[int]] = {}
         self.streams: dict[int, Stream] = {}
         self.due: list[tuple[int, int, Stream]] = []
+        self.stamps = ReceiveClock()
         self.epoll = select.epoll()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.listener.setblocking(False)
@@ -82,14 +87,15 @@ class Server:
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            enable(sock)
             self.streams[sock.fileno()] = Stream(sock)
             self.epoll.register(sock, select.EPOLLIN)
 
     def read(self, stream: Stream) -> None:
         try:
-            data = stream.sock.recv(65536)
+            data, ancillary, _, _ = stream.sock.recvmsg(65536, ANCILLARY_BYTES)
         except ConnectionResetError:
-            data = b""
+            data, ancillary = b"", []
         now = time.perf_counter_ns()
         if not data:
             self.drop(stream)
@@ -106,6 +112,7 @@ class Server:
         at = lowered.find(b"x-request-id: ")
         stream.request_id = head[at + 14 :].split(b"\r\n", 1)[0].decode() if at >= 0 else ""
         stream.read_ns, stream.sent = now, 0
+        stream.arrived_ns = self.stamps.stamp(ancillary, now)
         if self.pace.gap_s:
             heapq.heappush(self.due, (now + int(self.pace.first_s * 1e9), stream.sock.fileno(), stream))
         else:
@@ -122,7 +129,7 @@ class Server:
                 continue
             stream.sent += 1
             if stream.sent == 1:
-                self.times[stream.request_id] = [stream.read_ns, time.perf_counter_ns()]
+                self.times[stream.request_id] = [stream.read_ns, time.perf_counter_ns(), stream.arrived_ns]
                 stream.sock.send(HEAD + TOKEN)
             elif stream.sent <= self.pace.tokens:
                 stream.sock.send(TOKEN)

@@ -2,7 +2,8 @@
 
 Each client runs in a process of its own, pinned to one core, against a server pinned to another that keeps its own
 times (``bench_server.py``). Prints a table of target and result; the exit status is 1 where a target was missed.
-Seconds of CPU depend on the machine, so ratios within one run stand beside them.
+Seconds of CPU depend on the machine, so ratios within one run stand beside them. TTFT errors count from the server's
+read of the request; beside them, from its arrival there: the difference is the server's lateness, not the client's.
 """
 
 import argparse
@@ -58,13 +59,17 @@ def per_million(report: Report) -> float:
     return report["cpu_s"] / report["chunks"] * 1e6
 
 
-def errors_ms(report: Report) -> tuple[float, float]:
+def errors_ms(report: Report) -> tuple[float, ...]:
+    """TTFT of the client less that of the server, P50 and P99: from its read of the request, and from its arrival."""
     served = report["server"]
-    errors = [
-        ((first - sent) - (served[name][1] - served[name][0])) / 1e6 for name, (sent, first) in report["ttft"].items()
-    ]
-    cuts = statistics.quantiles(errors, n=100, method="inclusive")
-    return statistics.median(errors), cuts[98]
+    values = []
+    for since in (0, 2):
+        errors = [
+            (first - sent - served[name][1] + served[name][since]) / 1e6
+            for name, (sent, first) in report["ttft"].items()
+        ]
+        values += [statistics.median(errors), statistics.quantiles(errors, n=100, method="inclusive")[98]]
+    return tuple(values)
 
 
 def cost(core: int, other: int, quick: bool) -> list[Row]:
@@ -103,11 +108,12 @@ def ttft(core: int, other: int, quick: bool) -> list[Row]:
     return ttft_rows(32, errors)
 
 
-def ttft_rows(streams: int, errors: list[tuple[float, float]]) -> list[Row]:
-    p50, p99 = (statistics.median(values) for values in zip(*errors, strict=True))
+def ttft_rows(streams: int, errors: list[tuple[float, ...]]) -> list[Row]:
+    p50, p99, *since_arrival = (statistics.median(values) for values in zip(*errors, strict=True))
+    shown = [f"{value:.3f} ms ({own:.3f} from arrival)" for value, own in zip((p50, p99), since_arrival, strict=True)]
     return [
-        Row(f"{streams} streams: TTFT error P50, first wave included", "<= 0.05 ms", f"{p50:.3f} ms", p50 <= 0.05),
-        Row(f"{streams} streams: TTFT error P99, first wave included", "<= 0.5 ms", f"{p99:.3f} ms", p99 <= 0.5),
+        Row(f"{streams} streams: TTFT error P50, first wave included", "<= 0.05 ms", shown[0], p50 <= 0.05),
+        Row(f"{streams} streams: TTFT error P99, first wave included", "<= 0.5 ms", shown[1], p99 <= 0.5),
     ]
 
 

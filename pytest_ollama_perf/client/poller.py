@@ -10,9 +10,11 @@ import asyncio
 import select
 import sys
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Protocol
 
 _AT_ONCE = 256
+_LONG_NS = 1_000_000
 
 Callback = Callable[[], bool]
 """Reads once; returns whether there may be more to read."""
@@ -26,6 +28,9 @@ class Poller(Protocol):
 
     def forget(self, fd: int) -> None:
         """Stop that; must come before ``fd`` is closed."""
+
+    def catch_up(self) -> None:
+        """Call back at once for what has become readable, where the loop has been kept from it for long."""
 
     def close(self) -> None:
         """Watch nothing any more."""
@@ -46,6 +51,9 @@ class LoopPoller:
         self._watched.discard(fd)
         self._loop.remove_reader(fd)
 
+    def catch_up(self) -> None:
+        """Nothing: the loop keeps its own order."""
+
     def close(self) -> None:
         for fd in list(self._watched):
             self.forget(fd)
@@ -60,6 +68,7 @@ if sys.platform == "linux":
         def __init__(self) -> None:
             self._loop = asyncio.get_running_loop()
             self._epoll = select.epoll()
+            self._looked_ns = 0
             self._callbacks: dict[int, Callback] = {}
             self._loop.add_reader(self._epoll.fileno(), self._ready)
 
@@ -71,6 +80,10 @@ if sys.platform == "linux":
             if self._callbacks.pop(fd, None) is not None:
                 self._epoll.unregister(fd)
 
+        def catch_up(self) -> None:
+            if perf_counter_ns() - self._looked_ns > _LONG_NS:
+                self._ready()
+
         def close(self) -> None:
             if not self._epoll.closed:
                 self._loop.remove_reader(self._epoll.fileno())
@@ -78,6 +91,7 @@ if sys.platform == "linux":
                 self._epoll.close()
 
         def _ready(self) -> None:
+            self._looked_ns = perf_counter_ns()
             callbacks = self._callbacks
             for fd, event in self._epoll.poll(0, _AT_ONCE):
                 callback = callbacks.get(fd)  # an earlier callback may have closed this one
