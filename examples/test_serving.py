@@ -8,19 +8,15 @@ import pytest
 
 
 @pytest.mark.ollama_load(concurrency=4, min_tps=100, max_p50_ttft="300ms")
-def test_chat_speed(ollama_load):
-    assert ollama_load.goodput > 1
+def test_chat_speed():
+    """The marker alone is enough: it fires the load, measures and judges it."""
 
 
-@pytest.mark.parametrize("concurrency", [1, 2])
-@pytest.mark.ollama_load(num_predict=32, min_tps=50)
-def test_speed_at(concurrency):
-    """The marker alone is enough: it runs and judges; the parameter is a word of the load."""
-
-
-@pytest.mark.ollama_load(endpoint="chat", rate=10, requests=20, num_predict=16, max_mean_latency="5s")
-def test_steady_arrivals(ollama_load):
-    """An open loop: ten requests a second, whether or not the server keeps up; latency counts from when each was due."""
+@pytest.mark.parametrize("num_predict", [16, 64])
+@pytest.mark.ollama_load(endpoint="chat", rate=5, requests=20, max_mean_latency="5s")
+def test_steady_arrivals(num_predict, ollama_load):
+    """An open loop: five requests a second, whether or not the server keeps up; latency counts from when each was due.
+    A parameter named like a word of the load is one."""
     assert ollama_load.ttft.p50 <= ollama_load.latency.p50
 
 
