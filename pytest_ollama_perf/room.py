@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class Room:
         self._past: Past | None = None
         self._started_at = time.time()
         self._aborted = ""
+        self._wrong: list[str] = []
         self._written: list[str] = []
         self._unwritten: list[str] = []
 
@@ -144,19 +145,11 @@ class Room:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        wrong: list[str] = []
-        for item in items:
-            try:
-                self._read(item)
-            except ConfigError as error:
-                wrong.append(f"{item.nodeid}: {error}")
-        if not wrong and self._loads_in(items):
-            try:
-                self.bench()
-            except ConfigError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise pytest.UsageError("\n       ".join(wrong))
+        self._wrong = [f"{item.nodeid}: {error}" for item in items if (error := refusal(self._read, item))]
+        if not self._wrong and self._loads_in(items) and (error := refusal(self.bench)):
+            self._wrong = [error]
+        if self._wrong:
+            raise pytest.UsageError("\n       ".join(self._wrong))
 
     @property
     def _verbosity(self) -> int:
@@ -189,7 +182,7 @@ class Room:
             self._marked[item.nodeid] = Marked(self, item.nodeid, experiment)
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
-        if not self._loads_in(items):
+        if self._wrong or not self._loads_in(items):
             return []
         if self._idle or self._verbosity < 0:
             return []
@@ -279,6 +272,15 @@ class Room:
             self._bench.close()
         if self._past is not None:
             self._past.close()
+
+
+def refusal(read: Callable[..., object], *arguments: object) -> str:
+    """Say why ``read`` refuses what a person wrote; nothing where it does not."""
+    try:
+        read(*arguments)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def marker_words(item: pytest.Item, marker: str, known: tuple[str, ...]) -> dict[str, Any]:
