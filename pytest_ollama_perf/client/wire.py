@@ -187,7 +187,7 @@ class WireBackend:
             request.body,
         )
         if self._io is not None:
-            self._io.poller.catch_up()  # a wave of sends in one turn of the loop must not keep the first answers waiting
+            self._io.poller.catch_up()  # a wave of sends must not keep the first answers waiting
         connection = target.take()
         kept_alive = connection is not None and connection.served > 0
         if connection is None:
