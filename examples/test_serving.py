@@ -1,7 +1,7 @@
 """What a team writes: the load, what it must reach, and anything else that must hold.
 
-    pytest examples --ollama-url='sim:?slots=4&tps=400'            the built-in simulator
-    pytest examples --ollama-url=http://gpu-box:11434 --ollama-model=llama3.2:3b
+pytest examples --ollama-url='sim:?slots=4&tps=400'            the built-in simulator
+pytest examples --ollama-url=http://gpu-box:11434 --ollama-model=llama3.2:3b
 """
 
 import pytest

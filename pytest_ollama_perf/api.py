@@ -113,5 +113,7 @@ class Simulators(contextlib.AbstractContextManager["Simulators"]):
 
         return self._stack.enter_context(start(read_settings(settings)))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.__exit__(kind, error, trace)

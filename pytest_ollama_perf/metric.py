@@ -64,15 +64,21 @@ _UP, _DOWN = Better.HIGHER, Better.LOWER
 
 METRICS = _table(
     Metric("tps", _T, _UP, Shape.POOLED, "eval-based tokens/s: sum of eval_count over sum of eval_duration"),
-    Metric("throughput", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the steady window (all clients busy)"),
+    Metric(
+        "throughput", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the steady window (all clients busy)"
+    ),
     Metric("throughput_whole", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the whole run"),
     Metric("qps", _R, _UP, Shape.PER_RUN, "completed requests per second"),
     Metric("ttft", _S, _DOWN, Shape.PER_REQUEST, "send to first non-empty response, content or thinking"),
     Metric("ttfa", _S, _DOWN, Shape.PER_REQUEST, "send to first answer token of a thinking model"),
-    Metric("tpot", _S, _DOWN, Shape.PER_REQUEST, "time per output token on the server: eval_duration / (eval_count - 1)"),
+    Metric(
+        "tpot", _S, _DOWN, Shape.PER_REQUEST, "time per output token on the server: eval_duration / (eval_count - 1)"
+    ),
     Metric("itl", _S, _DOWN, Shape.PER_REQUEST, "gap between two chunks as the client saw them"),
     Metric("latency", _S, _DOWN, Shape.PER_REQUEST, "send (scheduled time at a fixed rate) to done, client clock"),
-    Metric("queue", _S, _DOWN, Shape.PER_REQUEST, "total - load - prompt_eval - eval: the wait for a slot on the server"),
+    Metric(
+        "queue", _S, _DOWN, Shape.PER_REQUEST, "total - load - prompt_eval - eval: the wait for a slot on the server"
+    ),
     Metric("prefill_tps", _T, _UP, Shape.POOLED, "uncached prompt tokens per second"),
     Metric("load_time", _S, _DOWN, Shape.PER_REQUEST, "what loading the model took"),
     Metric("goodput", _R, _UP, Shape.PER_RUN, "requests per second that met every latency limit"),

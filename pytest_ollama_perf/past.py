@@ -74,7 +74,12 @@ class Past:
         everywhere = self._settings.margins
         names = _gating(runs[0], {**everywhere, **margins}, asked=margins)
         found = judge_test(
-            stored, fresh, names, margins={**everywhere, **margins}, max_runs=self._settings.max_runs, family=self._family
+            stored,
+            fresh,
+            names,
+            margins={**everywhere, **margins},
+            max_runs=self._settings.max_runs,
+            family=self._family,
         )
         beside = judge_test(stored, fresh, [name for name in REPORTED if name not in names], margins=everywhere)
         return Compared(
@@ -125,7 +130,9 @@ def drift(history: History, runs: Sequence[Run]) -> tuple[str, ...]:
     warnings = []
     for name in GATING:
         one = POLICIES[name]
-        found = trend((Point(run.started_at, each.reading(one)) for run, each in zip(whole, readings, strict=True)), Rule.of(one))
+        found = trend(
+            (Point(run.started_at, each.reading(one)) for run, each in zip(whole, readings, strict=True)), Rule.of(one)
+        )
         if found.warns and found.since is not None:
             warnings.append(
                 f"{name} drifts: {percent(found.slowdown)} slower than the first runs of this epoch, since {_day(found.since)}; "
@@ -138,10 +145,14 @@ def _without(history: History, baseline: Baseline) -> Compared:
     """Nothing to compare with, for one of three reasons that must not be mistaken for each other."""
     changed = tuple(map(str, baseline.changed))
     if history.damaged and not history.runs:
-        return Compared(Word.INVALID, f"the history of this test cannot be read: {history.damaged[0]}", (), (), again=False)
+        return Compared(
+            Word.INVALID, f"the history of this test cannot be read: {history.damaged[0]}", (), (), again=False
+        )
     if baseline.incomparable:
         apart = ", ".join(str(change) for change in baseline.changed if change.separates)
-        return Compared(Word.INCOMPARABLE, f"no stored run may be compared with this one: {apart}", (), changed, again=False)
+        return Compared(
+            Word.INCOMPARABLE, f"no stored run may be compared with this one: {apart}", (), changed, again=False
+        )
     return Compared(Word.NEW, "no baseline yet: save some runs with --ollama-save", (), (), again=False)
 
 
@@ -198,7 +209,6 @@ def _joined(verdict: Verdict, compared: Compared, stored: int, damage: tuple[Pro
 
 def _damage(history: History) -> tuple[Problem, ...]:
     return tuple(Problem(name="damaged history", text=text, spoils=False) for text in history.damaged)
-
 
 
 def _day(at: float) -> str:

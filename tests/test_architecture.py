@@ -86,7 +86,17 @@ def test_an_unrelated_pytest_run_imports_nothing_heavy(tmp_path: Path) -> None:
         "    assert 'pytest_ollama_perf.plugin' in sys.modules\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pytest_ollama_perf.plugin", "-c", "/dev/null", "test_nothing.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "pytest_ollama_perf.plugin",
+        "-c",
+        "/dev/null",
+        "test_nothing.py",
+    ]
     environment = {"PATH": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

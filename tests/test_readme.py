@@ -40,7 +40,12 @@ def printed(arguments: list[str]) -> str:
     environment |= {"COLUMNS": "80", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "pytest_ollama_perf.plugin", "--color=no", "-c", os.devnull]
     done = subprocess.run(
-        [*command, f"--rootdir={ROOT}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, f"--rootdir={ROOT}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout[done.stdout.index(BEGINS) :]
 

@@ -92,7 +92,10 @@ def test_who_keeps_no_history_hears_nothing_of_it(tmp_path):
 
 def test_the_first_saved_run_is_new_and_becomes_history(tmp_path):
     trial, bench, _ = trial_of(settings_in(tmp_path, save=True), USUAL)
-    assert (trial.verdict.word, trial.verdict.reason) == (Word.NEW, "no baseline yet: save some runs with --ollama-save")
+    assert (trial.verdict.word, trial.verdict.reason) == (
+        Word.NEW,
+        "no baseline yet: save some runs with --ollama-save",
+    )
     assert bench.asked == [True]
     assert kept(tmp_path) == 1
 
@@ -116,7 +119,9 @@ def test_slower_decoding_regresses_the_test_and_says_which_phase_it_was(tmp_path
     settings = settings_in(saved(tmp_path), save=True)
     trial, bench, _ = trial_of(settings, slow, slow, slow)
     assert trial.verdict.word is Word.REGRESSED
-    assert trial.verdict.reason.startswith("tps -16.7 % (10.2 /s -> 8.47 /s), margin 5 %, 3 runs against 10 stored: decode grew")
+    assert trial.verdict.reason.startswith(
+        "tps -16.7 % (10.2 /s -> 8.47 /s), margin 5 %, 3 runs against 10 stored: decode grew"
+    )
     assert trial.fails(settings)
     assert bench.asked == [True, True, True]
     assert trial.verdict.accept.startswith(f"pytest-ollama-perf accept {TEST} --why")
