@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_ollama_perf.verdict.gate import ALPHA
 
-FAMILY_ALPHA = 0.04
+FAMILY_ALPHA = 0.03
 """The chance that a build with nothing changed fails any of its gating (test, metric) pairs.
 
 Below the usual .05: consecutive runs resemble each other, and the p values take them for independent.
