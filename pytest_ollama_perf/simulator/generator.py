@@ -27,7 +27,8 @@ from pytest_ollama_perf.errors import ServerError
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` a response, the first after ``first_s`` and the others ``gap_s`` apart; 0: as fast as possible."""
+    """``tokens`` a response, the others ``gap_s`` apart; 0: as fast as possible. The first comes after ``first_s`` and
+    up to one gap more, so that streams which began together do not stay in step."""
 
     tokens: int
     gap_s: float = 0.0
@@ -44,6 +45,8 @@ _TOKEN = _chunk(_OBJECT + b',"response":" word","done":false}\n')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _AT_ONCE = 262_144
 _START_S = 20.0
+_GOLDEN = 0.618034
+"""Multiples of it, modulo 1, fill 0..1 evenly (Weyl 1916)."""
 
 
 def _final(tokens: int, first_ns: int) -> bytes:
@@ -117,7 +120,8 @@ class Generator:
     def _begin(self, stream: _Stream, now: int) -> None:
         stream.read_ns, stream.sent = now, 0
         if self._pace.gap_s:
-            self._schedule(stream, now + int(self._pace.first_s * 1e9))
+            later = self._turn * _GOLDEN % 1.0
+            self._schedule(stream, now + int((self._pace.first_s + later * self._pace.gap_s) * 1e9))
         else:
             stream.backlog = memoryview(self._flood)
             self._selector.modify(stream.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, stream)

@@ -1,0 +1,155 @@
+"""Measures what this machine's client can take in: against a generator of tokens in another process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+
+from pytest_ollama_perf.client import clock
+from pytest_ollama_perf.client.address import parse_address
+from pytest_ollama_perf.client.wire import WireBackend
+from pytest_ollama_perf.errors import ServerError
+from pytest_ollama_perf.load import runner
+from pytest_ollama_perf.load.watch import Watcher
+from pytest_ollama_perf.sample import Sample
+from pytest_ollama_perf.simulator.generator import Pace, start
+from pytest_ollama_perf.verdict.ability import Client
+from pytest_ollama_perf.workload import Workload
+
+FLOOD = Workload(model="generator", concurrency=32, requests=160, warmup=32, num_predict=2000)
+PACED = Workload(model="generator", concurrency=64, requests=192, warmup=64, num_predict=40)
+PACED_TPS = 50.0
+_FIRST_S = 0.03
+_IDLE_S = 0.6
+_SPARE_FILES = 64
+_STAMP_TRIES, _STAMP_PAUSE_S = 20, 0.002
+
+
+def measure_client(*, connections: int) -> Client:
+    """Measure for about five seconds; ``connections`` is what the load that is meant needs.
+
+    Raises:
+        ServerError: the generator could not be started, or answered nothing.
+    """
+    idle = Watcher()
+    anyio.run(_idle, idle, backend="asyncio", backend_options={"use_uvloop": has_uvloop()})
+    lag = idle.result(())
+    load_average = _load_average()
+    flood = _fire(FLOOD, Pace(tokens=FLOOD.num_predict))
+    paced = _fire(PACED, Pace(tokens=PACED.num_predict, gap_s=1 / PACED_TPS, first_s=_FIRST_S))
+    errors = sorted(_ttft_error_s(sample) for sample in _measured(paced))
+    return Client(
+        cpus=_cpus(),
+        uvloop=has_uvloop(),
+        receive_stamps=receives_stamps(),
+        timer_resolution_s=timer_resolution_s(),
+        idle_lag_p99_s=lag.loop_lag_p99_s,
+        idle_lag_max_s=lag.loop_lag_max_s,
+        flood_chunks_s=_chunks_per_cpu_second(flood),
+        chunks_s=_chunks_per_cpu_second(paced),
+        paced_streams=PACED.clients,
+        paced_tps=PACED_TPS,
+        ttft_error_p50_s=errors[len(errors) // 2],
+        ttft_error_p99_s=errors[len(errors) * 99 // 100],
+        open_files=_open_files(),
+        open_files_needed=connections + _SPARE_FILES,
+        load_average=load_average,
+    )
+
+
+def has_uvloop() -> bool:
+    """Whether loads run on uvloop here."""
+    return importlib.util.find_spec("uvloop") is not None
+
+
+def receives_stamps() -> bool:
+    """Whether the kernel says when a packet arrived: tried on a connection to ourselves."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        reader = stack.enter_context(socket.create_connection(listener.getsockname(), timeout=2.0))
+        writer = stack.enter_context(listener.accept()[0])
+        if not clock.enable(reader):
+            return False
+        return any(_stamped(writer, reader) for _ in range(_STAMP_TRIES))
+
+
+def _stamped(writer: socket.socket, reader: socket.socket) -> bool:
+    """Try once; the kernel takes a moment to begin stamping, and the first packets may come without."""
+    writer.sendall(b"x")
+    _, ancillary, _, _ = reader.recvmsg(1, clock.ANCILLARY_BYTES)
+    if not ancillary:
+        time.sleep(_STAMP_PAUSE_S)
+    return bool(ancillary)
+
+
+def timer_resolution_s() -> float:
+    """Return the smallest step of ``time.perf_counter_ns`` that could be seen."""
+    steps = []
+    for _ in range(200):
+        before = after = time.perf_counter_ns()
+        while after == before:
+            after = time.perf_counter_ns()
+        steps.append(after - before)
+    return min(steps) / 1e9
+
+
+async def _idle(watcher: Watcher) -> None:
+    watcher.begin()
+    with anyio.move_on_after(_IDLE_S):
+        await watcher.lag()
+    watcher.end()
+
+
+def _fire(workload: Workload, pace: Pace) -> runner.Fired:
+    with start(pace) as url:
+        fired = runner.run(workload, partial(WireBackend, [parse_address(url)]))
+    failed = [sample for sample in fired.samples if not sample.ok]
+    if failed or not fired.samples:
+        what = f"{failed[0].outcome.value}: {failed[0].error}" if failed else "no answer"
+        raise ServerError(f"this client could not read what a generator on this machine sent: {what}")
+    return fired
+
+
+def _measured(fired: runner.Fired) -> Sequence[Sample]:
+    return [sample for sample in fired.samples if sample.stage == "measured"]
+
+
+def _chunks_per_cpu_second(fired: runner.Fired) -> float:
+    """Chunks of the measured window over the CPU seconds that the load's thread took in it."""
+    measured = _measured(fired)
+    wall_s = (max(sample.done_ns for sample in measured) - min(sample.sent_ns for sample in measured)) / 1e9
+    chunks = sum(len(sample.chunk_ns) for sample in measured)
+    return chunks / max(1e-9, fired.watch.cpu_share * wall_s)
+
+
+def _ttft_error_s(sample: Sample) -> float:
+    seen = (sample.first_token_ns or sample.done_ns) - sample.sent_ns
+    return (seen - (sample.counters.prompt_eval_duration_ns or 0)) / 1e9
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return None
+
+
+def _open_files() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if allowed == resource.RLIM_INFINITY else allowed
