@@ -109,7 +109,7 @@ def places(postgresql: str | None) -> Iterator[list[str]]:
 
 
 def drop(url: str) -> None:
-    import psycopg  # noqa: PLC0415 - only where there is a PostgreSQL
+    import psycopg
 
     with psycopg.connect(url) as connection:
         connection.execute("DROP TABLE IF EXISTS ollama_perf_runs, ollama_perf_acceptances, ollama_perf_schema")

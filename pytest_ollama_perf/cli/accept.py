@@ -27,8 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Accept, and say what that means for the next build."""
-    from pytest_ollama_perf.cli.screen import console, line, print_json, warn  # noqa: PLC0415
-    from pytest_ollama_perf.store import open_store  # noqa: PLC0415
+    from pytest_ollama_perf.cli.screen import console, line, print_json, warn
+    from pytest_ollama_perf.store import open_store
 
     if not options.why.strip():
         raise ConfigError("--why is empty: say why this is the new normal, for whoever reads the history")

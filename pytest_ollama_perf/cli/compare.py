@@ -48,6 +48,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Compare. What that needs is imported here: other commands start without scipy."""
-    from pytest_ollama_perf.cli import comparing  # noqa: PLC0415
+    from pytest_ollama_perf.cli import comparing
 
     return comparing.run(options)

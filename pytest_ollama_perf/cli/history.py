@@ -22,6 +22,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Show what is stored. What that needs is imported here: other commands start without it."""
-    from pytest_ollama_perf.cli import listing  # noqa: PLC0415
+    from pytest_ollama_perf.cli import listing
 
     return listing.run(options)

@@ -85,7 +85,8 @@ def _test(store: Store, test: str, options: argparse.Namespace) -> None:
         out.print(_rows([(run, "regressed") for run in waiting.runs], header=not history.runs))
     if not history.runs and not waiting.runs:
         out.print(line("no run can be read"))
-    out.print(*_sparklines(history.runs), sep="\n")
+    for bars in _sparklines(history.runs):
+        out.print(bars)
     warn(dict.fromkeys((*history.damaged, *waiting.damaged)))
 
 

@@ -21,7 +21,7 @@ _MOST_LISTED = 10
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Add ``--store`` and ``--json``."""
-    from pytest_ollama_perf.settings import DEFAULT_STORE  # noqa: PLC0415
+    from pytest_ollama_perf.settings import DEFAULT_STORE
 
     parser.add_argument(
         "--store",
@@ -103,6 +103,6 @@ def find_run(store: Store, text: str) -> Run:
 
 def read_run(path: Path) -> Run:
     """Return the run in a record's file; ``CorruptRecord`` or ``NewerSchema`` where it is none."""
-    from pytest_ollama_perf.store.record import read  # noqa: PLC0415
+    from pytest_ollama_perf.store.record import read
 
     return read(path)

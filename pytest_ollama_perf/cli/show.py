@@ -19,6 +19,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Show the run. What that needs is imported here: other commands start without it."""
-    from pytest_ollama_perf.cli import showing  # noqa: PLC0415
+    from pytest_ollama_perf.cli import showing
 
     return showing.run(options)

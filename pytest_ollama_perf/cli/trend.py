@@ -29,6 +29,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Follow the runs. What that needs is imported here: other commands start without scipy."""
-    from pytest_ollama_perf.cli import drifting  # noqa: PLC0415
+    from pytest_ollama_perf.cli import drifting
 
     return drifting.run(options)

@@ -30,6 +30,6 @@ def open_store(text: str) -> Store:
             f"no store of the kind '{scheme}://': a directory, sqlite:/// or postgresql:// are valid"
             + did_you_mean(scheme, _DATABASES)
         )
-    from pytest_ollama_perf.store.sql import connect  # noqa: PLC0415 - SQLAlchemy is an extra
+    from pytest_ollama_perf.store.sql import connect
 
     return connect(text)

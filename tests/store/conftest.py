@@ -10,10 +10,11 @@ import pytest
 
 from pytest_ollama_perf.store import Store, open_store
 
-POSTGRESQL = "OLLAMA_PERF_TEST_POSTGRESQL"
+POSTGRESQL = os.environ.get("OLLAMA_PERF_TEST_POSTGRESQL", "")
+KINDS = ["directory", "sqlite", *(["postgresql"] if POSTGRESQL else [])]
 
 
-@pytest.fixture(params=["directory", "sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty store's name, of every kind."""
     if request.param == "directory":
@@ -25,17 +26,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def _postgresql() -> Iterator[str]:
-    url = os.environ.get(POSTGRESQL)
-    if not url:
-        pytest.skip(f"no PostgreSQL: run under tests/postgres.sh or set {POSTGRESQL}")
-    pytest.importorskip("psycopg")
-    _drop(url)
-    yield url
-    _drop(url)
+    _drop(POSTGRESQL)
+    yield POSTGRESQL
+    _drop(POSTGRESQL)
 
 
 def _drop(url: str) -> None:
-    import psycopg  # noqa: PLC0415
+    import psycopg
 
     with psycopg.connect(url) as connection:
         connection.execute("DROP TABLE IF EXISTS ollama_perf_runs, ollama_perf_acceptances, ollama_perf_schema")

@@ -332,7 +332,7 @@ def test_a_bomb_is_not_unfolded() -> None:
 
 
 def test_even_a_million_equal_values_can_be_read_back() -> None:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     values = np.full(10**6, 7)
     assert (unpack_in_full(pack_in_full(values), 10**6) == values).all()

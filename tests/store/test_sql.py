@@ -123,7 +123,7 @@ def test_a_file_that_is_no_database_is_an_error_and_stays_as_it_is(tmp_path: Pat
 
 
 def test_a_full_database_keeps_what_it_had_and_says_so(tmp_path: Path) -> None:
-    from sqlalchemy import event  # noqa: PLC0415
+    from sqlalchemy import event
 
     store = open_store(f"sqlite:///{tmp_path}/x.db")
     store.add(make_run())
