@@ -118,6 +118,7 @@ class RowEntry(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None
     high: float | None
     margin: float | None
+    where: str = ""
 
 
 class LoadEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,11 +10,12 @@ from types import MappingProxyType
 import msgspec
 
 from pytest_ollama_perf.report import facts
-from pytest_ollama_perf.report.failure import INDENT, command, explained, measured, noted, problems, tables
+from pytest_ollama_perf.report.failure import command, explained, measured, noted, problems
 from pytest_ollama_perf.report.findings import all_lines
 from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, cut_middle, wrap
 from pytest_ollama_perf.report.matrix import matrix
 from pytest_ollama_perf.report.result import TestResult
+from pytest_ollama_perf.report.rows import INDENT, tables
 from pytest_ollama_perf.verdict.words import FAILING, Word
 
 

@@ -53,6 +53,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None = None
     margin: float | None = None
     gating: bool = True
+    where: str = ""  # which of several loads of a test, such as "4 at once"
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
