@@ -62,6 +62,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Judge what the options name. What judging needs is imported here: other commands start without scipy."""
-    from pytest_ollama_perf.cli import judging  # noqa: PLC0415
+    from pytest_ollama_perf.cli import judging
 
     return judging.run(options)
