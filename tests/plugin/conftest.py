@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpcore  # noqa: F401
 import pytest
 
 # What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
