@@ -27,7 +27,10 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Campaign:
-    """The runs of an A/A campaign. ``spoiled`` says by a run's id why it cannot be trusted, ``stopped`` why it ended early."""
+    """The runs of an A/A campaign.
+
+    ``spoiled`` says by a run's id why it cannot be trusted, ``stopped`` why the campaign ended early.
+    """
 
     servers: str
     workload: Workload
@@ -66,7 +69,10 @@ class Campaign:
 
 @dataclass(frozen=True)
 class Checkup:
-    """Everything that was found; ``away`` says why there is no campaign, ``named`` whether somebody asked for that server."""
+    """Everything that was found.
+
+    ``away`` says why the server could not be asked, ``named`` whether somebody named that server.
+    """
 
     client: Client
     campaign: Campaign | None
@@ -105,12 +111,15 @@ def print_client(client: Client) -> None:
 
 def _facts(client: Client) -> Table:
     stamps = "with the kernel's receive stamps" if client.receive_stamps else "without receive stamps of the kernel"
+    late, seldom = _short(client.ttft_error_p50_s), _short(client.ttft_error_p99_s)
+    loop = "uvloop" if client.uvloop else "asyncio"
     files = "no limit" if client.open_files is None else f"{client.open_files} allowed"
+    streams = f"{client.streams()} streams of {number(TYPICAL_TPS)} tokens/s"
     facts = {
-        "follows": f"{client.streams()} streams of {number(TYPICAL_TPS)} tokens/s on one core, {percent(1 - RESERVE)} kept in reserve",
+        "follows": f"{streams} on one core, {percent(1 - RESERVE)} of it spare",
         "chunks": f"{_big(client.chunks_s)} /s one by one, {_big(client.flood_chunks_s)} /s when they pile up",
-        "first token": f"looks {_short(client.ttft_error_p50_s)} late (p50), {_short(client.ttft_error_p99_s)} (p99), {stamps}",
-        "event loop": f"{'uvloop' if client.uvloop else 'asyncio'}, wakes {_short(client.idle_lag_p99_s)} late when idle (p99)",
+        "first token": f"looks {late} late (p50), {seldom} (p99), {stamps}",
+        "event loop": f"{loop}, wakes {_short(client.idle_lag_p99_s)} late when idle (p99)",
         "clock": f"steps of {_short(client.timer_resolution_s)}",
         "open files": f"{files}, this load needs {client.open_files_needed}",
     }
@@ -170,9 +179,7 @@ def _model(campaign: Campaign) -> str:
     if not campaign.runs:
         return campaign.workload.model or "the model"
     seen = campaign.runs[0].fingerprint
-    where = {None: "", 0.0: ", on the CPU", 1.0: ", on the GPU"}.get(
-        seen.vram_share, f", {percent(seen.vram_share or 0)} on the GPU"
-    )
+    where = "" if seen.vram_share is None else ", on the CPU" if not seen.vram_share else ", on the GPU"
     return f"{seen.model} ({seen.parameter_size} {seen.quantization}{where}), ollama {seen.server_version}"
 
 
@@ -180,7 +187,8 @@ def _sessions(campaign: Campaign) -> str:
     load = campaign.workload
     size = f"{count(load.requests, 'request')}" if load.requests is not None else f"{number(load.duration_s or 0)} s"
     how = f"{load.concurrency} at once" if load.rate is None else f"{number(load.rate)} a second"
-    text = f"{count(len(campaign.valid), 'session')} x {size}, {how}, {load.warmup} warm-up dropped; the model loaded anew for each"
+    sessions = f"{count(len(campaign.valid), 'session')} x {size}, {how}, {load.warmup} warm-up dropped"
+    text = f"{sessions}; the model loaded anew for each"
     return f"{text}; {campaign.stopped}" if campaign.interrupted else text
 
 
@@ -227,16 +235,18 @@ def _hints(found: Checkup) -> Iterator[str]:
     noises = found.campaign.noises if found.campaign else ()
     blunt = [noise for noise in noises if noise.policy.gating and not noise.tells and not noise.beyond_use]
     if blunt:
-        words = " ".join(
-            f"--ollama-margin {noise.policy.name}={percent(noise.margin).replace(' ', '')}" for noise in blunt
-        )
+        words = " ".join(f"--ollama-margin {_as_written(noise)}" for noise in blunt)
         yield f"margins that this machine can tell: pytest {words}"
     sharp = [noise for noise in noises if noise.policy.gating and noise.margin < noise.policy.margin]
     if sharp:
-        words = " ".join(f"{noise.policy.name}={percent(noise.margin).replace(' ', '')}" for noise in sharp)
+        words = " and ".join(_as_written(noise) for noise in sharp)
         yield f"margins as small as {words} would hold here"
     if found.away:
         yield "to measure the noise of a server: pytest-ollama-perf doctor --url http://host:11434 --model NAME"
+
+
+def _as_written(noise: Noise) -> str:
+    return f"{noise.policy.name}={percent(noise.margin).replace(' ', '')}"
 
 
 def plain(found: Checkup) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""``pytest-ollama-perf doctor``: what this machine can measure, and how much its numbers differ with nothing changed."""
+"""``pytest-ollama-perf doctor``: what this machine can measure, and its noise with nothing changed."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 LEAST_SESSIONS = 3
 SETTINGS = ("url", "header", "ca-file", "insecure", "server-env")
@@ -52,7 +53,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--model", metavar="NAME", help="the model (default: the only one the server has)")
     parser.add_argument(
-        "--sessions", type=int, default=6, metavar="N", help="sessions, 3 or more (default: %(default)s)"
+        "--sessions",
+        type=int,
+        default=6,
+        metavar="N",
+        help=f"sessions, {LEAST_SESSIONS} or more (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_words(parser)
@@ -67,21 +72,18 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from pytest_ollama_perf.settings import OPTIONS  # noqa: PLC0415
+    from pytest_ollama_perf.settings import OPTIONS
 
     group = parser.add_argument_group("the server")
-    actions = {"value": "store", "list": "append", "flag": "store_true"}
     for option in OPTIONS:
         if option.name in SETTINGS:
-            shape = {"metavar": option.metavar} if option.metavar else {}
-            action = actions[option.kind]
-            group.add_argument(
-                f"--{option.name}", dest=option.key, action=action, default=None, help=option.help, **shape
-            )
+            shape: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
+            shape["action"] = {"value": "store", "list": "append", "flag": "store_true"}[option.kind]
+            group.add_argument(f"--{option.name}", dest=option.key, default=None, help=option.help, **shape)
 
 
 def main(options: argparse.Namespace) -> int:
     """Examine. What that needs is imported here: other commands start without it."""
-    from pytest_ollama_perf.cli import doctoring  # noqa: PLC0415
+    from pytest_ollama_perf.cli import doctoring
 
     return doctoring.run(options)

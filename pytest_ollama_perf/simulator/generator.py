@@ -1,8 +1,8 @@
 """A token generator that does nothing else, in a process of its own: what a client is measured against.
 
-``python -m pytest_ollama_perf.simulator.generator`` reads a ``Pace`` as one line of JSON from standard input, prints its
-URL, and ends when its standard input does. It answers every request with a stream of one-token chunks, as fast as the
-socket takes them or at a pace. The last object's ``prompt_eval_duration`` is the time from the request read to the
+``python -m pytest_ollama_perf.simulator.generator`` reads a ``Pace`` as one line of JSON from standard input, prints
+its URL, and ends when its standard input does. It answers every request with a stream of one-token chunks, as fast as
+the socket takes them or at a pace. The last object's ``prompt_eval_duration`` is the time from the request read to the
 first token written on its own clock, so that a client can see how far off its own time to the first token is.
 """
 

@@ -56,7 +56,8 @@ def inability(client: Client, *, streams: int = 0, tps: float = 0.0) -> tuple[Pr
 
 def _files(client: Client) -> Iterator[Problem]:
     if client.open_files is not None and client.open_files < client.open_files_needed:
-        text = f"the load needs {client.open_files_needed} open files, this process may have {client.open_files}: ulimit -n"
+        needed = f"the load needs {client.open_files_needed} open files"
+        text = f"{needed}, this process may have {client.open_files}: raise the limit (ulimit -n)"
         yield Problem(name="open files", text=text, spoils=True)
 
 
@@ -66,14 +67,16 @@ def _lag(client: Client) -> Iterator[Problem]:
         text = f"an idle event loop wakes {seconds(client.idle_lag_p99_s)} late (p99): this machine is overloaded"
         yield Problem(name="event loop", text=text, spoils=True)
     if client.load_average is not None and client.load_average > client.cpus:
-        text = f"load average {number(client.load_average)} on {count(client.cpus, 'core')}: other programs run beside this one"
+        cores = count(client.cpus, "core")
+        text = f"load average {number(client.load_average)} on {cores}: other programs run beside this one"
         yield Problem(name="busy machine", text=text, spoils=False)
 
 
 def _rate(client: Client, streams: int, tps: float) -> Iterator[Problem]:
     share = streams * tps / client.chunks_s
     if share > RESERVE:
-        text = f"{count(streams, 'stream')} of {number(tps)} tokens/s would take {percent(share)} of a core: use fewer at once"
+        load = f"{count(streams, 'stream')} of {number(tps)} tokens/s"
+        text = f"{load} would take {percent(share)} of a core of this client: use fewer at once"
         yield Problem(name="client-bound", text=text, spoils=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, stdev
 
 from scipy.special import chdtrc, chdtri, stdtr
@@ -108,7 +109,7 @@ def _detectable(history: Sequence[float], baseline: Baseline, rule: Rule, runs: 
 
 
 def _drift(costs: Sequence[float]) -> float:
-    """Return the rise of a straight line through ``costs`` from first to last, 0 where it may be chance (t test, 1 %)."""
+    """Return the rise of a straight line through ``costs`` from first to last, 0 where it may be chance (1 %)."""
     count = len(costs)
     if count < _LEAST_FOR_DRIFT:
         return 0.0
@@ -143,7 +144,7 @@ def _echo(costs: Sequence[float]) -> float:
         return math.nan
     mean = fmean(costs)
     squares = math.fsum((cost - mean) ** 2 for cost in costs)
-    products = math.fsum((one - mean) * (next_ - mean) for one, next_ in zip(costs, costs[1:], strict=False))
+    products = math.fsum((one - mean) * (next_ - mean) for one, next_ in pairwise(costs))
     return products / squares if squares else 0.0
 
 
@@ -168,11 +169,13 @@ def _noticed(noise: Noise) -> list[Problem]:
 def _patterns(noise: Noise) -> list[Problem]:
     name, found = noise.policy.name, []
     if noise.gap:
-        text = f"{name} has two modes {percent(two_digits(math.expm1(noise.gap)))} apart: a load of the model lands in one or the other"
+        apart = percent(two_digits(math.expm1(noise.gap)))
+        text = f"{name} has two modes {apart} apart: a load of the model lands in one or the other"
         found.append(Problem(name="two modes", text=text, spoils=False))
     if noise.drift:
+        by = percent(two_digits(abs(math.expm1(noise.drift))))
         way = "slower" if noise.drift > 0 else "faster"
-        text = f"{name} drifted: {percent(two_digits(abs(math.expm1(noise.drift))))} {way} from the first session to the last"
+        text = f"{name} drifted: {by} {way} from the first session to the last"
         found.append(Problem(name="drift", text=text, spoils=False))
     elif noise.echo + 1 / len(noise.costs) > _ECHO_DEVIATIONS / math.sqrt(len(noise.costs)):
         text = f"{name} resembles the session before (correlation {noise.echo:.2f}): spread stored runs over days"
