@@ -13,6 +13,8 @@ from pytest_ollama_perf.experiment import Experiment, reader
 from pytest_ollama_perf.experiment.result import Result
 
 if TYPE_CHECKING:
+    from pytest_ollama_perf.experiment.ab import ABResult
+    from pytest_ollama_perf.experiment.swept import SweepResult
     from pytest_ollama_perf.room import Room
     from pytest_ollama_perf.simulator.process import RunningSimulator
     from pytest_ollama_perf.trial import Trial
@@ -73,6 +75,22 @@ class Ollama:
     async def aload(self, *, check: bool = True, **words: Any) -> Result:
         """``load`` for async tests on any event loop; the load runs in a thread of its own, so this loop stays free."""
         return await self._aconduct("ollama_load", words, check)  # type: ignore[no-any-return]
+
+    def sweep(self, *, check: bool = True, **words: Any) -> SweepResult:
+        """Fire one load at every level, for example ``sweep(concurrency=[1, 2, 4, 8])``, and return what that shows."""
+        return self._conduct("ollama_sweep", words, check)  # type: ignore[no-any-return]
+
+    async def asweep(self, *, check: bool = True, **words: Any) -> SweepResult:
+        """``sweep`` for async tests, as ``aload`` is for ``load``."""
+        return await self._aconduct("ollama_sweep", words, check)  # type: ignore[no-any-return]
+
+    def compare(self, *, check: bool = True, **words: Any) -> ABResult:
+        """Measure two sides in turn, for example ``compare(baseline={"model": "a"}, candidate={"model": "b"})``."""
+        return self._conduct("ollama_ab", words, check)  # type: ignore[no-any-return]
+
+    async def acompare(self, *, check: bool = True, **words: Any) -> ABResult:
+        """``compare`` for async tests, as ``aload`` is for ``load``."""
+        return await self._aconduct("ollama_ab", words, check)  # type: ignore[no-any-return]
 
     def _conduct(self, marker: str, words: dict[str, Any], check: bool, stop: threading.Event | None = None) -> Any:
         read, _ = reader(marker)

@@ -27,6 +27,21 @@ ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
     max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
     limits={'ttft.p95': '<= 300ms'}.
     Nearer markers win word by word; parameters of the same name count, too."""
+SWEEP_HELP = """\
+ollama_sweep(concurrency=[1, 2, 4, 8], min_knee=4): fire a load at every level.
+    Words are those of ollama_load; concurrency (or rate), num_ctx, prompt_words,
+    num_predict and model may be lists, several make a product. A limit holds at
+    every level, one on throughput or qps at the best. It stops where more than
+    1 - stop_success_rate (0.9) of the requests fail or p50 latency is over
+    stop_latency (300 s). Also: min_knee, min_speedup, single=False."""
+AB_HELP = """\
+ollama_ab(baseline={'model': 'a'}, candidate={'model': 'b'}): compare two sides.
+    Two models, two option sets or two servers ('url', or --ollama-baseline-url),
+    measured in turn (blocks A B B A, both loaded anew in each) until the
+    difference is known: after 4, 6, 8 or 12 blocks. Words beside baseline and
+    candidate are those of ollama_load and hold for both sides; requests: so many
+    a side and block (8). A candidate slower by more than max_regression fails
+    (3% of tps and 12% of ttft; or {'latency': '5%'})."""
 ROOM = pytest.StashKey["Room"]()
 
 
@@ -54,6 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
+    config.addinivalue_line("markers", SWEEP_HELP)
+    config.addinivalue_line("markers", AB_HELP)
     try:
         config.stash[ROOM] = _open_room(config, resolve(_PytestSource(config)))
     except ConfigError as error:
@@ -72,6 +89,20 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
 def ollama_load(request: pytest.FixtureRequest) -> Marked:
     """The load that this test's marker describes, measured:
     metrics, all samples, ``check(...)``."""
+    return request.config.stash[ROOM].marked(request.node)
+
+
+@pytest.fixture
+def ollama_sweep(request: pytest.FixtureRequest) -> Marked:
+    """The sweep that this test's marker describes:
+    levels, knee, avalanche, slots."""
+    return request.config.stash[ROOM].marked(request.node)
+
+
+@pytest.fixture
+def ollama_ab(request: pytest.FixtureRequest) -> Marked:
+    """The comparison that this test's marker describes:
+    per metric the change and its interval, ``ollama_ab.tps.change``."""
     return request.config.stash[ROOM].marked(request.node)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 READERS: Mapping[str, str] = {
     "ollama_load": "pytest_ollama_perf.experiment.load",
+    "ollama_ab": "pytest_ollama_perf.experiment.ab",
+    "ollama_sweep": "pytest_ollama_perf.experiment.sweep",
 }
 """Marker name -> module with ``read(words, settings) -> Experiment`` and ``known_words() -> tuple[str, ...]``."""
 

@@ -71,6 +71,7 @@ def test_a_test_stands_with_its_verdict():
                         "low": 82.0,
                         "high": 86.0,
                         "margin": None,
+                        "where": "",
                     }
                 ],
                 "problems": [{"name": "short", "text": "2 answers ended early", "spoils": False}],
