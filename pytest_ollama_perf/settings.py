@@ -60,6 +60,12 @@ OPTIONS = (
         "(default: OLLAMA_HOST, else 127.0.0.1:11434)",
         "URL",
     ),
+    Option(
+        "baseline-url",
+        "value",
+        "the server that ollama_ab and ollama.compare take as the baseline; --ollama-url is the candidate",
+        "URL",
+    ),
     Option("model", "value", "the model of tests whose marker names none", "NAME"),
     Option("report", "list", "write a report after the run, for example `json:perf.json`; repeatable", "TYPE:PATH"),
     Option("strict", "flag", "fail tests whose verdict is unsure or incomparable, too"),
@@ -105,13 +111,14 @@ OPTIONS = (
 @dataclass(frozen=True)
 class Settings:
     """The decided settings. ``urls`` are as given (addresses are parsed by ``client.address`` when a load needs them);
-    ``headers`` may hold credentials and are kept out of the representation."""
+    what may hold credentials is kept out of the representation."""
 
-    urls: tuple[str, ...] = (DEFAULT_URL,)
+    urls: tuple[str, ...] = field(default=(DEFAULT_URL,), repr=False)
+    baseline_url: str | None = field(default=None, repr=False)
     model: str | None = None
     reports: tuple[ReportSpec, ...] = ()
     strict: bool = False
-    store: str = DEFAULT_STORE
+    store: str = field(default=DEFAULT_STORE, repr=False)
     save: bool = False
     require_baseline: bool = False
     max_runs: int = MAX_RUNS
@@ -142,6 +149,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
         headers = _with_bearer(headers, key)
     return Settings(
         urls=_urls(raw["url"]),
+        baseline_url=(raw["baseline-url"] or "").strip() or None,
         model=raw["model"] or None,
         reports=tuple(map(parse_report, raw["report"] or ())),
         strict=bool(raw["strict"]),

@@ -41,6 +41,7 @@ GOOD = MappingProxyType(
     {
         # option: (command line, ini, field, what the command line makes of it, what the ini makes of it, default)
         "url": (["a:1"], ["b:2", "c:3"], "urls", ("a:1",), ("b:2", "c:3"), ("http://127.0.0.1:11434",)),
+        "baseline-url": ("a:1", " b:2 ", "baseline_url", "a:1", "b:2", None),
         "model": ("tiny", "mid", "model", "tiny", "mid", None),
         "report": (
             ["json:a.json"],
@@ -127,7 +128,8 @@ def test_a_given_authorization_beats_the_api_key() -> None:
 
 
 def test_credentials_are_in_no_representation() -> None:
-    made = settled({"header": ["X-Key: s3cret"]}, OLLAMA_API_KEY="s3cret")
+    places = {"url": ["http://me:s3cret@gpu"], "baseline-url": "http://me:s3cret@old", "store": "pg://me:s3cret@db/x"}
+    made = settled({"header": ["X-Key: s3cret"], **places}, OLLAMA_API_KEY="s3cret")
     assert "s3cret" not in repr(made)
     assert "s3cret" not in str(made)
 
