@@ -71,7 +71,7 @@ class Bench:
         self.partial: Run | None = None
         self._root = root
         self._access = Access(headers=settings.headers, verify=not settings.insecure, ca_file=settings.ca_file or "")
-        self._places = tuple(_place(url) for url in settings.urls)
+        self._places = tuple(place(url) for url in settings.urls)
         self._beside: dict[str, Server] = {}
         self._stack = contextlib.ExitStack()
 
@@ -83,7 +83,7 @@ class Bench:
     def server_at(self, url: str) -> Server:
         """The server at ``url``, beside those under test; opened once, a simulator is started here."""
         if url not in self._beside:
-            self._beside[url] = self._open(url, _place(url))
+            self._beside[url] = self._open(url, place(url))
         return self._beside[url]
 
     def _open(self, url: str, place: Address | SimulatorSettings) -> Server:
@@ -178,7 +178,8 @@ class Bench:
 PLUGIN_VERSION = version("pytest-ollama-perf")
 
 
-def _place(url: str) -> Address | SimulatorSettings:
+def place(url: str) -> Address | SimulatorSettings:
+    """Read where a server is; ``ConfigError`` says what is wrong with the URL."""
     return parse_sim_url(url) if is_sim_url(url) else parse_address(url)
 
 

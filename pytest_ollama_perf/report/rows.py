@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.report.layout import cells, clean, cut, table
 from pytest_ollama_perf.verdict.wording import label, number, percent, show
 from pytest_ollama_perf.verdict.words import FAILING, Row, Word
@@ -49,7 +50,14 @@ def change_cells(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     intervals = _intervals([_change_ends(row) for row in rows])
     for row, interval in zip(rows, intervals, strict=True):
         baseline, now = show(row.metric, row.baseline), show(row.metric, row.value)
-        yield _name(row), baseline, now, _tight(row.change), interval, _tight(row.margin)
+        yield _name(row), baseline, now, _tight(row.change), interval, _tight(_worse(row))
+
+
+def _worse(row: Row) -> float | None:
+    """Return the margin with the sign that a change for the worse has."""
+    if row.margin is None:
+        return None
+    return -abs(row.margin) if METRICS[row.metric].is_rate else abs(row.margin)
 
 
 def _tight(share: float | None) -> str:
