@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,14 @@ class Perf:
 
 
 @pytest.fixture
-def perf(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Perf:
+def make_perf(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Perf]:
+    """Make a runner against the server at a URL."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    return Perf(pytester, request.getfixturevalue("sim").url)
+    return lambda url: Perf(pytester, url)
+
+
+@pytest.fixture
+def perf(make_perf: Callable[[str], Perf], sim: RunningSimulator) -> Perf:
+    """A runner against the simulator of this module."""
+    return make_perf(sim.url)

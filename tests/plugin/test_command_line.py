@@ -136,16 +136,20 @@ def test_declared_settings_of_the_server_are_part_of_the_fingerprint(perf) -> No
     assert fingerprint(perf.run("--ollama-server-env=A=b"))["server_env"] == {"A": "b"}
 
 
+CALM = "--ollama-margin=ttft=1000%"
+"""The time to the first token passes through this machine, which may be busy; tokens/s is the simulator's word."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "verdict"),
-    [((), "regressed"), (("--ollama-margin=tps=400%", "--ollama-margin=ttft=400%"), "ok")],
+    [((), "regressed"), (("--ollama-margin=tps=400%",), "ok")],
 )
 def test_a_margin_decides_what_is_a_regression(perf, arguments: tuple[str, ...], verdict: str) -> None:
     perf.write("@pytest.mark.ollama_load(requests=6, warmup=1, num_predict=40)\ndef test_it():\n    pass")
     fast, slow = (f"sim:?load_time=0&models=one&tps={tps}&prefill_tps=2000" for tps in (4000, 2000))
     for _ in range(3):
-        assert perf.run("--ollama-save", url=fast).counts == {"passed": 1}
-    found = perf.run(*arguments, url=slow)
+        assert perf.run("--ollama-save", CALM, url=fast).counts == {"passed": 1}
+    found = perf.run(*arguments, CALM, url=slow)
     assert [test["verdict"] for test in found.report["tests"]] == [verdict]
 
 
@@ -153,7 +157,9 @@ def test_max_runs_bounds_how_often_a_load_is_fired(perf) -> None:
     perf.write("@pytest.mark.ollama_load(requests=6, warmup=1, num_predict=40)\ndef test_it():\n    pass")
     fast, slow = (f"sim:?load_time=0&models=one&tps={tps}&prefill_tps=2000" for tps in (4000, 3700))
     for _ in range(3):
-        perf.run("--ollama-save", url=fast)
-    runs = {most: len(perf.run(f"--ollama-max-runs={most}", url=slow).report["tests"][0]["loads"]) for most in (1, 3)}
+        assert perf.run("--ollama-save", CALM, url=fast).counts == {"passed": 1}
+    runs = {
+        most: len(perf.run(f"--ollama-max-runs={most}", CALM, url=slow).report["tests"][0]["loads"]) for most in (1, 3)
+    }
     assert runs[1] == 1
     assert 1 < runs[3] <= 3
