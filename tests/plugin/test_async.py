@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-LOAD = "model='tiny', requests=3, warmup=0, num_predict=4"
+LOAD = "model='tiny', requests=20, warmup=0, num_predict=4"
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

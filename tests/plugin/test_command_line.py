@@ -88,7 +88,7 @@ def test_fixtures_read_well_at_eighty_columns(perf) -> None:
     assert "no docstring available" not in text
 
 
-LOAD = "requests=3, warmup=0, num_predict=4"
+LOAD = "requests=20, warmup=0, num_predict=4"
 MODEL = f"@pytest.mark.ollama_load(model='tiny', {LOAD})\ndef test_it():\n    pass"
 
 
@@ -145,7 +145,7 @@ CALM = "--ollama-margin=ttft=1000%"
     [((), "regressed"), (("--ollama-margin=tps=400%",), "ok")],
 )
 def test_a_margin_decides_what_is_a_regression(perf, arguments: tuple[str, ...], verdict: str) -> None:
-    perf.write("@pytest.mark.ollama_load(requests=6, warmup=1, num_predict=40)\ndef test_it():\n    pass")
+    perf.write("@pytest.mark.ollama_load(requests=20, warmup=1, num_predict=20)\ndef test_it():\n    pass")
     fast, slow = (f"sim:?load_time=0&models=one&tps={tps}&prefill_tps=2000" for tps in (4000, 2000))
     for _ in range(3):
         assert perf.run("--ollama-save", CALM, url=fast).counts == {"passed": 1}
@@ -154,7 +154,7 @@ def test_a_margin_decides_what_is_a_regression(perf, arguments: tuple[str, ...],
 
 
 def test_max_runs_bounds_how_often_a_load_is_fired(perf) -> None:
-    perf.write("@pytest.mark.ollama_load(requests=6, warmup=1, num_predict=40)\ndef test_it():\n    pass")
+    perf.write("@pytest.mark.ollama_load(requests=20, warmup=1, num_predict=20)\ndef test_it():\n    pass")
     fast, slow = (f"sim:?load_time=0&models=one&tps={tps}&prefill_tps=2000" for tps in (4000, 3700))
     for _ in range(3):
         assert perf.run("--ollama-save", CALM, url=fast).counts == {"passed": 1}

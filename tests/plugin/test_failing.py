@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-LOAD = "model='tiny', requests=4, warmup=1, num_predict=4"
+LOAD = "model='tiny', requests=20, warmup=1, num_predict=4"
 
 
 def masked(lines: list[str]) -> str:
@@ -143,7 +143,7 @@ def test_the_first_failure_stops_the_session_and_the_rest_fires_nothing(perf, si
     found = perf.run("-x")
     assert found.counts == {"failed": 1}
     assert [test["test"] for test in found.report["tests"]] == ["test_it.py::test_first"]
-    assert len([one for one in sim.requests() if one.eval_count]) == 5
+    assert len([one for one in sim.requests() if one.eval_count]) == 21
 
 
 def test_last_failed_runs_the_broken_test_again(perf) -> None:

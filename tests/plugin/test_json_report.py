@@ -19,9 +19,9 @@ SAMPLE = {
 
 @pytest.fixture
 def measured(perf, sim):
-    """One load of twelve requests, two of them warm-up, three at a time: its report and what the server knows of it."""
+    """One load of 22 requests, two of them warm-up, three at a time: its report and what the server knows of it."""
     perf.write("""
-        @pytest.mark.ollama_load(model="tiny", concurrency=3, requests=10, warmup=2, num_predict=9)
+        @pytest.mark.ollama_load(model="tiny", concurrency=3, requests=20, warmup=2, num_predict=9)
         def test_it():
             pass
     """)
@@ -48,7 +48,7 @@ def test_the_document_has_the_documented_shape(measured) -> None:
 def test_every_request_is_in_the_report_as_the_server_saw_it(measured, sim) -> None:
     document, truth = measured
     samples = document["tests"][0]["loads"][0]["samples"]
-    assert len(samples) == len(truth) == 12
+    assert len(samples) == len(truth) == 22
     known = {one.request_id: one for one in truth}
     assert {sample["request_id"] for sample in samples} == set(known)
     for sample in samples:
@@ -91,10 +91,10 @@ def test_order_statistics_are_those_of_the_samples(measured) -> None:
     latency = sorted((sample["done_ns"] - sample["sent_ns"]) / 1e9 for sample in samples)
     for name, values in (("ttft", ttft), ("latency", latency)):
         found = load["metrics"][name]
-        assert found["n"] == 10
+        assert found["n"] == 20
         assert (found["min"], found["max"]) == pytest.approx((values[0], values[-1]))
-        assert found["p50"] == pytest.approx((values[4] + values[5]) / 2)
-        assert found["mean"] == pytest.approx(sum(values) / 10)
+        assert found["p50"] == pytest.approx((values[9] + values[10]) / 2)
+        assert found["mean"] == pytest.approx(sum(values) / 20)
         assert found["unit"] == "s"
 
 
@@ -149,7 +149,7 @@ def test_a_report_without_a_load_is_an_empty_one(perf) -> None:
 
 def test_a_report_that_cannot_be_written_fails_the_run_in_one_line(perf) -> None:
     perf.write("""
-        @pytest.mark.ollama_load(model="tiny", requests=2, warmup=0, num_predict=2)
+        @pytest.mark.ollama_load(model="tiny", requests=20, warmup=0, num_predict=2)
         def test_it():
             pass
     """)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-LOAD = "model='tiny', requests=3, warmup=0, num_predict=4"
+LOAD = "model='tiny', requests=20, warmup=0, num_predict=4"
 
 
 def asked(found, *words: str) -> dict[str, list[object]]:
@@ -40,8 +40,8 @@ def test_the_fixture_gives_the_numbers_the_samples_and_the_verdict(perf) -> None
             assert ollama_load.error_rate == 0
             assert ollama_load.tps > 0
             assert 0 < ollama_load.ttft.p50 <= ollama_load.ttft.p95 <= ollama_load.latency.max
-            assert ollama_load.metric("latency").n == 3
-            assert [sample.url for sample in ollama_load.samples] == [ollama_url] * 3
+            assert ollama_load.metric("latency").n == 20
+            assert [sample.url for sample in ollama_load.samples] == [ollama_url] * 20
             assert ollama_load.run.workload.model == "tiny"
             assert ollama_load.verdict.word.value == "ok"
     """)
@@ -82,7 +82,7 @@ def test_the_marker_counts_for_a_whole_module(perf) -> None:
     """)
     found = perf.run()
     assert found.counts == {"passed": 2}
-    assert asked(found, "requests") == {"test_one": [3], "TestTwo::test_two": [3]}
+    assert asked(found, "requests") == {"test_one": [20], "TestTwo::test_two": [20]}
 
 
 def test_nearer_markers_win_word_by_word(perf) -> None:
@@ -148,7 +148,7 @@ def test_parameters_named_like_words_count(perf) -> None:
     perf.write("""
         @pytest.mark.parametrize("model", ["tiny", "mid"])
         @pytest.mark.parametrize("concurrency", [1, 2])
-        @pytest.mark.ollama_load(requests=2, warmup=0, num_predict=4)
+        @pytest.mark.ollama_load(requests=20, warmup=0, num_predict=4)
         def test_it(model, concurrency, ollama_load):
             assert ollama_load.run.workload.model == model
             assert ollama_load.run.workload.concurrency == concurrency
@@ -198,19 +198,19 @@ def test_the_nearer_of_two_alternatives_replaces_the_other(perf) -> None:
                 pass
     """)
     assert asked(perf.run(), "concurrency", "rate", "requests", "duration_s", "prompts") == {
-        "TestIt::test_rate": [None, 200.0, 3, None, ["a b c"]],
+        "TestIt::test_rate": [None, 200.0, 20, None, ["a b c"]],
         "TestIt::test_duration": [4, None, None, 0.05, ["a b c"]],
-        "TestIt::test_prompt": [4, None, 3, None, ["d e f"]],
+        "TestIt::test_prompt": [4, None, 20, None, ["d e f"]],
     }
 
 
 def test_the_model_of_the_command_line_serves_markers_without_one(perf) -> None:
     perf.write("""
-        @pytest.mark.ollama_load(requests=2, warmup=0, num_predict=4)
+        @pytest.mark.ollama_load(requests=20, warmup=0, num_predict=4)
         def test_none():
             pass
 
-        @pytest.mark.ollama_load(model="mid", requests=2, warmup=0, num_predict=4)
+        @pytest.mark.ollama_load(model="mid", requests=20, warmup=0, num_predict=4)
         def test_one():
             pass
     """)

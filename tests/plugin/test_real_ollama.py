@@ -14,7 +14,7 @@ def perf(make_perf, real_server: str):
 
 def test_a_contract_is_kept_and_one_is_broken(perf) -> None:
     perf.write("""
-        LOAD = dict(model="tiny", concurrency=2, requests=10, num_predict=16, num_ctx=1024)
+        LOAD = dict(model="tiny", concurrency=2, requests=20, num_predict=16, num_ctx=1024)
 
         @pytest.mark.ollama_load(**LOAD, min_tps=10, max_p50_latency=60)
         def test_kept(ollama_load):
@@ -31,8 +31,8 @@ def test_a_contract_is_kept_and_one_is_broken(perf) -> None:
     for test in (kept, broken):
         (load,) = test["loads"]
         samples = [sample for sample in load["samples"] if sample["stage"] == "measured"]
-        assert [sample["outcome"] for sample in samples] == ["ok"] * 10
-        assert [sample["eval_count"] for sample in samples] == [16] * 10
+        assert [sample["outcome"] for sample in samples] == ["ok"] * 20
+        assert [sample["eval_count"] for sample in samples] == [16] * 20
         tokens, nanoseconds = (sum(sample[name] for sample in samples) for name in ("eval_count", "eval_duration_ns"))
         assert load["metrics"]["tps"]["value"] == pytest.approx(tokens / nanoseconds * 1e9, rel=1e-9)
         assert all(sample["sent_ns"] < sample["first_token_ns"] <= sample["done_ns"] for sample in samples)
@@ -49,11 +49,11 @@ def test_a_missing_model_names_the_pull_to_type(perf) -> None:
 
 def test_a_stream_of_chat_and_an_embedding_are_measured(perf) -> None:
     perf.write("""
-        @pytest.mark.ollama_load(model="tiny", endpoint="chat", requests=3, num_predict=8)
+        @pytest.mark.ollama_load(model="tiny", endpoint="chat", requests=20, num_predict=8)
         def test_chat(ollama_load):
             assert ollama_load.ttft.p50 > 0
 
-        @pytest.mark.ollama_load(model="embed", endpoint="embed", requests=3)
+        @pytest.mark.ollama_load(model="embed", endpoint="embed", requests=20)
         def test_embed(ollama_load):
             assert ollama_load.latency.p50 > 0
             with pytest.raises(AttributeError):

@@ -60,7 +60,7 @@ def test_a_stopped_load_says_and_writes_what_it_measured(perf, sim, number: int,
 
 def test_a_stop_between_tests_keeps_the_tests_before(perf) -> None:
     perf.write("""
-        @pytest.mark.ollama_load(model="tiny", requests=2, warmup=0, num_predict=2)
+        @pytest.mark.ollama_load(model="tiny", requests=20, warmup=0, num_predict=2)
         def test_first():
             pass
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-LOAD = "model='tiny', requests=3, warmup=0, num_predict=4"
+LOAD = "model='tiny', requests=20, warmup=0, num_predict=4"
 MARKED = f"@pytest.mark.ollama_load({LOAD})\ndef test_it():\n    pass"
 
 
@@ -44,7 +44,7 @@ def test_the_environment_names_the_server(perf, sim, monkeypatch: pytest.MonkeyP
     perf.write(MARKED)
     sim.reset()
     assert perf.run(url="").counts == {"passed": 1}
-    assert len([one for one in sim.requests() if one.eval_count]) == 3
+    assert len([one for one in sim.requests() if one.eval_count]) == 20
 
 
 def test_the_ini_file_names_the_server(perf, sim) -> None:
@@ -54,13 +54,13 @@ def test_the_ini_file_names_the_server(perf, sim) -> None:
 
 def test_several_servers_share_the_load(perf, sim) -> None:
     perf.write(
-        "@pytest.mark.ollama_load(model='tiny', requests=8, concurrency=4, num_predict=2)\ndef test_it():\n    pass"
+        "@pytest.mark.ollama_load(model='tiny', requests=20, concurrency=4, num_predict=2)\ndef test_it():\n    pass"
     )
     sim.reset()
     found = perf.run("--ollama-url=sim:?load_time=0&models=tiny")
     samples = found.report["tests"][0]["loads"][0]["samples"]
     per_server = [sum(sample["url"] == url for sample in samples) for url in {sample["url"] for sample in samples}]
-    assert sorted(per_server) == [6, 6]
+    assert sorted(per_server) == [12, 12]
 
 
 def test_what_is_no_ollama_is_not_measured(perf, httpserver) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 GOOD = """
-@pytest.mark.ollama_load(model="tiny", requests=1, warmup=0, num_predict=2)
+@pytest.mark.ollama_load(model="tiny", requests=20, warmup=0, num_predict=2)
 def test_it():
     pass
 """

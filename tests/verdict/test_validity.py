@@ -213,6 +213,12 @@ def test_a_client_that_could_not_keep_up_spoils_the_run(watch, spoils):
     assert [problem.spoils for problem in found(*one_after_another(20), watch=watch)] == spoils
 
 
+@pytest.mark.parametrize(("requests", "spoils"), [(4, [True]), (5, [False]), (9, [False])])
+def test_one_hiccup_is_a_note_where_a_trimmed_mean_leaves_it_out(requests, spoils):
+    first, *others = one_after_another(requests)
+    assert [each.spoils for each in found(msgspec.structs.replace(first, read_lag_ns=30 * MS), *others)] == spoils
+
+
 @pytest.mark.parametrize(("late", "spoils"), [(0, []), (2, [False]), (3, [True])])
 def test_late_reading_spoils_a_run_only_where_it_is_more_than_a_hiccup(late, spoils):
     samples = one_after_another(20)
