@@ -7,7 +7,7 @@ import functools
 import subprocess
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from pytest_ollama_perf.client.address import Address, parse_address
 from pytest_ollama_perf.client.control import Control
 from pytest_ollama_perf.client.preflight import model_state, preflight
 from pytest_ollama_perf.client.wire import WireBackend
-from pytest_ollama_perf.errors import ConfigError, ServerError
+from pytest_ollama_perf.errors import ConfigError, PreconditionBroken, ServerError
 from pytest_ollama_perf.load import runner
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.run import ModelState, Run
@@ -59,15 +59,17 @@ class Onlooker(Protocol):
 class Bench:
     """Servers, opened on first use, and measurements on them.
 
-    ``partial`` is the run that something interrupted, for whoever catches what interrupted it.
+    ``partial`` is the run that something interrupted, for whoever catches what interrupted it. ``session`` names the
+    session that runs belong to. ``running`` has the URL of a simulator that runs already, or nothing, for each server.
 
     Raises:
         ConfigError: an address, header or simulator URL is wrong; nothing has been contacted by then.
     """
 
-    def __init__(self, settings: Settings, *, root: Path) -> None:
+    def __init__(self, settings: Settings, *, root: Path, session: str = "", running: Sequence[str] = ()) -> None:
         self.settings = settings
-        self.session = uuid.uuid4().hex[:12]
+        self.session = session or uuid.uuid4().hex[:12]
+        self._running = running or ("",) * len(settings.urls)
         self.partial: Run | None = None
         self._root = root
         self._access = Access(headers=settings.headers, verify=not settings.insecure, ca_file=settings.ca_file or "")
@@ -78,7 +80,16 @@ class Bench:
     @functools.cached_property
     def servers(self) -> tuple[Server, ...]:
         """The servers in the order given; simulators are started here."""
-        return tuple(self._open(url, place) for url, place in zip(self.settings.urls, self._places, strict=True))
+        given = zip(self.settings.urls, self._places, self._running, strict=True)
+        return tuple(self._open(url, place, running) for url, place, running in given)
+
+    @property
+    def simulated(self) -> tuple[str, ...]:
+        """The URL of each server that is a simulator, nothing for the others; simulators are started here."""
+        if not any(isinstance(place, SimulatorSettings) for place in self._places):
+            return ()
+        pairs = zip(self.servers, self._places, strict=True)
+        return tuple(server.address.url if isinstance(place, SimulatorSettings) else "" for server, place in pairs)
 
     def server_at(self, url: str) -> Server:
         """The server at ``url``, beside those under test; opened once, a simulator is started here."""
@@ -86,9 +97,9 @@ class Bench:
             self._beside[url] = self._open(url, place(url))
         return self._beside[url]
 
-    def _open(self, url: str, place: Address | SimulatorSettings) -> Server:
+    def _open(self, url: str, place: Address | SimulatorSettings, running: str = "") -> Server:
         if isinstance(place, SimulatorSettings):
-            address = parse_address(self._stack.enter_context(start(place)).url)
+            address = parse_address(running or self._stack.enter_context(start(place)).url)
             return Server(url, address, self._controlled(address), place.models[0].full_name)
         return Server(place.display, place, self._controlled(place))
 
@@ -116,19 +127,23 @@ class Bench:
         fresh: bool = False,
         onlooker: Onlooker,
         servers: Sequence[Server] = (),
+        admit: Callable[[Run], str] = lambda draft: "",
     ) -> Run:
         """Fire ``workload`` and return what happened.
 
         ``fresh`` reloads the model first, so that the run is a unit of evidence; ``servers`` are those under
-        test unless others are named.
+        test unless others are named. ``admit`` looks at the run before its load begins and says why not to.
 
         Raises:
+            PreconditionBroken: ``admit`` had something to say.
             OllamaPerfError: the server cannot be reached or lacks the model, or the workload is impossible.
         """
         self.partial = None
         servers = servers or self.servers
         whole = self.completed(workload, servers)
         draft = self._prepared(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
+        if reason := admit(draft):
+            raise PreconditionBroken(reason)
         onlooker.begin(whole.model, whole.duration_s)
         fired = runner.run(
             whole,

@@ -5,6 +5,7 @@ OllamaPerfError
 ├── ServerError          the control plane could not do what was asked
 │   ├── Unreachable      nothing answers, or not Ollama
 │   └── ModelMissing     the server does not have the model
+├── PreconditionBroken   the server or model is not as a contract requires: nothing was measured
 ├── StoreError           a history that cannot be read or written
 │   ├── CorruptRecord    a record that is damaged, truncated or foreign
 │   └── NewerSchema      a record written by a newer version
@@ -34,6 +35,10 @@ class Unreachable(ServerError):
 
 class ModelMissing(ServerError):
     """The server does not have the model."""
+
+
+class PreconditionBroken(OllamaPerfError):
+    """The server or the model is not as required; a load would say nothing."""
 
 
 class StoreError(OllamaPerfError):

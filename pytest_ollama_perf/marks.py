@@ -29,11 +29,15 @@ _GO_DURATION = re.compile(r"[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What one load is asked for: the workload, its absolute limits, and the margins that differ from the settings'."""
+    """What one load is asked for: the workload, its absolute limits, and the margins that differ from the settings'.
+
+    ``gating`` names the numbers that history may fail; ``None`` stands for the usual ones and those with a margin.
+    """
 
     workload: Workload
     limits: tuple[Limit, ...]
     margins: dict[str, float] = {}
+    gating: tuple[str, ...] | None = None
 
 
 def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> LoadSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,6 +43,18 @@ ollama_ab(baseline={'model': 'a'}, candidate={'model': 'b'}): compare two sides.
     candidate are those of ollama_load and hold for both sides; requests: so many
     a side and block (8). A candidate slower by more than max_regression fails
     (3% of tps and 12% of ttft; or {'latency': '5%'})."""
+MAX_CONCURRENCY_HELP = """\
+ollama_max_concurrency(max_latency=5, min_concurrency=8): find the largest
+    concurrency that is borne. Doubling from start (1) to maximum (64), then
+    bisection; a probe too short to tell is fired again, at most repeats (3) runs.
+    Criteria: max_latency and max_ttft (of P95, seconds), min_tps, any limit on
+    single requests, success_rate (0.95). Other words are those of ollama_load."""
+COLD_START_HELP = """\
+ollama_cold_start(repeats=3, max_load_time=60): the first answer after an unload.
+    Each repeat unloads the model, sends one request, then warm ones (requests,
+    10). Limits in seconds: max_load_time, max_cold_ttft, max_cold_latency,
+    max_warm_ttft, max_warm_latency; max_ratio (cold TTFT over warm); those of
+    ollama_load hold for the warm requests. load_timeout: 30 minutes."""
 ROOM = pytest.StashKey["Room"]()
 
 
@@ -70,6 +83,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
     config.addinivalue_line("markers", SWEEP_HELP)
+    config.addinivalue_line("markers", MAX_CONCURRENCY_HELP)
+    config.addinivalue_line("markers", COLD_START_HELP)
     config.addinivalue_line("markers", AB_HELP)
     try:
         config.stash[ROOM] = _open_room(config, resolve(_PytestSource(config)))
@@ -83,6 +98,14 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
     room = Room(config, settings)
     config.pluginmanager.register(room, "ollama-perf-room")
     return room
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if not file_path.name.endswith((".ollama.toml", "pyproject.toml")):
+        return None
+    from pytest_ollama_perf.collect import collect_file
+
+    return collect_file(file_path, parent, parent.config.stash[ROOM])
 
 
 @pytest.fixture
@@ -103,6 +126,20 @@ def ollama_sweep(request: pytest.FixtureRequest) -> Marked:
 def ollama_ab(request: pytest.FixtureRequest) -> Marked:
     """The comparison that this test's marker describes:
     per metric the change and its interval, ``ollama_ab.tps.change``."""
+    return request.config.stash[ROOM].marked(request.node)
+
+
+@pytest.fixture
+def ollama_max_concurrency(request: pytest.FixtureRequest) -> Marked:
+    """The search that this test's marker describes:
+    the largest bearable concurrency and the first breach."""
+    return request.config.stash[ROOM].marked(request.node)
+
+
+@pytest.fixture
+def ollama_cold_start(request: pytest.FixtureRequest) -> Marked:
+    """The cold starts that this test's marker describes:
+    load time, cold and warm TTFT, their ratio."""
     return request.config.stash[ROOM].marked(request.node)
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_perf.api import Marked, Ollama
     from pytest_ollama_perf.bench import Bench, Onlooker
+    from pytest_ollama_perf.contract.shared import SharedLoad
     from pytest_ollama_perf.experiment import Experiment
     from pytest_ollama_perf.past import Past
     from pytest_ollama_perf.report.result import TestResult
@@ -52,6 +53,7 @@ class Room:
         self.settings = settings
         self._trials: dict[str, list[Trial]] = defaultdict(list)
         self._marked: dict[str, Marked] = {}
+        self._clauses: dict[str, SharedLoad] = {}
         self._bench: Bench | None = None
         self._past: Past | None = None
         self._started_at = time.time()
@@ -75,11 +77,16 @@ class Room:
         if self._past is None:
             from pytest_ollama_perf.past import Past
 
-            self._past = Past(self.settings, sum(marked.experiment.gating for marked in self._marked.values()))
+            self._past = Past(self.settings, sum(experiment.gating for experiment in self._experiments()))
         return self._past
 
     def url(self) -> str:
         return self.bench().servers[0].address.url
+
+    def _experiments(self) -> list[Experiment]:
+        """What the collected tests ask for, a load that several clauses share once."""
+        shared = {id(one): one.group for one in self._clauses.values()}
+        return [*(marked.experiment for marked in self._marked.values()), *shared.values()]
 
     def marked(self, item: pytest.Item) -> Marked:
         return self._marked[item.nodeid]
@@ -97,22 +104,43 @@ class Room:
         Raises:
             VerdictFailed: nothing could be measured; the message says why.
         """
-        from pytest_ollama_perf.trial import Lab, unmeasured
+        from pytest_ollama_perf.trial import unmeasured
+
+        try:
+            trial = self._measured(experiment, test, stop)
+        except OllamaPerfError as error:
+            self.keep(test, unmeasured(str(error)))
+            raise VerdictFailed(str(error), pytrace=False) from None
+        self.keep(test, trial if check else trial.unjudged())
+        return trial
+
+    def measure(self, experiment: Experiment, test: str) -> Trial:
+        """Conduct an experiment for several tests, which are kept and failed one by one."""
+        from pytest_ollama_perf.trial import unmeasured
+
+        try:
+            return self._measured(experiment, test)
+        except OllamaPerfError as error:
+            return unmeasured(str(error))
+
+    def _measured(self, experiment: Experiment, test: str, stop: threading.Event | None = None) -> Trial:
+        from pytest_ollama_perf.trial import Lab
 
         lab = None
         try:
             with self._onlooker(stop) as onlooker:
                 lab = Lab(self.bench(), self.past(), onlooker)
-                trial = experiment.conduct(lab, test)
-        except OllamaPerfError as error:
-            self.keep(test, unmeasured(str(error)))
-            raise VerdictFailed(str(error), pytrace=False) from None
+                return experiment.conduct(lab, test)
+        except OllamaPerfError:
+            raise
         except BaseException:
             if lab is not None and (part := lab.interrupted()) is not None:
                 self.keep(test, part)
             raise
-        self.keep(test, trial if check else trial.unjudged())
-        return trial
+
+    def keep_these(self, test: str, trials: Iterable[Trial]) -> None:
+        """Remember ``trials`` in place of what was kept of the test."""
+        self._trials[test] = list(trials)
 
     def keep(self, test: str, trial: Trial) -> None:
         """Remember what a test measured and how it was judged."""
@@ -164,10 +192,16 @@ class Room:
     def _loads_in(self, items: list[pytest.Item]) -> bool:
         """Whether any of ``items`` may ask for a server."""
         return any(
-            item.nodeid in self._marked or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())) for item in items
+            item.nodeid in self._marked
+            or item.nodeid in self._clauses
+            or not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+            for item in items
         )
 
     def _read(self, item: pytest.Item) -> None:
+        if shared := getattr(item, "ollama_shared", None):
+            self._clauses[item.nodeid] = shared
+            return
         markers = list(dict.fromkeys(mark.name for mark in item.iter_markers() if mark.name in READERS))
         lonely = [name for name in READERS if name in getattr(item, "fixturenames", ()) and name not in markers]
         if lonely:
@@ -188,7 +222,7 @@ class Room:
             return []
         from pytest_ollama_perf.report.terminal import header
 
-        models = {model for marked in self._marked.values() for model in marked.experiment.models}
+        models = {model for experiment in self._experiments() for model in experiment.models}
         return [header(*self.bench().introduce(models))]
 
     # The test itself.

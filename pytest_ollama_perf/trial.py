@@ -11,7 +11,7 @@ from pytest_ollama_perf.bench import Bench, Onlooker, Server
 from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import LoadSpec
-from pytest_ollama_perf.past import Past
+from pytest_ollama_perf.past import Compared, Past
 from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.settings import Settings
@@ -32,6 +32,8 @@ class Trial:
     verdict: Verdict
     loads: tuple[LoadResult, ...] = ()
     findings: tuple[Finding, ...] = ()
+    compared: Compared | None = None
+    """What the past said of it, where that was asked."""
 
     def fails(self, settings: Settings) -> bool:
         """Whether this verdict fails its test."""
@@ -86,7 +88,7 @@ class Lab:
     """The instruments of one experiment: servers, history, and who is told how it comes along.
 
     ``loads`` holds every load that was finished, for whoever catches what interrupts the experiment; ``found`` returns
-    what those show by then.
+    what those show by then; ``admit`` says of a run that is about to begin why it must not, see ``Bench.measure``.
     """
 
     bench: Bench
@@ -94,6 +96,7 @@ class Lab:
     onlooker: Onlooker
     loads: list[LoadResult] = field(default_factory=list)
     found: Callable[[], tuple[Finding, ...]] = tuple
+    admit: Callable[[Run], str] = lambda draft: ""
 
     @property
     def settings(self) -> Settings:
@@ -112,7 +115,7 @@ class Lab:
 
         ``servers`` are those under test unless others are named.
         """
-        run = self.bench.measure(workload, test, fresh=fresh, onlooker=self.onlooker, servers=servers)
+        run = self.bench.measure(workload, test, fresh=fresh, onlooker=self.onlooker, servers=servers, admit=self.admit)
         trial = judge(run, limits, strict=self.settings.strict)
         self.loads += trial.loads
         return trial
@@ -141,14 +144,15 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     if first.verdict.word in {Word.INVALID, Word.ABORTED}:
         return first
     runs = [first]
-    compared = lab.past.compare(history, [first.run], spec.margins)
+    compared = lab.past.compare(history, [first.run], spec.margins, spec.gating)
     while compared.again and first.verdict.word is not Word.BROKEN:
         lab.onlooker.message(f"not sure yet, run {len(runs) + 1} of at most {lab.settings.max_runs}")
         runs.append(lab.fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
             return Trial(runs[-1].verdict, _loads(runs))
-        compared = lab.past.compare(history, [run.run for run in runs], spec.margins)
-    return Trial(lab.past.conclude(first.verdict, compared, [run.run for run in runs], history), _loads(runs))
+        compared = lab.past.compare(history, [run.run for run in runs], spec.margins, spec.gating)
+    verdict = lab.past.conclude(first.verdict, compared, [run.run for run in runs], history)
+    return Trial(verdict, _loads(runs), compared=compared)
 
 
 def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:

@@ -42,7 +42,7 @@ def _numbers(load: LoadResult, metric: str, stat: str) -> list[float]:
 
 def size(loads: Sequence[LoadResult], stored: int | None = None) -> list[str]:
     """Return how much was measured, as phrases: ``3 runs x 20 requests``, ``0 errors; 9 stored runs``."""
-    *phrases, last = [_requests(loads), *_pace(loads[0].run.workload), *left_out(loads)]
+    *phrases, last = [_requests(loads), *pace(loads[0].run.workload), *left_out(loads)]
     return [*phrases, f"{last}; {count(stored, 'stored run')}" if stored is not None else last]
 
 
@@ -55,7 +55,8 @@ def _requests(loads: Sequence[LoadResult]) -> str:
     return f"{len(loads)} runs, {count(sum(load.summary.requests for load in loads), 'request')}"
 
 
-def _pace(workload: Workload) -> Iterator[str]:
+def pace(workload: Workload) -> Iterator[str]:
+    """Yield how a load is fired, as phrases: ``4 at once``, ``for 60 s``."""
     if workload.rate is not None:
         yield f"{number(workload.rate)} a second ({workload.arrival.value})"
     else:

@@ -42,7 +42,7 @@ class ScriptedBench:
     asked: list[bool] = field(default_factory=list)
     partial: object = None
 
-    def measure(self, workload, test, *, fresh, onlooker, servers=()):
+    def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
         self.asked.append(fresh)
         number = next(NUMBERS)
         samples = one_after_another(20, tokens=64, **self.speeds.pop(0))

@@ -1,0 +1,161 @@
+"""What must be so before a load says anything: a broken precondition makes a measurement invalid, not slow."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.settings import parse_percent
+from pytest_ollama_perf.verdict.wording import percent
+from pytest_ollama_perf.words import shown
+
+_OPS: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
+    {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}
+)
+_BOUND = re.compile(r"(<=|>=|==|!=|<|>)?\s*(.+)")
+_VERSION = re.compile(r"v?(\d{1,6}(?:\.\d{1,6}){0,2})")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One precondition. ``broken`` says of a run that is about to begin what is not as required, or nothing."""
+
+    name: str
+    wanted: str
+    broken: Callable[[Run], str]
+
+    def complaint(self, run: Run) -> str:
+        """Return why ``run`` must not count; empty where the precondition holds."""
+        found = self.broken(run)
+        return f"precondition {self.name} = {self.wanted!r} is broken: {found}" if found else ""
+
+
+def complaints(requirements: Iterable[Requirement], run: Run) -> str:
+    """Return every broken precondition of ``run`` in one line; empty where all hold."""
+    return "; ".join(filter(None, (requirement.complaint(run) for requirement in requirements)))
+
+
+def read_requirement(name: str, value: object) -> Requirement:
+    """Read one line of ``require``; ``ConfigError`` says what is wrong with it."""
+    return REQUIREMENTS[name](name, value)
+
+
+def _gpu_offload(name: str, value: object) -> Requirement:
+    op, share = _bound(name, value, "'100%', '>= 80%' or '0%'")
+    wanted = 0.0 if share.rstrip("%").strip() in {"0", "0.0"} else parse_percent(share, f"{name} = {shown(value)}")
+    if wanted > 1:
+        raise ConfigError(f"{name} = {shown(value)}: no more than 100% of a model can be in GPU memory")
+
+    def broken(run: Run) -> str:
+        shares = [state.vram_share for state in run.before.values()]
+        wrong = [share for share in shares if share is None or not _OPS[op](round(share, 4), wanted)]
+        if shares and not wrong:
+            return ""
+        known = wrong[0] if wrong else None
+        return "the server does not say" if known is None else f"{percent(known)} of the model is in GPU memory"
+
+    return Requirement(name, str(value), broken)
+
+
+def _context_length(name: str, value: object) -> Requirement:
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    op, text = ("==", str(number)) if number is not None else _bound(name, value, "4096 or '>= 8192'")
+    if not text.isdigit():
+        raise ConfigError(f"{name} = {shown(value)}: expected 4096 or '>= 8192'")
+
+    def broken(run: Run) -> str:
+        lengths = [state.context_length for state in run.before.values()]
+        wrong = [length for length in lengths if length is None or not _OPS[op](length, int(text))]
+        if not wrong:
+            return ""
+        return "the server does not say" if wrong[0] is None else f"the model is loaded with num_ctx {wrong[0]}"
+
+    return Requirement(name, str(value), broken)
+
+
+def _version(name: str, value: object) -> Requirement:
+    """Read ``">= 0.30"`` or ``">= 0.30, < 0.34"``: a comparison counts as many numbers as it names."""
+    parts = [_bound(name, part, "'0.32.15', '>= 0.30' or '>= 0.30, < 0.34'") for part in _parts(value)]
+    if not all(_VERSION.fullmatch(text) for _, text in parts):
+        raise ConfigError(f"{name} = {shown(value)}: expected '0.32.15', '>= 0.30' or '>= 0.30, < 0.34'")
+
+    def broken(run: Run) -> str:
+        seen = _VERSION.match(run.fingerprint.server_version)
+        if seen is None:
+            return f"the server calls itself {run.fingerprint.server_version or 'nothing'!r}"
+        held = all(_OPS[op](*_same_length(seen[1], text.lstrip("v"))) for op, text in parts)
+        return "" if held else f"the server is {run.fingerprint.server_version}"
+
+    return Requirement(name, str(value), broken)
+
+
+def _same_length(seen: str, wanted: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    numbers = tuple(int(part) for part in wanted.split("."))
+    return tuple(int(part) for part in seen.split("."))[: len(numbers)], numbers
+
+
+def _one_of(field: str) -> Callable[[str, object], Requirement]:
+    """Read a text, or a list of those that will do."""
+
+    def read(name: str, value: object) -> Requirement:
+        texts: list[Any] = list(value) if isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ConfigError(f"{name} = {shown(value)}: expected a text, or a list of texts of which one will do")
+
+        def broken(run: Run) -> str:
+            seen = str(getattr(run.fingerprint, field))
+            return "" if any(_same(field, seen, text) for text in texts) else f"it is {seen or 'not known'}"
+
+        return Requirement(name, " or ".join(texts), broken)
+
+    return read
+
+
+def _same(field: str, seen: str, wanted: str) -> bool:
+    if field != "model_digest":
+        return seen.casefold() == wanted.strip().casefold()
+    return bool(seen) and seen.removeprefix("sha256:").startswith(wanted.strip().removeprefix("sha256:"))
+
+
+def _server_env(name: str, value: object) -> Requirement:
+    if not isinstance(value, dict) or not value or not all(isinstance(each, str) for each in value.values()):
+        raise ConfigError(f"{name} = {shown(value)}: expected a table of texts such as {{OLLAMA_NUM_PARALLEL = '4'}}")
+
+    def broken(run: Run) -> str:
+        declared = run.fingerprint.server_env
+        wrong = [key for key, wanted in value.items() if declared.get(key) != wanted]
+        return "" if not wrong else f"{wrong[0]} is {declared.get(wrong[0], 'not declared; see --ollama-server-env')}"
+
+    return Requirement(name, ", ".join(f"{key}={wanted}" for key, wanted in value.items()), broken)
+
+
+def _bound(name: str, value: object, expected: str) -> tuple[str, str]:
+    match = _BOUND.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(f"{name} = {shown(value)}: expected {expected}")
+    return match[1] or "==", match[2].strip()
+
+
+def _parts(value: object) -> list[object]:
+    return list(value.split(",")) if isinstance(value, str) else [value]
+
+
+REQUIREMENTS: Mapping[str, Callable[[str, object], Requirement]] = MappingProxyType(
+    {
+        "gpu_offload": _gpu_offload,
+        "context_length": _context_length,
+        "version": _version,
+        "quantization": _one_of("quantization"),
+        "family": _one_of("family"),
+        "parameter_size": _one_of("parameter_size"),
+        "digest": _one_of("model_digest"),
+        "server_env": _server_env,
+    }
+)
+"""Every key of ``require`` and the function that reads it."""
