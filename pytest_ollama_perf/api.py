@@ -14,6 +14,8 @@ from pytest_ollama_perf.experiment.result import Result
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.experiment.ab import ABResult
+    from pytest_ollama_perf.experiment.bearable import MaxConcurrency
+    from pytest_ollama_perf.experiment.cold import ColdStartResult
     from pytest_ollama_perf.experiment.swept import SweepResult
     from pytest_ollama_perf.room import Room
     from pytest_ollama_perf.simulator.process import RunningSimulator
@@ -91,6 +93,22 @@ class Ollama:
     async def acompare(self, *, check: bool = True, **words: Any) -> ABResult:
         """``compare`` for async tests, as ``aload`` is for ``load``."""
         return await self._aconduct("ollama_ab", words, check)  # type: ignore[no-any-return]
+
+    def find_max_concurrency(self, *, check: bool = True, **words: Any) -> MaxConcurrency:
+        """Find the largest concurrency that is borne, for example ``find_max_concurrency(max_latency=5)``."""
+        return self._conduct("ollama_max_concurrency", words, check)  # type: ignore[no-any-return]
+
+    async def afind_max_concurrency(self, *, check: bool = True, **words: Any) -> MaxConcurrency:
+        """``find_max_concurrency`` for async tests, as ``aload`` is for ``load``."""
+        return await self._aconduct("ollama_max_concurrency", words, check)  # type: ignore[no-any-return]
+
+    def cold_start(self, *, check: bool = True, **words: Any) -> ColdStartResult:
+        """Unload the model, time its first answer and then warm ones, for example ``cold_start(repeats=3)``."""
+        return self._conduct("ollama_cold_start", words, check)  # type: ignore[no-any-return]
+
+    async def acold_start(self, *, check: bool = True, **words: Any) -> ColdStartResult:
+        """``cold_start`` for async tests, as ``aload`` is for ``load``."""
+        return await self._aconduct("ollama_cold_start", words, check)  # type: ignore[no-any-return]
 
     def _conduct(self, marker: str, words: dict[str, Any], check: bool, stop: threading.Event | None = None) -> Any:
         read, _ = reader(marker)

@@ -152,7 +152,15 @@ class Bench:
             on_progress=onlooker.update,
             on_abort=lambda part: self._interrupted(draft, part),
         )
-        return msgspec.structs.replace(_filled(draft, fired), after=_states(servers, whole.model))
+        done = msgspec.structs.replace(_filled(draft, fired), after=_states(servers, whole.model))
+        return self._identified(done, servers) if whole.cold else done
+
+    def _identified(self, run: Run, servers: Sequence[Server]) -> Run:
+        """Ask again what the model is: before a cold load it was not loaded, and so had no context and no place."""
+        with contextlib.suppress(ServerError):
+            identity, _ = preflight(servers[0].control, run.workload, server_env=self.settings.server_env)
+            return msgspec.structs.replace(run, fingerprint=identity)
+        return run
 
     def completed(self, workload: Workload, servers: Sequence[Server] = ()) -> Workload:
         """Return ``workload`` with what only the servers know: the one model that can be meant."""
@@ -212,12 +220,17 @@ def _filled(draft: Run, fired: runner.Fired) -> Run:
 
 
 def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlooker) -> float | None:
-    """Load the model with the options of the workload; return the seconds that took, ``None`` where it stood loaded."""
+    """Load the model with the options of the workload; return the seconds that took, ``None`` where it stood loaded.
+
+    For a cold load the model is unloaded and gone: its first request is to load it.
+    """
     control.installed(workload.model)
     state = model_state(control, workload.model)
     if fresh and state.loaded:
         onlooker.message(f"unloading {workload.model}")
         control.unload(workload.model)
+    if workload.cold:
+        return None
     stood = not fresh and state.loaded and state.context_length == workload.num_ctx
     if not stood:
         onlooker.message(f"loading {workload.model}")

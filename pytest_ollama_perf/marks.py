@@ -109,7 +109,8 @@ def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
         fields.setdefault("requests", max(DEFAULT_REQUESTS, REQUESTS_PER_CLIENT * clients))
     else:
         fields.setdefault("requests", None)
-    fields.setdefault("warmup", clients)
+    # A warm-up would take the load that a cold start is about.
+    fields.setdefault("warmup", 0 if fields.get("cold") else clients)
     endpoint = fields.get("endpoint", Endpoint.GENERATE)
     # A person's own prompt goes through the model's template as their users' prompts do.
     fields.setdefault("raw", endpoint is Endpoint.GENERATE and not fields.get("prompts"))

@@ -18,6 +18,8 @@ READERS: Mapping[str, str] = {
     "ollama_load": "pytest_ollama_perf.experiment.load",
     "ollama_ab": "pytest_ollama_perf.experiment.ab",
     "ollama_sweep": "pytest_ollama_perf.experiment.sweep",
+    "ollama_max_concurrency": "pytest_ollama_perf.experiment.bearable",
+    "ollama_cold_start": "pytest_ollama_perf.experiment.cold",
 }
 """Marker name -> module with ``read(words, settings) -> Experiment`` and ``known_words() -> tuple[str, ...]``."""
 
@@ -46,3 +48,8 @@ def reader(marker: str) -> tuple[Callable[[Mapping[str, Any], Settings], Experim
     """Return the function that reads the marker's words, and the words it knows."""
     module = importlib.import_module(READERS[marker])
     return module.read, module.known_words()
+
+
+def other_urls(experiment: Experiment) -> tuple[str, ...]:
+    """Return the servers, beside those under test, that an experiment names in its ``urls``; most have none."""
+    return tuple(getattr(experiment, "urls", ()))

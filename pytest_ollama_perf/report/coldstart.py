@@ -1,0 +1,37 @@
+"""Cold starts as text: each repeat, the medians, the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pytest_ollama_perf.finding.coldstart import NUMBERS, ColdStart
+from pytest_ollama_perf.report.findings import lines
+from pytest_ollama_perf.report.layout import cells, clean, cut, table
+from pytest_ollama_perf.report.sweep import limits
+from pytest_ollama_perf.verdict.wording import number, show
+
+_INDENT = "  "
+_HEADS = ("load time", "cold ttft", "latency", "warm ttft", "latency", "ratio")
+_METRICS = ("load_time", "ttft", "latency", "ttft", "latency", "")
+
+
+@lines.register
+def _(finding: ColdStart, width: int) -> list[str]:
+    drawn = (table(list(_rows(finding)), gap) for gap in (3, 2, 1))
+    fitting = next((rows for rows in drawn if max(map(cells, rows)) <= width), None)
+    text = fitting or [cut(line, width) for line in table(list(_rows(finding)), 1)]
+    return [*text, *limits(finding.held, width)]
+
+
+def _rows(finding: ColdStart) -> Iterator[tuple[str, ...]]:
+    yield f"{_INDENT}{clean(finding.model, 24)}", *_HEADS
+    for turn, start in enumerate(finding.starts, 1):
+        yield f"{_INDENT}start {turn}", *_numbers(start.get)
+    if len(finding.starts) > 1:
+        yield f"{_INDENT}median", *_numbers(finding.get)
+
+
+def _numbers(get: Callable[[str], float | None]) -> Iterator[str]:
+    for name, metric in zip(NUMBERS, _METRICS, strict=True):
+        value = get(name)
+        yield show(metric, value) if metric else ("-" if value is None else f"{number(value)} x")
