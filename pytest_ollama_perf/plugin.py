@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ ollama_sweep(concurrency=[1, 2, 4, 8], min_knee=4): fire a load at every level.
 AB_HELP = """\
 ollama_ab(baseline={'model': 'a'}, candidate={'model': 'b'}): compare two sides.
     Two models, two option sets or two servers ('url', or --ollama-baseline-url),
-    measured in turn (blocks A B B A, both loaded anew in each) until the
+    measured in turn (blocks A B B A, loaded anew for each) until the
     difference is known: after 4, 6, 8 or 12 blocks. Words beside baseline and
     candidate are those of ollama_load and hold for both sides; requests: so many
     a side and block (8). A candidate slower by more than max_regression fails
@@ -97,6 +97,8 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
 
     room = Room(config, settings)
     config.pluginmanager.register(room, "ollama-perf-room")
+    for neighbour in room.neighbours():
+        config.pluginmanager.register(neighbour)
     return room
 
 
@@ -148,6 +150,13 @@ def ollama(request: pytest.FixtureRequest) -> Ollama:
     """Fire loads from code: ``ollama.load(concurrency=4)``,
     or ``await ollama.aload(...)``; words as on the marker."""
     return request.config.stash[ROOM].ollama(request.node)
+
+
+@pytest.fixture(scope="session")
+def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
+    """Load models before the first test measures:
+    ``ollama_warm_up("llama3.2:3b", "qwen3:4b")`` in a session fixture."""
+    return lambda *models, **words: request.config.stash[ROOM].warm_up(models, **words)
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,11 @@ class ABTest:
         return tuple(dict.fromkeys(side.spec.workload.model for side in (self.baseline, self.candidate)))
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers of the sides that have some of their own."""
+        return tuple(side.url for side in (self.baseline, self.candidate) if side.url is not None)
+
+    @property
     def gating(self) -> int:
         """Nothing: the baseline is measured, not remembered."""
         return 0
@@ -228,7 +233,7 @@ class _Session:
         last: Side | None = None
         for letter in ORDER:
             side = self._sides["AB".index(letter)]
-            load = self._turn(side, last, f"block {number} of {look}", fresh=self._is_fresh(side, last, turns))
+            load = self._turn(side, last, f"block {number} of {look}")
             self._loads[side.name].append(load)
             turns[side.name].append(load.run)
             last = side
@@ -238,22 +243,18 @@ class _Session:
             self._blocks[name].append(runs)
         return True
 
-    def _is_fresh(self, side: Side, last: Side | None, turns: Mapping[str, Sequence[Run]]) -> bool:
-        """Whether the model has to be loaded anew: once a block, and whenever the other side took its place."""
-        return not turns[side.name] or (self._is_shared and side is not last)
-
     @property
     def _is_shared(self) -> bool:
         here, there = (self._servers[side.name] for side in self._sides)
         return bool({server.address.url for server in here} & {server.address.url for server in there})
 
-    def _turn(self, side: Side, last: Side | None, where: str, *, fresh: bool) -> LoadResult:
+    def _turn(self, side: Side, last: Side | None, where: str) -> LoadResult:
+        """Every turn starts from a fresh load: a turn right after one is not like a turn of a model that has rested."""
         lab, servers = self._lab, self._servers[side.name]
-        lab.onlooker.message(f"{where}, {side.name}")
         if self._is_shared and last is not side:
             self._make_room(side)
         watched = replace(lab, onlooker=_Captioned(lab.onlooker, f"{where}, {side.name}"))
-        return watched.fire(side.spec.workload, self._test, fresh=fresh, servers=servers).loads[0]
+        return watched.fire(side.spec.workload, self._test, fresh=True, servers=servers).loads[0]
 
     def _make_room(self, side: Side) -> None:
         """Unload the other side's model, which would take memory from this one."""

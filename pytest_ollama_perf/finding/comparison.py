@@ -20,7 +20,7 @@ from pytest_ollama_perf.verdict.words import Row, Word, worst
 Blocks = Sequence[Sequence[Run]]
 """One side: for each block the runs of its turns."""
 
-BESIDE = ("latency", "throughput")
+BESIDE = (*GATING, "latency", "throughput")
 """Numbers shown beside the judged ones, without a say."""
 
 WITHOUT_TOKENS = "latency"

@@ -22,4 +22,4 @@ def _(finding: Comparison, width: int) -> list[str]:
 
 def _size(finding: Comparison) -> str:
     blocks = count(finding.blocks, "block")
-    return f"{blocks} ABBA of {finding.requests} requests a side, each side loaded anew in every block"
+    return f"{blocks} ABBA of {finding.requests} requests a side, the model loaded anew for every turn"
