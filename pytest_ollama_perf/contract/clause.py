@@ -21,13 +21,15 @@ _REGRESSION = re.compile(r"\s*(?:(?P<stat>\w+)\s+)?regress\w*\s*(?P<op><=|>=|==|
 class Clause:
     """``name`` is how it reads, ``ttft p95 <= 300ms``; ``line`` where it stands, 0 for the one that nobody wrote.
 
-    Exactly one of ``limit`` and ``margin`` is set; a margin is a number's name, ``ttft.p95``, and a share.
+    Exactly one of ``limit``, ``margin`` and ``held`` is set. A margin is a number's name, ``ttft.p95``, and a share;
+    ``held`` is what an experiment calls the number it found.
     """
 
     name: str
     line: int
     limit: Limit | None = None
     margin: tuple[str, float] | None = None
+    held: str = ""
 
 
 def read_clause(metric: str, stat: str, text: object, line: int = 0) -> Clause:

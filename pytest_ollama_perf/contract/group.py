@@ -9,10 +9,11 @@ import msgspec
 from pytest_ollama_perf.contract.clause import Clause
 from pytest_ollama_perf.contract.require import Requirement, complaints
 from pytest_ollama_perf.experiment import Experiment
+from pytest_ollama_perf.experiment.load import LoadTest
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.trial import Lab, Trial
 from pytest_ollama_perf.verdict.contract import judge_contract
-from pytest_ollama_perf.verdict.words import Row, Verdict, Word
+from pytest_ollama_perf.verdict.words import FAILING, Row, Verdict, Word, worst
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,14 +56,36 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return complaints(self.require, run)
 
 
-def judged(clause: Clause, trial: Trial, *, strict: bool) -> Verdict:
-    """Return the verdict on one clause of the measurement ``trial``; what spoils that spoils every clause."""
+def judged(clause: Clause, trial: Trial, experiment: Experiment, *, strict: bool) -> Verdict:
+    """Return the verdict on one clause of ``trial``, what ``experiment`` measured; what spoils that spoils them all."""
     if trial.verdict.word in {Word.INVALID, Word.ABORTED} or not trial.loads:
         return trial.verdict
+    if clause.held or not isinstance(experiment, LoadTest):
+        return _of_experiment(clause, trial)
     if clause.limit is not None:
         first = trial.loads[0]
         return judge_contract(first.run, first.summary, [clause.limit], strict=strict)
     return _against_history(clause, trial)
+
+
+def _of_experiment(clause: Clause, trial: Trial) -> Verdict:
+    """Return what an experiment's own verdict holds of one clause; what no row explains speaks for every clause."""
+    whole = trial.verdict
+    held = [each for found in trial.findings for each in getattr(found, "held", ())]
+    judged = [*((each.word, each.reason) for each in held), *((row.word, row.reason) for row in whole.rows)]
+    if whole.word in FAILING and not any(word in FAILING for word, _ in judged):
+        return whole
+    rows = tuple(row for row in whole.rows if _states(row, clause))
+    mine = [each for each in held if clause.held and each.name.partition(" (")[0] == clause.held]
+    found = [*((each.word, each.reason) for each in mine), *((row.word, f"{row.where}: {row.reason}") for row in rows)]
+    word = worst(tuple(word for word, _ in found))
+    reason = next((reason for each, reason in found if each is word), f"{clause.name}: met throughout")
+    return _told(trial, word, reason, rows)
+
+
+def _states(row: Row, clause: Clause) -> bool:
+    limit = clause.limit
+    return limit is not None and (row.metric, row.stat, row.bound) == (limit.metric, limit.stat, limit.bound)
 
 
 def _against_history(clause: Clause, trial: Trial) -> Verdict:

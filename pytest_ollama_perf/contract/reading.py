@@ -12,6 +12,7 @@ import msgspec
 
 from pytest_ollama_perf.contract import toml
 from pytest_ollama_perf.contract.clause import NO_ERRORS, Clause, marker_word_hint, read_clause
+from pytest_ollama_perf.contract.experiments import KINDS, PACE, Kind, experiment_of, read_gate, read_limits, words_of
 from pytest_ollama_perf.contract.group import Group
 from pytest_ollama_perf.contract.require import REQUIREMENTS, Requirement, read_requirement
 from pytest_ollama_perf.errors import ConfigError
@@ -123,11 +124,15 @@ def _model(reader: _Reader, model: str, table: Any, path: toml.Path, defaults: _
     if not model.strip():
         reader.fault(path, "a model without a name; '*' stands for the usual one")
         return
-    own = _layer(reader, table, path, ("load",))
-    if isinstance(table, dict) and "load" in table:
-        yield from _loads(reader, model, table["load"], (*path, "load"), (own, defaults))
-    else:
+    own = _layer(reader, table, path, ("load", *KINDS))
+    tables = table if isinstance(table, dict) else {}
+    if "load" in tables:
+        yield from _loads(reader, model, tables["load"], (*path, "load"), (own, defaults))
+    elif own.clauses or not any(kind in tables for kind in KINDS):
         yield from _load(reader, model, (own, defaults))
+    for name, kind in KINDS.items():
+        if name in tables:
+            yield from _experiment(reader, model, kind, tables[name], (*path, name), (own, defaults))
 
 
 def _loads(reader: _Reader, model: str, given: Any, path: toml.Path, layers: tuple[_Layer, ...]) -> Iterator[Group]:
@@ -231,6 +236,67 @@ def _nearest_first(layers: Iterable[_Layer], field_name: str) -> dict[str, Any]:
     return merged
 
 
+def _experiment(
+    reader: _Reader, model: str, kind: Kind, table: Any, path: toml.Path, layers: tuple[_Layer, ...]
+) -> Iterator[Group]:
+    """Yield the group of an experiment: words of the tables around it count, but for their pace and their clauses."""
+    if not isinstance(table, dict):
+        reader.fault(path, f"expected a table, not {shown(table)}")
+        return
+    metrics = METRICS if kind.metrics else {}
+    valid = words_of(kind)
+    _refuse_unknown(reader, table, path, (*valid, *kind.gates, *metrics, "require"), f"of {path[-1]}")
+    words, clauses = _asked(reader, kind, table, path, valid)
+    words = _taken_over(layers, valid) | words
+    if kind.metrics and not _limits_errors(clauses):
+        clauses.append(_no_errors())
+    if not clauses:
+        key, gate = next(iter(kind.gates.items()))
+        reader.fault(path, f"no clause: add {key} = '{gate.example}'")
+        return
+    require = _nearest_first(layers, "require") | _requirements(reader, table.get("require", {}), (*path, "require"))
+    named = {} if model == USUAL else {"model": model}
+    experiment = reader.attempt(path, experiment_of, kind, {**words, **named}, clauses, reader.settings)
+    if experiment is not None:
+        line = toml.line_of(reader.lines, path)
+        group = Group(model=model, name=kind.name, line=line, experiment=experiment, clauses=tuple(clauses))
+        yield msgspec.structs.replace(group, require=tuple(require.values()))
+
+
+def _asked(
+    reader: _Reader, kind: Kind, table: Mapping[str, Any], path: toml.Path, valid: tuple[str, ...]
+) -> tuple[dict[str, Any], list[Clause]]:
+    """Read an experiment's own table: words of its marker, those for its numbers included, and clauses."""
+    words: dict[str, Any] = {}
+    clauses: list[Clause] = []
+    for key, value in table.items():
+        where = (*path, key)
+        line = toml.line_of(reader.lines, where)
+        if key in kind.gates:
+            clause, word = reader.attempt(where, read_gate, kind, key, value, line) or (None, {})
+            clauses += [clause] if clause else []
+            words |= word
+        elif kind.metrics and key in METRICS:
+            clauses += reader.attempt(where, read_limits, key, value, line) or ()
+        elif key in valid:
+            words[key] = value
+    return words, clauses
+
+
+def _taken_over(layers: Iterable[_Layer], valid: tuple[str, ...]) -> dict[str, Any]:
+    words = nearest([layer.words for layer in layers])
+    return {word: value for word, value in words.items() if word in valid and word not in PACE}
+
+
+def _limits_errors(clauses: Iterable[Clause]) -> bool:
+    return any(clause.limit and clause.limit.metric == "error_rate" for clause in clauses)
+
+
+def _no_errors() -> Clause:
+    metric, _, text = NO_ERRORS.partition(" ")
+    return read_clause(metric, "", text)
+
+
 def _several(words: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     axis = next((word for word in SEVERAL if isinstance(words.get(word), list)), None)
     values = words[axis] if axis else [None]
@@ -244,8 +310,8 @@ def _spec(model: str, words: Mapping[str, Any], default_model: str | None) -> Lo
 
 def _group(reader: _Reader, model: str, name: str, spec: LoadSpec, clauses: Sequence[Clause], path: toml.Path) -> Group:
     """Return the load with its clauses; the promise that nothing fails is added where errors are not mentioned."""
-    if not any(clause.limit and clause.limit.metric == "error_rate" for clause in clauses):
-        clauses = [*clauses, read_clause("error_rate", "", NO_ERRORS.partition(" ")[2])]
+    if not _limits_errors(clauses):
+        clauses = [*clauses, _no_errors()]
     margins = dict(clause.margin for clause in clauses if clause.margin)
     limits = tuple(clause.limit for clause in clauses if clause.limit)
     _check_clauses(reader, spec, clauses, path)

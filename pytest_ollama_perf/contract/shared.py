@@ -11,6 +11,7 @@ from pytest_ollama_perf.contract.group import Group, judged
 from pytest_ollama_perf.experiment import Experiment
 from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.trial import Trial
+from pytest_ollama_perf.verdict.words import Verdict
 
 
 class Host(Protocol):
@@ -32,7 +33,7 @@ class SharedLoad:
 
     def __init__(self, host: Host, test: str, group: Group) -> None:
         self.group = group
-        self._host, self._test = host, test
+        self._host, self.test = host, test
         self._trial: Trial | None = None
         self._judged: set[str] = set()
         self._kept: dict[str, Trial] = {}
@@ -43,12 +44,15 @@ class SharedLoad:
         A clause that is judged a second time is being run again, and so measured again.
         """
         if self._trial is None or clause.name in self._judged:
-            self._trial = self._host.measure(self.group, self._test)
+            self._trial = self._host.measure(self.group, self.test)
             self._judged.clear()
             self._kept = {name: Trial(kept.verdict) for name, kept in self._kept.items()}
-        trial = replace(self._trial, verdict=judged(clause, self._trial, strict=self._host.settings.strict))
+        trial = replace(self._trial, verdict=self._verdict(clause, self._trial))
         # The loads and findings are reported once, beside the verdicts of all clauses.
         self._kept[clause.name] = Trial(trial.verdict) if self._judged else trial
         self._judged.add(clause.name)
-        self._host.keep_these(self._test, self._kept.values())
+        self._host.keep_these(self.test, self._kept.values())
         self._host.fail_if_bad(test, trial)
+
+    def _verdict(self, clause: Clause, trial: Trial) -> Verdict:
+        return judged(clause, trial, self.group.experiment, strict=self._host.settings.strict)
