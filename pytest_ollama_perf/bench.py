@@ -18,6 +18,7 @@ import msgspec
 from pytest_ollama_perf.client.access import Access
 from pytest_ollama_perf.client.address import Address, parse_address
 from pytest_ollama_perf.client.control import Control
+from pytest_ollama_perf.client.patience import patiently
 from pytest_ollama_perf.client.preflight import model_state, preflight
 from pytest_ollama_perf.client.wire import WireBackend
 from pytest_ollama_perf.errors import ConfigError, PreconditionBroken, ServerError
@@ -234,12 +235,15 @@ def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlook
     stood = not fresh and state.loaded and state.context_length == workload.num_ctx
     if not stood:
         onlooker.message(f"loading {workload.model}")
-    seconds = control.load(
-        workload.model,
-        keep_alive=workload.keep_alive,
-        num_ctx=workload.num_ctx,
-        options=workload.options,
-        timeout_s=workload.timeouts.first_token_s,
+    seconds = patiently(
+        lambda: control.load(
+            workload.model,
+            keep_alive=workload.keep_alive,
+            num_ctx=workload.num_ctx,
+            options=workload.options,
+            timeout_s=workload.timeouts.first_token_s,
+        ),
+        lambda elapsed: onlooker.message(f"loading {workload.model} ... {elapsed:.0f} s"),
     )
     return None if stood else seconds
 

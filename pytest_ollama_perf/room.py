@@ -1,26 +1,27 @@
-"""The last room of the house: what pytest's hooks hand over to. Loads, verdicts and texts come from the stages before."""
+"""The last room of the house: what pytest's hooks hand over to. Loads, verdicts, texts come from the stages before."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import signal
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_ollama_perf.errors import ConfigError, OllamaPerfError
-from pytest_ollama_perf.experiment import READERS, reader
+from pytest_ollama_perf.experiment import READERS, other_urls, reader
+from pytest_ollama_perf.markers import marker_words
+from pytest_ollama_perf.neighbour import xdist
+from pytest_ollama_perf.neighbour.freezegun import real_time
 from pytest_ollama_perf.settings import Settings
+from pytest_ollama_perf.termination import terminated_as_exit
+from pytest_ollama_perf.turn import Turn
 
 if TYPE_CHECKING:
-    from _pytest.nodes import Node
-
     from pytest_ollama_perf.api import Marked, Ollama
     from pytest_ollama_perf.bench import Bench, Onlooker
     from pytest_ollama_perf.contract.shared import SharedLoad
@@ -61,6 +62,8 @@ class Room:
         self._wrong: list[str] = []
         self._written: list[str] = []
         self._unwritten: list[str] = []
+        self._unsaved: list[str] = []
+        self._turn = Turn()
 
     # What fixtures and results ask for.
 
@@ -69,7 +72,8 @@ class Room:
         if self._bench is None:
             from pytest_ollama_perf.bench import Bench
 
-            self._bench = Bench(self.settings, root=self.config.rootpath)
+            running, session = xdist.running(self.config), xdist.session_of(self.config)
+            self._bench = Bench(self.settings, root=self.config.rootpath, session=session, running=running)
         return self._bench
 
     def past(self) -> Past:
@@ -88,13 +92,58 @@ class Room:
         shared = {id(one): one.group for one in self._clauses.values()}
         return [*(marked.experiment for marked in self._marked.values()), *shared.values()]
 
+    def simulated(self) -> tuple[str, ...]:
+        """The URLs of the simulators under test, nothing for other servers."""
+        return self.bench().simulated
+
+    @property
+    def kept(self) -> dict[str, list[Trial]]:
+        """What each test measured and how that was judged."""
+        return self._trials
+
+    @property
+    def unsaved(self) -> list[str]:
+        """Why runs are missing in the history."""
+        return self._unsaved if self._past is None else self._past.unsaved
+
+    def neighbours(self) -> Iterator[object]:
+        """Yield the plugins through which this session gets along with other plugins."""
+        if xdist.is_worker(self.config):
+            yield xdist.Worker(self)
+        if xdist.is_controller(self.config):
+            yield xdist.Controller(self)
+
+    def name_of(self, item: pytest.Item) -> str:
+        """Return what ``item`` is called in reports and in the history: its node id, whoever runs it.
+
+        pytest-xdist puts the name of the item's group behind that where groups count (``--dist loadgroup``).
+        """
+        if shared := self._clauses.get(item.nodeid):
+            return shared.test
+        plain = f"{item.parent.nodeid}::{item.name}" if item.parent else item.nodeid
+        return plain if item.nodeid.startswith(f"{plain}@") else item.nodeid
+
     def marked(self, item: pytest.Item) -> Marked:
         return self._marked[item.nodeid]
 
     def ollama(self, item: pytest.Item) -> Ollama:
         from pytest_ollama_perf.api import Ollama
 
-        return Ollama(self, item.nodeid)
+        return Ollama(self, self.name_of(item))
+
+    def warm_up(
+        self,
+        models: tuple[str, ...],
+        *,
+        num_ctx: int | None = None,
+        keep_alive: str | float = "1h",
+        timeout_s: float | None = None,
+    ) -> dict[str, float]:
+        """Load models on every server under test; see ``experiment.warm``."""
+        from pytest_ollama_perf.experiment.warm import warm_up
+
+        with self._onlooker(None) as onlooker:
+            return warm_up(self.bench(), models, onlooker, num_ctx=num_ctx, keep_alive=keep_alive, timeout_s=timeout_s)
 
     def conduct(
         self, experiment: Experiment, test: str, *, check: bool = True, stop: threading.Event | None = None
@@ -129,14 +178,25 @@ class Room:
         lab = None
         try:
             with self._onlooker(stop) as onlooker:
-                lab = Lab(self.bench(), self.past(), onlooker)
-                return experiment.conduct(lab, test)
+                with self._turn_at(experiment, test, onlooker, stop), real_time():
+                    lab = Lab(self.bench(), self.past(), onlooker)
+                    return experiment.conduct(lab, test)
         except OllamaPerfError:
             raise
         except BaseException:
             if lab is not None and (part := lab.interrupted()) is not None:
                 self.keep(test, part)
             raise
+
+    def _turn_at(
+        self, experiment: Experiment, test: str, onlooker: Onlooker, stop: threading.Event | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Wait until nobody else fires a load at the servers of the experiment, and keep others out."""
+        bench = self.bench()
+        servers = (*bench.servers, *map(bench.server_at, other_urls(experiment)))
+        # An onlooker through which the load can be stopped raises when it is spoken to.
+        wait = time.sleep if stop is None else stop.wait
+        return self._turn.at((server.address.url for server in servers), test, wait=wait, say=onlooker.message)
 
     def keep_these(self, test: str, trials: Iterable[Trial]) -> None:
         """Remember ``trials`` in place of what was kept of the test."""
@@ -176,7 +236,10 @@ class Room:
         self._wrong = [f"{item.nodeid}: {error}" for item in items if (error := refusal(self._read, item))]
         if not self._wrong and self._loads_in(items) and (error := refusal(self.bench)):
             self._wrong = [error]
-        if self._wrong:
+        if self._wrong and xdist.is_worker(self.config):
+            items.clear()
+            xdist.refuse(self.config, "\n       ".join(self._wrong))
+        elif self._wrong:
             raise pytest.UsageError("\n       ".join(self._wrong))
 
     @property
@@ -213,7 +276,7 @@ class Room:
 
             read, known = reader(marker)
             experiment = read(marker_words(item, marker, known), self.settings)
-            self._marked[item.nodeid] = Marked(self, item.nodeid, experiment)
+            self._marked[item.nodeid] = Marked(self, self.name_of(item), experiment)
 
     def pytest_report_collectionfinish(self, items: list[pytest.Item]) -> list[str]:
         if self._wrong or not self._loads_in(items):
@@ -230,7 +293,7 @@ class Room:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test that is run again, by whatever plugin, measures again."""
-        self._trials.pop(item.nodeid, None)
+        self._trials.pop(self.name_of(item), None)
         if marked := self._marked.get(item.nodeid):
             marked.forget()
 
@@ -249,8 +312,14 @@ class Room:
                 item.add_report_section("call", "the test's own failure", str(own))
                 outcome = None
         if trial:
-            self.fail_if_bad(item.nodeid, trial)
+            self.fail_if_bad(self.name_of(item), trial)
         return outcome
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Where others run the tests, this process only waits: a SIGTERM must not lose what they have shipped."""
+        with terminated_as_exit() if xdist.is_controller(self.config) else contextlib.nullcontext():
+            return (yield)
 
     # Afterwards.
 
@@ -264,9 +333,11 @@ class Room:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the reports, also after Ctrl-C. A history or a report that could not be written fails the build."""
+        if xdist.is_worker(self.config):
+            return
         if self.settings.reports and not self._idle and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
             self._write_reports()
-        lost = self._unwritten or (self._past is not None and self._past.unsaved)
+        lost = self._unwritten or self.unsaved
         if lost and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -294,12 +365,21 @@ class Room:
 
         if self._verbosity >= 0:
             terminalreporter.write_sep("=", "ollama")
+            if xdist.is_controller(self.config):  # it collects nothing, and so had no header to print
+                terminalreporter.write_line(self._header_of_results())
         for line in section(self.results(), verbosity=self._verbosity):
             terminalreporter.write_line(line.text, **line.style.markup)
         for written in self._written if self._verbosity >= 0 else ():
             terminalreporter.write_line(written)
         for unwritten in self._unwritten:
             terminalreporter.write_line(unwritten, red=True, bold=True)
+
+    def _header_of_results(self) -> str:
+        from pytest_ollama_perf.report.terminal import header
+
+        runs = [load.run for result in self.results() for load in result.loads]
+        versions = ", ".join(sorted({run.fingerprint.server_version for run in runs}))
+        return header(versions, self.settings.urls, sorted({run.workload.model for run in runs}))
 
     def pytest_unconfigure(self) -> None:
         if self._bench is not None:
@@ -315,53 +395,3 @@ def refusal(read: Callable[..., object], *arguments: object) -> str:
     except ConfigError as error:
         return str(error)
     return ""
-
-
-def marker_words(item: pytest.Item, marker: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """Return the words that count for ``item``: nearer markers win word by word.
-
-    From near to far: marks of the parameter set, parameters named like a word, the function's own markers, its class,
-    the classes that one comes from, its module.
-    """
-    from pytest_ollama_perf.marks import nearest
-
-    callspec = getattr(item, "callspec", None)
-    near = [mark for mark in getattr(callspec, "marks", ()) if mark.name == marker]
-    parameters = {name: value for name, value in getattr(callspec, "params", {}).items() if name in known}
-    far = [mark for node in reversed(item.listchain()) for mark in own_marks(node, marker) if mark not in near]
-    if any(mark.args for mark in (*near, *far)):
-        raise ConfigError(f"the marker takes words only, for example @pytest.mark.{marker}(model='llama3.2:3b')")
-    return nearest([*(mark.kwargs for mark in near), parameters, *(mark.kwargs for mark in far)])
-
-
-def own_marks(node: Node, marker: str) -> list[pytest.Mark]:
-    """Return the markers that stand at ``node`` itself, the nearest first.
-
-    pytest lists those of a class behind those of the classes it comes from.
-    """
-    marks = [mark for mark in node.own_markers if mark.name == marker]
-    if not isinstance(node, pytest.Class):
-        return marks
-    written = [cls.__dict__.get("pytestmark", []) for cls in node.obj.__mro__]
-    order = [id(getattr(mark, "mark", mark)) for own in written for mark in (own if isinstance(own, list) else [own])]
-    return sorted(marks, key=lambda mark: order.index(id(mark)) if id(mark) in order else -1)
-
-
-@contextlib.contextmanager
-def terminated_as_exit() -> Iterator[None]:
-    """While a test runs, let SIGTERM end the session as Ctrl-C does: streams closed, what was measured reported."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise pytest.exit.Exception("terminated (SIGTERM)")
-
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

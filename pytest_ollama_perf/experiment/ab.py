@@ -67,6 +67,11 @@ class ABTest:
         return tuple(side.url for side in (self.baseline, self.candidate) if side.url is not None)
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers of the sides that have some of their own."""
+        return tuple(side.url for side in (self.baseline, self.candidate) if side.url is not None)
+
+    @property
     def gating(self) -> int:
         """Nothing: the baseline is measured, not remembered."""
         return 0
