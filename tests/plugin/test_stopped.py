@@ -31,9 +31,11 @@ def under_way(sim: RunningSimulator, process: subprocess.Popen[str]) -> None:
     assert process.poll() is None, process.communicate()[0]
 
 
-@pytest.mark.parametrize("how", CODE)
+CTRL_C, TERM = (signal.SIGINT, "interrupted (Ctrl-C)"), (signal.SIGTERM, "terminated (SIGTERM)")
+
+
 @pytest.mark.parametrize(
-    ("number", "why"), [(signal.SIGINT, "interrupted (Ctrl-C)"), (signal.SIGTERM, "terminated (SIGTERM)")]
+    ("number", "why", "how"), [(*CTRL_C, "marker"), (*CTRL_C, "aload"), (*TERM, "load"), (*TERM, "aload")]
 )
 def test_a_stopped_load_says_and_writes_what_it_measured(perf, sim, number: int, why: str, how: str) -> None:
     perf.write(CODE[how])
