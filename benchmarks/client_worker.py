@@ -5,6 +5,7 @@ Prints ``{"cpu_s", "wall_s", "chunks", "rss_mb", "ttft": {request id: [sent_ns, 
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -62,7 +63,11 @@ async def ours(port: int, streams: int, each: int) -> Report:
         )
         await backend.send(request, samples.append)
 
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # as the runner does while a load runs
     cpu_s, wall_s = await closed_loop(streams, each, send)
+    gc.enable()
     await backend.aclose()
     ttft = {sample.request_id: [sample.sent_ns, sample.first_token_ns or 0] for sample in samples}
     chunks = sum(sample.line_count for sample in samples)
