@@ -110,6 +110,13 @@ class Ollama:
         """``cold_start`` for async tests, as ``aload`` is for ``load``."""
         return await self._aconduct("ollama_cold_start", words, check)  # type: ignore[no-any-return]
 
+    def warm_up(self, *models: str, **words: Any) -> dict[str, float]:
+        """Load models before anything is measured and return the seconds each took; without names, the only one.
+
+        Words: ``num_ctx``, ``keep_alive`` (1h), ``timeout_s``. ``ServerError`` where one cannot be loaded or kept.
+        """
+        return self._room.warm_up(models, **words)
+
     def _conduct(self, marker: str, words: dict[str, Any], check: bool, stop: threading.Event | None = None) -> Any:
         read, _ = reader(marker)
         experiment = read(words, self._room.settings)

@@ -46,6 +46,14 @@ def size(loads: Sequence[LoadResult], stored: int | None = None) -> list[str]:
     return [*phrases, f"{last}; {count(stored, 'stored run')}" if stored is not None else last]
 
 
+def altogether(loads: Sequence[LoadResult], stored: int | None = None) -> list[str]:
+    """Return how much the loads of one experiment measured together, as phrases."""
+    requests = sum(load.summary.requests for load in loads)
+    *phrases, last = left_out(loads)
+    phrases = [count(len(loads), "load"), count(requests, "request"), *phrases]
+    return [*phrases, f"{last}; {count(stored, 'stored run')}" if stored is not None else last]
+
+
 def _requests(loads: Sequence[LoadResult]) -> str:
     numbers = {load.summary.requests for load in loads}
     if len(loads) == 1:

@@ -31,7 +31,7 @@ def failure_text(result: TestResult, *, width: int = WIDTH) -> str:
     lines += problems(verdict.problems, width)
     if verdict.word is Word.ABORTED and result.loads:
         lines += [f"{INDENT}measured until then:"]
-    lines += measured(result.loads, verdict.stored, width)
+    lines += measured(result.loads, verdict.stored, width, together=bool(result.findings))
     lines += noted("errors", facts.errors(result.loads), width)
     lines += explained(verdict, width)
     return "\n".join(lines)
@@ -46,12 +46,17 @@ def problems(found: Iterable[Problem], width: int) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def measured(loads: Sequence[LoadResult], stored: int | None, width: int, *, numbers: bool = False) -> list[str]:
+def measured(
+    loads: Sequence[LoadResult], stored: int | None, width: int, *, numbers: bool = False, together: bool = False
+) -> list[str]:
     """Return how much was measured and where, with ``numbers`` also the main ones.
 
     Runs of one workload in one environment share their lines; an environment is said once for all that follow in it.
+    ``together`` says in one line how much it was: the table of an experiment has the loads one by one.
     """
     groups = [list(group) for _, group in groupby(loads, key=_alike)]
+    if together and len(groups) > 1:
+        return _together(loads, stored, width)
     lines, said = [], [""]
     for group in groups[:_LOADS_SHOWN]:
         lines += join_phrases(facts.main_numbers(group), width, INDENT) if numbers else []
@@ -62,6 +67,14 @@ def measured(loads: Sequence[LoadResult], stored: int | None, width: int, *, num
     if len(groups) > _LOADS_SHOWN:
         lines.append(f"{INDENT}and {count(len(groups) - _LOADS_SHOWN, 'more load')}; the JSON report has all")
     return lines or [f"{INDENT}nothing was measured"]
+
+
+def _together(loads: Sequence[LoadResult], stored: int | None, width: int) -> list[str]:
+    lines = join_phrases(facts.altogether(loads, stored), width, INDENT)
+    places = dict.fromkeys(tuple(facts.environment(load.run.fingerprint)) for load in loads)
+    for where in list(places)[:_LOADS_SHOWN]:
+        lines += join_phrases(where, width, INDENT)
+    return lines
 
 
 def _alike(load: LoadResult) -> object:

@@ -132,7 +132,8 @@ def _title(test: str, word: str, width: int) -> str:
 
 def _main_numbers(result: TestResult, width: int) -> Iterable[str]:
     found = all_lines(result.findings, width)
-    return [*found, *measured(result.loads, result.verdict.stored, width, numbers=not found)]
+    told = measured(result.loads, result.verdict.stored, width, numbers=not found, together=bool(found))
+    return [*found, *told]
 
 
 def _every_number(result: TestResult, width: int) -> Iterator[str]:
@@ -142,7 +143,7 @@ def _every_number(result: TestResult, width: int) -> Iterator[str]:
         if len(result.loads) > 1:
             yield cut(f"{INDENT}load {index} of {len(result.loads)}: {', '.join(facts.size([load]))}", width)
         yield from matrix(load.summary, width)
-    yield from measured(result.loads, result.verdict.stored, width)
+    yield from measured(result.loads, result.verdict.stored, width, together=bool(result.findings))
 
 
 def _totals(results: Sequence[TestResult], width: int) -> Iterator[Line]:
