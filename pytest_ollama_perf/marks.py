@@ -17,7 +17,7 @@ from pytest_ollama_perf.quantity import seconds
 from pytest_ollama_perf.settings import margin, parse_percent
 from pytest_ollama_perf.verdict.limits import Limit, limit_from_word, limit_words, parse_limit
 from pytest_ollama_perf.words import did_you_mean, shown
-from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Endpoint, Prefix, Timeouts, Workload
+from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Balance, Endpoint, Prefix, Timeouts, Workload
 
 DEFAULT_REQUESTS = 20
 REQUESTS_PER_CLIENT = 5
@@ -287,6 +287,7 @@ WORDS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "keep_alive": _to("keep_alive", _keep_alive),
     "options": _to("options", _options),
     "cold": _to("cold", _flag),
+    "balance": _to("balance", _choice(Balance)),
     "timeout": _to("timeouts", _timeouts),
 }
 """Words that shape the load; each maps to a field of ``Workload``."""

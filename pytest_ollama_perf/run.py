@@ -39,7 +39,16 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     gpu: str = ""
     driver: str = ""
     server_env: dict[str, str] = {}
+    servers: str = ""  # how many, or their weights as in "2:1:1"; empty for one
     client: dict[str, str] = {}
+
+
+class ServerFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of several servers of a load: what it is, its share by weight, and why it did not answer before the load."""
+
+    fingerprint: Fingerprint = Fingerprint()
+    weight: float = 1.0
+    down: str = ""
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,7 +65,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One load as it happened. Derived numbers are never stored here: ``summary.summarise`` computes them.
 
     ``loads`` holds the seconds that loading the model took where this run loaded it itself; ``before`` and ``after``
-    are the model's state around the load, per URL.
+    are the model's state around the load, per URL. ``servers`` says what each of several servers is, per URL; the
+    fingerprint is that of all of them.
     """
 
     schema: int = SCHEMA
@@ -72,6 +82,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     load_time_s: float | None = None
     before: dict[str, ModelState] = {}
     after: dict[str, ModelState] = {}
+    servers: dict[str, ServerFacts] = {}
     watch: Watch = Watch()
     aborted: str = ""  # why the load was stopped early; empty when it was not
 

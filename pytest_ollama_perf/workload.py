@@ -33,6 +33,14 @@ class Prefix(str, enum.Enum):
     WARM = "warm"
 
 
+class Balance(str, enum.Enum):
+    """How requests are dealt out to several servers."""
+
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+    LEAST_IN_FLIGHT = "least_in_flight"
+
+
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds; ``first_token_s`` covers queueing and a cold load, ``idle_s`` the gap between two reads after that."""
 
@@ -76,6 +84,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cold: bool = False
     timeouts: Timeouts = Timeouts()
     drain_s: float = 30.0
+    balance: Balance = Balance.ROUND_ROBIN
     salt: str = ""
     prompt_set: str = ""
 
@@ -104,6 +113,8 @@ def identity(workload: Workload) -> str:
 def asked(workload: Workload) -> dict[str, Any]:
     """Return the fields that make the load what it is, the prompts as their hash."""
     fields = {name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NOT_LOAD}
+    if workload.balance is Balance.ROUND_ROBIN:
+        del fields["balance"]  # loads stored before there was a choice are the same loads
     return fields | {"prompt_set": workload.prompt_set or prompt_set(workload.prompts)}
 
 

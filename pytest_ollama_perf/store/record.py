@@ -21,7 +21,7 @@ from types import MappingProxyType
 import msgspec
 
 from pytest_ollama_perf.errors import CorruptRecord, StoreError
-from pytest_ollama_perf.run import SCHEMA, Fingerprint, ModelState, Run, Watch
+from pytest_ollama_perf.run import SCHEMA, Fingerprint, ModelState, Run, ServerFacts, Watch
 from pytest_ollama_perf.store.samples import SampleTable, fold, unfold
 from pytest_ollama_perf.store.seal import DAMAGE, MAX_BYTES, Upgrade, corrupt, plain, seal, unseal
 from pytest_ollama_perf.text import inert
@@ -48,6 +48,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     after: dict[str, ModelState] | None  # null: as before
     watch: Watch
     aborted: str
+    servers: dict[str, ServerFacts] = {}
     samples: SampleTable
 
 

@@ -121,6 +121,7 @@ COMPARABILITY: Mapping[str, _Field] = MappingProxyType(
         "vram_share": _Field("gpu offload", False, _percent),
         "gpu": _Field("gpu", True),
         "driver": _Field("driver", True),
+        "servers": _Field("servers", True, lambda servers: servers or "1"),
     }
 )
 """Every field of the fingerprint. ``server_env`` and ``client`` are named key by key and never separate: a declared
