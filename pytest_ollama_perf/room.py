@@ -110,7 +110,12 @@ class Room:
         """Yield the plugins through which this session gets along with other plugins."""
         if xdist.is_worker(self.config):
             yield xdist.Worker(self)
-        if xdist.is_controller(self.config):
+            return
+        if self.settings.benchmark:
+            from pytest_ollama_perf.neighbour.benchmark import Bridge
+
+            yield Bridge(self, self.config)
+        if xdist.is_controller(self.config):  # behind the bridge, so that it is asked first at the end
             yield xdist.Controller(self)
 
     def name_of(self, item: pytest.Item) -> str:
@@ -314,6 +319,19 @@ class Room:
         if trial:
             self.fail_if_bad(self.name_of(item), trial)
         return outcome
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if trials := self._trials.get(self.name_of(item)):
+            from pytest_ollama_perf.report.properties import PREFIX, properties
+            from pytest_ollama_perf.trial import merge
+
+            found = properties(merge(self.name_of(item), trials))
+            item.user_properties = [
+                *((name, value) for name, value in item.user_properties if not name.startswith(PREFIX)),
+                *found,
+            ]
+        return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:

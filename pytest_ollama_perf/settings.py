@@ -91,6 +91,9 @@ OPTIONS = (
         "METRIC=PERCENT",
     ),
     Option(
+        "benchmark", "flag", "show pytest-benchmark the latencies of load tests: in its table, JSON and comparisons"
+    ),
+    Option(
         "header",
         "list",
         "a header for every request, for example `X-Team: ml`; repeatable; values are never shown",
@@ -123,6 +126,7 @@ class Settings:
     require_baseline: bool = False
     max_runs: int = MAX_RUNS
     margins: Mapping[str, float] = field(default_factory=dict)
+    benchmark: bool = False
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
     insecure: bool = False
@@ -158,6 +162,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
         require_baseline=bool(raw["require-baseline"]),
         max_runs=_max_runs(raw["max-runs"]),
         margins=dict(_parse_list(raw["margin"], "--ollama-margin", parse_margin)),
+        benchmark=bool(raw["benchmark"]),
         headers=headers,
         ca_file=_ca_file(raw["ca-file"]),
         insecure=bool(raw["insecure"]),

@@ -133,11 +133,12 @@ class Controller:
         self._received.setdefault(test, {})[node.gateway.id] = trials
         self._places.setdefault(test, len(self._order) if place is None else place)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None, None, None]:
         for test in sorted(self._received, key=self._places.__getitem__):
             of_workers = self._received[test].values()
             self._room.kept[test] = [trial for trials in of_workers for trial in trials]
+        yield
 
 
 def _parcel(test: str, trials: list[Trial]) -> str:
