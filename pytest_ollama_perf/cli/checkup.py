@@ -219,8 +219,8 @@ def _cells(noise: Noise) -> list[Text]:
 
 def _legend(campaign: Campaign) -> str:
     first = campaign.noises[0]
-    factor = first.high / first.sd if first.sd else math.inf
-    known = f"From {count(len(first.costs), 'session')} a deviation is known to a factor of {number(factor, 2)}."
+    sessions = count(len(first.costs), "session")
+    known = f"From {sessions} a deviation is known to a factor of {number(first.known_to, 2)}."
     gates = [
         f"{noise.policy.name} from {noise.policy.least_requests} requests a run"
         for noise in campaign.noises

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pytest_ollama_perf.bench import Bench
 from pytest_ollama_perf.cli import checkup
 from pytest_ollama_perf.cli.ceiling import measure_client
 from pytest_ollama_perf.cli.checkup import Campaign, Checkup
 from pytest_ollama_perf.cli.doctor import LEAST_SESSIONS, SETTINGS, WORDS
 from pytest_ollama_perf.cli.screen import print_json
-from pytest_ollama_perf.errors import ConfigError, ModelMissing, OllamaPerfError, Unreachable
+from pytest_ollama_perf.errors import ConfigError, OllamaPerfError, Unreachable
 from pytest_ollama_perf.marks import load_spec
 from pytest_ollama_perf.report.progress import LiveProgress
 from pytest_ollama_perf.run import Run
@@ -30,7 +32,7 @@ from pytest_ollama_perf.verdict.words import Problem
 from pytest_ollama_perf.workload import Workload
 
 _OPEN_LOOP_CONNECTIONS = 256
-_WARM_UP_SHOWN = ("tps", "ttft")
+_SHOWN = ("tps", "ttft")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _examine(bench: Bench, workload: Workload, options: argparse.Namespace) -> int:
-    away = _unreachable(bench, workload)
+    workload, away = _reached(bench, workload)
     _say("measuring this machine's client")
     client = measure_client(connections=len(bench.settings.urls) * (workload.concurrency or _OPEN_LOOP_CONNECTIONS))
     if not options.json:
@@ -65,22 +67,23 @@ def _examine(bench: Bench, workload: Workload, options: argparse.Namespace) -> i
     return 0 if found.healthy else 1
 
 
-def _unreachable(bench: Bench, workload: Workload) -> str:
-    """Return why the server cannot be asked, empty when it can.
+def _reached(bench: Bench, workload: Workload) -> tuple[Workload, str]:
+    """Return the workload with its model, and why the server cannot be asked, empty when it can.
 
     Raises:
         ModelMissing: it can, and does not have the model.
+        ConfigError: no model is named, and it has several.
     """
     try:
         for server in bench.servers:
             server.control.version()
-            if workload.model:
-                server.control.installed(workload.model)
-    except ModelMissing:
-        raise
+        whole = bench.completed(workload)
+        for server in bench.servers:
+            server.control.installed(whole.model)
     except Unreachable as error:
-        return str(error)
-    return ""
+        return workload, str(error)
+    # each session gets prompts of its own
+    return msgspec.structs.replace(whole, salt=""), ""
 
 
 def _campaign(bench: Bench, workload: Workload, sessions: int) -> Campaign:
@@ -104,7 +107,7 @@ def _session(bench: Bench, workload: Workload, title: str) -> Run:
     with LiveProgress(sys.stderr) as progress:
         fired = bench.measure(workload, "doctor", fresh=True, onlooker=progress)
     evidence = of_run(fired)
-    readings = [(name, evidence.reading(policy(name))) for name in _WARM_UP_SHOWN]
+    readings = [(name, evidence.reading(policy(name))) for name in _SHOWN]
     numbers = ", ".join(f"{name} {show(name, value(policy(name), reading))}" for name, reading in readings)
     loaded = f", loaded in {seconds(fired.load_time_s)}" if fired.load_time_s is not None else ""
     _say(f"{title}: {numbers}{loaded}")

@@ -65,6 +65,11 @@ class Noise:
         return math.ceil(round(self.detectable[-1] * 100, 6)) / 100
 
     @property
+    def known_to(self) -> float:
+        """The factor to which so few runs tell a deviation: from ``sd`` to ``high``."""
+        return _upper(len(self.costs) - 1)
+
+    @property
     def tells(self) -> bool:
         """Whether the margin that is set by default can be told on this machine."""
         return self.margin <= self.policy.margin
@@ -96,12 +101,16 @@ def measure_noise(policy: Policy, costs: Iterable[float]) -> Noise | None:
         known,
         sd=sd,
         low=sd * math.sqrt(reach / float(chdtri(reach, 0.025))),
-        high=sd * math.sqrt(reach / float(chdtri(reach, 0.975))),
+        high=sd * _upper(reach),
         detectable=tuple(_detectable(known, baseline, rule, runs) for runs in range(1, MAX_RUNS + 1)),
         drift=_drift(known),
         gap=_gap(known),
         echo=_echo(known),
     )
+
+
+def _upper(df: int) -> float:
+    return math.sqrt(df / float(chdtri(df, 0.975)))
 
 
 def _detectable(history: Sequence[float], baseline: Baseline, rule: Rule, runs: int) -> float:
