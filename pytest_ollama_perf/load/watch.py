@@ -11,6 +11,8 @@ from pytest_ollama_perf.run import Watch
 from pytest_ollama_perf.sample import Sample, Stage
 
 _EVERY_S = 0.02
+_TELLING = 20
+"""With fewer looks at the loop a single one would decide what is usual."""
 
 
 class Watcher:
@@ -54,7 +56,7 @@ class Watcher:
         """Return what was noticed; read lag is that of the measured ``samples``."""
         read_lags = [sample.read_lag_ns / 1e9 for sample in samples if sample.stage is Stage.MEASURED]
         return Watch(
-            loop_lag_p90_s=_ranked(self._lags, 90),
+            loop_lag_p90_s=_ranked(self._lags, 90) if len(self._lags) >= _TELLING else 0.0,
             loop_lag_p99_s=_ranked(self._lags, 99),
             loop_lag_max_s=max(self._lags, default=0.0),
             cpu_share=self._cpu_share,

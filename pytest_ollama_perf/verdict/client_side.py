@@ -28,8 +28,8 @@ def buffered(run: Run, summary: Summary) -> Iterator[Problem]:
     came in bursts of 8 and more with nothing between them, where the server needed over 2 ms for each. Speculative
     decoding makes shorter bursts, and a long prefill beside a stream pauses it but leaves its other gaps as they were.
     """
-    streams = [sample for sample in run.measured if sample.ok and _tells(sample)]
-    held = [sample for sample in streams if _held_s(sample) or _chunks_a_burst(sample) >= _BURST]
+    streams = [sample for sample in run.measured if sample.ok and len(sample.chunk_ns) >= _CHUNKS]
+    held = [one for one in streams if _tells(one) and (_held_s(one) or _chunks_a_burst(one) >= _BURST)]
     if not held:
         return
     late = median(_held_s(sample) for sample in held)

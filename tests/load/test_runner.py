@@ -39,7 +39,7 @@ class Endless(Quick):
         self.then = then
 
     async def serve(self, request):
-        if request.index == 2:
+        if request.index == 3:  # sent when both of the first two are answered
             self.then()
         await (anyio.sleep_forever() if request.index >= 2 else super().serve(request))
 
