@@ -103,7 +103,7 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    if not file_path.name.endswith((".ollama.toml", "pyproject.toml")):
+    if not (file_path.name.endswith(".ollama.toml") or file_path.name == "pyproject.toml"):
         return None
     from pytest_ollama_perf.collect import collect_file
 

@@ -9,7 +9,7 @@ from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.settings import margin
 from pytest_ollama_perf.verdict.limits import Limit, parse_limit
-from pytest_ollama_perf.words import did_you_mean, shown
+from pytest_ollama_perf.words import shown
 
 NO_ERRORS = "error_rate <= 0%"
 """What every contract promises that says nothing else of errors."""
@@ -73,7 +73,7 @@ def marker_word_hint(word: str) -> str:
     side, _, rest = word.partition("_")
     metric = next((name for name in METRICS if rest == name or rest.endswith(f"_{name}")), "")
     if side not in {"min", "max"} or not metric:
-        return did_you_mean(word, METRICS)
+        return ""
     stat = rest.removesuffix(metric).rstrip("_")
     clause = example(metric)
     return f"; write {metric} = '{clause.replace('p95', stat) if stat else clause}'"

@@ -83,7 +83,8 @@ def read(text: str, name: str, *, settings: Settings, folder: Path, prefix: Sequ
         document = document[key]
     reader = _Reader(name, toml.lines(text), settings, folder)
     groups = tuple(_groups(reader, document, tuple(prefix)))
-    _refuse_twins(reader, groups)
+    if not reader.faults:
+        _refuse_twins(reader, groups)
     if not groups and not reader.faults:
         reader.fault(tuple(prefix), 'no load: add a table such as [model."llama3.2:3b"] with concurrency and limits')
     if reader.faults:
@@ -211,8 +212,9 @@ def _refuse_unknown(
 ) -> None:
     for key in table:
         if key not in valid:
-            near = did_you_mean(key, valid) or marker_word_hint(key)
-            reader.fault((*path, key), f"unknown key {key!r} {where}{near} (valid: {', '.join(valid)})")
+            near = (marker_word_hint(key) if "tps" in valid else "") or did_you_mean(key, valid)
+            listed = ", ".join(dict.fromkeys(valid))
+            reader.fault((*path, key), f"unknown key {key!r} {where}{near or f'; valid: {listed}'}")
 
 
 def _load(reader: _Reader, model: str, layers: tuple[_Layer, ...]) -> Iterator[Group]:
