@@ -16,11 +16,13 @@ from typing import Any, SupportsFloat, TypeVar
 import msgspec
 
 from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.report.facts import public_url
-from pytest_ollama_perf.report.layout import clean
+from pytest_ollama_perf.report.findings import lines
+from pytest_ollama_perf.report.layout import WIDTH, clean
 from pytest_ollama_perf.report.result import LoadResult, TestResult
-from pytest_ollama_perf.run import Fingerprint, ModelState, Watch
-from pytest_ollama_perf.sample import Outcome, Sample, Stage
+from pytest_ollama_perf.run import Fingerprint, ModelState, ServerFacts, Watch
+from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
 from pytest_ollama_perf.summary import MetricSummary
 from pytest_ollama_perf.verdict.words import Row, Word
 from pytest_ollama_perf.workload import Workload
@@ -141,6 +143,7 @@ class LoadEntry(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     before: dict[str, ModelState]
     after: dict[str, ModelState]
+    servers: dict[str, ServerFacts] = {}
     watch: Watch
     metrics: dict[str, MetricEntry]
     samples: tuple[SampleEntry, ...]
@@ -174,13 +177,22 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
 def document(results: Sequence[TestResult], *, meta: Meta) -> bytes:
     """Return the report of ``results`` as UTF-8 JSON with a newline at its end."""
-    whole = Document(
+    return encode(gathered(results, meta=meta))
+
+
+def gathered(results: Sequence[TestResult], *, meta: Meta) -> Document:
+    """Return the report of ``results`` as a value, which every other report is made from."""
+    return Document(
         schema=SCHEMA,
         plugin_version=meta.plugin_version,
         started_at=meta.started_at,
         aborted=clean(meta.aborted),
         tests=tuple(map(_test, results)),
     )
+
+
+def encode(whole: Document) -> bytes:
+    """Return the document as UTF-8 JSON with a newline at its end."""
     return _encoded(whole) + b"\n"
 
 
@@ -222,8 +234,14 @@ def _test(result: TestResult) -> TestEntry:
         accept=verdict.accept,
         stored=verdict.stored,
         loads=tuple(map(_load, result.loads)),
-        findings=tuple(msgspec.to_builtins(finding, enc_hook=_number) for finding in result.findings),
+        findings=tuple(map(_finding, result.findings)),
     )
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    """Return every field of a finding, and under ``text`` the lines a terminal shows of it."""
+    fields: dict[str, Any] = msgspec.to_builtins(finding, enc_hook=_number)
+    return fields | {"text": lines(finding, WIDTH)}
 
 
 def _row(row: Row) -> RowEntry:
@@ -245,6 +263,7 @@ def _load(load: LoadResult) -> LoadEntry:
         fingerprint=_inert(run.fingerprint),
         before=_by_url(run.before),
         after=_by_url(run.after),
+        servers={public_url(url): _inert_facts(facts) for url, facts in run.servers.items()},
         watch=run.watch,
         samples=tuple(map(_sample, run.samples)),
         **numbers,
@@ -253,6 +272,10 @@ def _load(load: LoadResult) -> LoadEntry:
 
 def _by_url(states: dict[str, ModelState]) -> dict[str, ModelState]:
     return {public_url(url): _inert(state) for url, state in states.items()}
+
+
+def _inert_facts(facts: ServerFacts) -> ServerFacts:
+    return msgspec.structs.replace(facts, fingerprint=_inert(facts.fingerprint), down=clean(facts.down))
 
 
 def _inert(value: _Facts) -> _Facts:
@@ -276,6 +299,39 @@ def _sample(sample: Sample) -> SampleEntry:
     return SampleEntry(**fields)
 
 
+def samples_of(load: LoadEntry) -> tuple[Sample, ...]:
+    """Return the samples of a load as the value that ``summary`` computes with."""
+    return tuple(map(_sample_of, load.samples))
+
+
+def _sample_of(entry: SampleEntry) -> Sample:
+    fields = msgspec.structs.asdict(entry)
+    counters = Counters(**{name: fields.pop(name) for name in Counters.__struct_fields__})
+    fields.pop("queue_ns")
+    return Sample(**fields, counters=counters)
+
+
+def read(content: bytes, where: str) -> Document:
+    """Return the document in ``content``, which came from ``where``.
+
+    Raises ``ConfigError``, one line, where it is no such report or one of a newer schema.
+    """
+    try:
+        found = msgspec.json.decode(content, type=_Versioned).schema
+        if found <= SCHEMA:
+            return msgspec.json.decode(content, type=Document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        why = clean(str(error), 200)
+        raise ConfigError(
+            f"{where}: no report of this plugin ({why}); give a file of --ollama-report json:PATH"
+        ) from None
+    raise ConfigError(f"{where}: schema {found} is newer than this version understands ({SCHEMA}); upgrade the plugin")
+
+
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
 def schema() -> bytes:
     """Return the JSON Schema of the document, indented, as it is kept in ``docs/report.schema.json``."""
     made = msgspec.json.schema(Document)
@@ -283,19 +339,19 @@ def schema() -> bytes:
     return msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes, *, option: str = "--ollama-report") -> None:
     """Write ``content`` to ``path`` whole or not at all; missing folders are made.
 
-    Raises ``ConfigError`` where the path cannot be written; nothing is left behind then.
+    Raises ``ConfigError``, which names ``option``, where the path cannot be written; nothing is left behind then.
     """
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"--ollama-report: {path} is no regular file; give the path of a file")
+            raise ConfigError(f"{option}: {path} is no regular file; give the path of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise ConfigError(f"--ollama-report: cannot write {path}: {why}; give a path that can be written") from error
+        raise ConfigError(f"{option}: cannot write {path}: {why}; give a path that can be written") from error
 
 
 def _replace(path: Path, content: bytes) -> None:

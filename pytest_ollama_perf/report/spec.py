@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.words import did_you_mean
 
-TYPES = ("json",)
+TYPES = ("json", "html")
 """Report types that can be written."""
+
+
+_NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({"html": ("html", ("jinja2", "vl_convert"))})
+"""The extra that a type needs, and the packages by which one sees whether it is installed."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class ReportSpec:
 def parse(text: str) -> ReportSpec:
     """Return what ``TYPE:PATH`` asks for.
 
-    Raises ``ConfigError``, one line, where the type is unknown or either part is missing.
+    Raises ``ConfigError``, one line, where the type is unknown, needs what is not installed, or either part is missing.
     """
     kind, colon, path = text.partition(":")
     if not colon or not kind or not path.strip():
@@ -34,7 +41,16 @@ def parse(text: str) -> ReportSpec:
         )
     if not Path(path).name:
         raise ConfigError(f"--ollama-report {text!r}: {path!r} is a folder; give a file, such as {kind}:report.json")
+    if lacking := missing_extra(kind):
+        raise ConfigError(f"--ollama-report {text!r}: {lacking}")
     return ReportSpec(kind, Path(path))
+
+
+def missing_extra(kind: str) -> str:
+    """Say how to install what reports of this type need; nothing where it is there. Nothing is imported for it."""
+    extra, packages = _NEEDS.get(kind, ("", ()))
+    lacking = [package for package in packages if find_spec(package) is None]
+    return f"the {kind} report needs an extra: pip install 'pytest-ollama-perf[{extra}]'" if lacking else ""
 
 
 def _valid() -> str:

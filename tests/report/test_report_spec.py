@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.report.spec import ReportSpec, parse
+from pytest_ollama_perf.report.spec import TYPES, ReportSpec, parse
+from pytest_ollama_perf.report.writers import writer
+
+VALID = "valid types: json, html"
 
 
 @pytest.mark.parametrize("path", ["perf.json", "out/perf.json", "/tmp/perf.json", "C:\\perf.json", "a:b.json", "~"])
@@ -19,22 +22,35 @@ def test_type_and_path_are_told_apart_at_the_first_colon(path):
 def test_a_missing_part_is_refused(given):
     with pytest.raises(ConfigError) as refused:
         parse(given)
-    assert str(refused.value) == (
-        f"--ollama-report {given!r}: give TYPE:PATH, such as json:report.json; valid types: json"
-    )
+    assert str(refused.value) == (f"--ollama-report {given!r}: give TYPE:PATH, such as json:report.json; {VALID}")
 
 
 def test_a_misspelt_type_is_answered_with_the_near_one():
     with pytest.raises(ConfigError) as refused:
         parse("Jason:perf.json")
     assert str(refused.value) == (
-        "--ollama-report 'Jason:perf.json': unknown report type 'Jason'; did you mean 'json'?; valid types: json"
+        f"--ollama-report 'Jason:perf.json': unknown report type 'Jason'; did you mean 'json'?; {VALID}"
     )
 
 
 def test_a_type_far_from_all_gets_no_guess():
-    with pytest.raises(ConfigError, match=r"unknown report type 'html'; valid types: json$"):
+    with pytest.raises(ConfigError, match=rf"unknown report type 'pdf'; {VALID}$"):
+        parse("pdf:perf.pdf")
+
+
+def test_a_type_whose_packages_are_missing_names_the_extra(monkeypatch):
+    monkeypatch.setattr("pytest_ollama_perf.report.spec.find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as refused:
         parse("html:perf.html")
+    assert str(refused.value) == (
+        "--ollama-report 'html:perf.html': the html report needs an extra: pip install 'pytest-ollama-perf[html]'"
+    )
+    assert parse("json:perf.json").type == "json"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_has_a_writer(kind):
+    assert callable(writer(kind))
 
 
 @pytest.mark.parametrize("path", [".", "/"])

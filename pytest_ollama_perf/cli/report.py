@@ -1,0 +1,24 @@
+"""``pytest-ollama-perf report``: the HTML page of a session, made from its JSON report."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``report`` to the command line."""
+    parser = subparsers.add_parser(
+        "report",
+        help="an HTML page from a JSON report",
+        description="Make the HTML page of a session from its JSON report (--ollama-report json:PATH).",
+    )
+    parser.add_argument("result", metavar="RESULT.json", help="the JSON report; - reads it from standard input")
+    parser.add_argument("-o", "--output", default="ollama-perf.html", metavar="FILE", help="default: ollama-perf.html")
+    parser.set_defaults(run=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Write the page. What that needs is imported here: other commands start without it."""
+    from pytest_ollama_perf.cli import exporting
+
+    return exporting.run("html", options.result, options.output)

@@ -1,0 +1,93 @@
+"""The report as one HTML file that needs nothing else: no network, no other file, no permission to run foreign script.
+
+The content security policy names the hashes of the page's own script and style and refuses everything else, so that a
+text from a server, were it ever not escaped, still could not run, load or send anything. Charts are Vega-Lite
+specifications, drawn by Vega with its interpreter of expressions (no ``eval``), each when it comes into view.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from pytest_ollama_perf.errors import MissingExtra
+from pytest_ollama_perf.report.json_report import Document
+from pytest_ollama_perf.report.page.charts import Chart
+from pytest_ollama_perf.report.page.view import PageView, view
+
+try:
+    import vl_convert
+    from jinja2 import Environment, StrictUndefined, Template
+    from markupsafe import Markup
+except ImportError as error:
+    raise MissingExtra("the HTML report", "html") from error
+
+
+def html(document: Document) -> bytes:
+    """Return the page of ``document`` as UTF-8."""
+    return _rendered(view(document))
+
+
+def _rendered(page: PageView) -> bytes:
+    book = _Book()
+    script, style = _library() + "\n" + _own("page.js"), _own("page.css")
+    text: str = _template().render(
+        page=page,
+        chart=book.add,
+        data=book.as_json,
+        script=Markup(script),
+        style=Markup(style),
+        policy=_policy(script, style),
+    )
+    return text.encode("utf-8", "replace")
+
+
+class _Book:
+    """Gathers the charts of a page as its template comes to them; equal specifications are kept once."""
+
+    def __init__(self) -> None:
+        self._specs: dict[bytes, int] = {}
+        self._charts: list[dict[str, Any]] = []
+
+    def add(self, chart: Chart) -> int:
+        """Return the number under which the page's script finds the chart."""
+        spec = self._specs.setdefault(msgspec.json.encode(chart.spec), len(self._specs))
+        self._charts.append({"spec": spec, "columns": chart.columns, "rows": chart.rows})
+        return len(self._charts) - 1
+
+    def as_json(self) -> Markup:
+        """Return all charts as JSON that cannot end the element it stands in."""
+        whole = {"specs": [msgspec.Raw(spec) for spec in self._specs], "charts": self._charts}
+        text = msgspec.json.encode(whole).decode("utf-8", "replace")
+        return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+@lru_cache(maxsize=1)
+def _library() -> str:
+    """Return the script of Vega, Vega-Lite and Vega-Embed, made to stand inside an element."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _own(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_own("page.html.j2"))
+
+
+def _policy(script: str, style: str) -> str:
+    return (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
