@@ -362,14 +362,16 @@ class Room:
     def _write_reports(self) -> None:
         from importlib.metadata import version
 
-        from pytest_ollama_perf.report.json_report import Meta, document, write
+        from pytest_ollama_perf.report.json_report import Meta, write
+        from pytest_ollama_perf.report.writers import Reports
 
         meta = Meta(plugin_version=version("pytest-ollama-perf"), started_at=self._started_at, aborted=self._aborted)
+        reports = Reports(self.results(), meta)
         for report in self.settings.reports:
             try:
-                write(report.path, document(self.results(), meta=meta))
+                write(report.path, reports.written(report.type))
                 self._written.append(f"{report.type} report: {report.path}")
-            except ConfigError as error:
+            except OllamaPerfError as error:
                 self._unwritten.append(str(error))
 
     @pytest.hookimpl(tryfirst=True)
