@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.contract.shared import SharedLoad
     from pytest_ollama_perf.room import Room
 
-SUFFIX = ".ollama.toml"
 PYPROJECT = "pyproject.toml"
 TABLE = ("tool", "pytest_ollama_perf")
 
