@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import msgspec
@@ -13,6 +13,7 @@ from pytest_ollama_perf.errors import StoreError
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.settings import DEFAULT_STORE, Settings
 from pytest_ollama_perf.store import LIMIT, Store, open_store
+from pytest_ollama_perf.verdict.chronicle import Chronicle, chronicle
 from pytest_ollama_perf.verdict.epoch import Baseline, History, Kind, epoch_of
 from pytest_ollama_perf.verdict.evidence import of_run
 from pytest_ollama_perf.verdict.family import Family
@@ -31,7 +32,8 @@ REPORTED = ("latency", "throughput")
 
 @dataclass(frozen=True)
 class Compared:
-    """New runs against the past: the verdict's parts, and whether one more run is asked for."""
+    """New runs against the past: the verdict's parts, whether one more run is asked for, and that past as a report is
+    to show it, where one is to be written."""
 
     word: Word
     reason: str
@@ -39,12 +41,13 @@ class Compared:
     changed: tuple[str, ...]
     again: bool
     regressed_pairs: int = 0
+    past: Chronicle | None = None
 
 
 class Past:
     """The history of one build's tests.
 
-    ``pairs`` is how many (test, metric) pairs of the build gate: together they may give one false alarm in twenty builds.
+    ``pairs`` is how many (test, metric) pairs of the build gate: they share the chance of a false alarm.
     """
 
     def __init__(self, settings: Settings, pairs: int) -> None:
@@ -78,6 +81,12 @@ class Past:
         """
         if gating is not None and not gating:
             return Compared(Word.OK, "", (), (), again=False)
+        found = self._compared(history, runs, margins, gating)
+        return replace(found, past=chronicle(history, runs)) if self._settings.reports else found
+
+    def _compared(
+        self, history: History, runs: Sequence[Run], margins: Mapping[str, float], gating: Sequence[str] | None
+    ) -> Compared:
         baseline = epoch_of(history, runs[0], LIMIT)
         if not baseline.runs:
             return _without(history, baseline)
@@ -125,7 +134,9 @@ class Past:
         return verdict
 
     def _accept_command(self, test: str) -> str:
-        where = "" if self._settings.store == DEFAULT_STORE else f" --store {shlex.quote(self._store.name)}"
+        # A database's name lacks its credentials, and so would not open it.
+        named = "<as --ollama-store>" if "://" in self._settings.store else shlex.quote(self._settings.store)
+        where = "" if self._settings.store == DEFAULT_STORE else f" --store {named}"
         return f'pytest-ollama-perf accept {shlex.quote(test)} --why "..."{where}'
 
 
@@ -146,8 +157,8 @@ def drift(history: History, runs: Sequence[Run]) -> tuple[str, ...]:
         )
         if found.warns and found.since is not None:
             warnings.append(
-                f"{name} drifts: {percent(found.slowdown)} slower than the first runs of this epoch, since {_day(found.since)}; "
-                "see pytest-ollama-perf trend"
+                f"{name} drifts: {percent(found.slowdown)} slower than the first runs of this epoch, "
+                f"since {_day(found.since)}; see pytest-ollama-perf trend"
             )
     return tuple(warnings)
 

@@ -1,4 +1,4 @@
-"""A run: every sample of one load on one loaded model, with what identifies server, model and client. The unit of evidence."""
+"""A run: every sample of one load on one loaded model, and what identifies server, model and client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What must be the same for two runs to be comparable. ``server_env`` is what the user declares, the API hides it."""
+    """What two comparable runs share. ``server_env`` is what the user declares: the API does not tell."""
 
     server_version: str = ""
     model: str = ""

@@ -1,4 +1,4 @@
-"""One request: its times, the server's counters and how it ended. A plain value; every ``*_ns`` time is on one clock."""
+"""One request: its times, the server's counters and how it ended; every ``*_ns`` time is on one clock."""
 
 from __future__ import annotations
 

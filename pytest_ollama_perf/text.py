@@ -8,7 +8,7 @@ _HARMLESS = {"\n": " ", "\t": " ", "\r": " "}
 
 
 def inert(text: str, limit: int = 300) -> str:
-    """Return ``text`` on one line without control, format (bidi, zero-width) or unassigned characters, at most ``limit`` long.
+    """Return ``text`` on one line, at most ``limit`` long, without control, format or unassigned characters.
 
     Escape sequences lose their ESC and so their meaning. A cut text ends in an ellipsis.
     """

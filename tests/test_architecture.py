@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pytest_ollama_perf"
 
 
 def layers() -> list[list[str]]:
-    """Read the layers from ARCHITECTURE.md, lowest first; rooms of one line may not import each other unless they say so."""
+    """Read the layers from ARCHITECTURE.md, lowest first; rooms of one line may not import each other."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     block = re.search(r"```layers\n(.*?)```", text, re.DOTALL)
     assert block, "ARCHITECTURE.md has lost its layers"

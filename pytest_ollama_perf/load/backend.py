@@ -1,4 +1,4 @@
-"""What the load engine needs of whatever answers requests: a real server over the wire, or a simulator in virtual time."""
+"""What the load engine needs of whatever answers requests: a real server, or a simulator in virtual time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Backend(Protocol):
         """The clock of every ``*_ns`` in a sample."""
 
     async def connect(self, connections: int) -> None:
-        """Open that many connections (spread over the targets) before the clock starts; failures show up at ``send``."""
+        """Open that many connections, spread over the targets, before the clock starts; failures show at ``send``."""
 
     async def send(self, request: Request, record: Callable[[Sample], None]) -> None:
         """Send ``request`` and call ``record`` exactly once, also when cancelled (``Outcome.CANCELLED``)."""

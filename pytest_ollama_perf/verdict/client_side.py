@@ -87,8 +87,8 @@ def client_bound(run: Run, summary: Summary) -> Iterator[Problem]:
     late = [lag for lag in (sample.read_lag_ns / 1e9 for sample in run.measured) if lag >= bearable]
     if late:
         text = (
-            f"the client read {len(late)} of {count(len(run.measured), 'response')} late, by up to {seconds(max(late))}, "
-            f"where the server answers in {seconds(measured)}"
+            f"the client read {len(late)} of {count(len(run.measured), 'response')} late, "
+            f"by up to {seconds(max(late))}, where the server answers in {seconds(measured)}"
         )
         yield Problem(name="client-bound", text=text, spoils=len(late) > _bearable(len(run.measured)))
     if run.watch.loop_lag_p99_s >= bearable:
