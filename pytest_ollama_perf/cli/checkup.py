@@ -159,7 +159,8 @@ def _conclusion(found: Checkup) -> str:
     wrong = sum(problem.spoils for problem in found.problems)
     warnings = len(found.problems) - wrong
     beside = f", {count(warnings, 'warning')}" if warnings else ""
-    return f"{count(wrong, 'thing')} to put right{beside}" if wrong else f"healthy{beside}"
+    so_far = "so far " if found.campaign and found.campaign.interrupted else ""
+    return f"{so_far}{count(wrong, 'thing')} to put right{beside}" if wrong else f"{so_far}healthy{beside}"
 
 
 def _print_campaign(campaign: Campaign) -> None:

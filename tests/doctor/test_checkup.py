@@ -86,6 +86,7 @@ def test_a_session_that_cannot_be_trusted_is_named_and_left_out():
 def test_too_few_sessions_are_said_not_to_show_noise(capsys):
     print_server(Checkup(HEALTHY, campaign((10, 10), stopped="stopped by Ctrl-C in session 3 of 6", interrupted=True)))
     text = " ".join(printed(capsys))
+    assert text.endswith("so far healthy")
     assert "stopped by Ctrl-C in session 3 of 6" in text
     assert "2 valid sessions cannot show noise: 3 or more can" in text
 
