@@ -24,6 +24,7 @@ from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.run import Fingerprint, ModelState, ServerFacts, Watch
 from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
 from pytest_ollama_perf.summary import MetricSummary
+from pytest_ollama_perf.verdict.chronicle import Chronicle
 from pytest_ollama_perf.verdict.words import Row, Word
 from pytest_ollama_perf.workload import Workload
 
@@ -163,6 +164,7 @@ class TestEntry(msgspec.Struct, frozen=True, kw_only=True):
     stored: int | None
     loads: tuple[LoadEntry, ...]
     findings: tuple[dict[str, Any], ...] = ()
+    past: Chronicle | None = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +237,7 @@ def _test(result: TestResult) -> TestEntry:
         stored=verdict.stored,
         loads=tuple(map(_load, result.loads)),
         findings=tuple(map(_finding, result.findings)),
+        past=result.past,
     )
 
 

@@ -9,6 +9,7 @@ import msgspec
 from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.summary import Summary
+from pytest_ollama_perf.verdict.chronicle import Chronicle
 from pytest_ollama_perf.verdict.words import Verdict
 
 
@@ -20,7 +21,8 @@ class LoadResult(msgspec.Struct, frozen=True):
 
 
 class TestResult(msgspec.Struct, frozen=True):
-    """One test item: its node id, its verdict, every load it fired, in their order, and what experiments found."""
+    """One test item: its node id, its verdict, every load it fired, in their order, what experiments found, and the
+    past it was judged against, where a report is to show it."""
 
     __test__: ClassVar[bool] = False
 
@@ -28,3 +30,4 @@ class TestResult(msgspec.Struct, frozen=True):
     verdict: Verdict
     loads: tuple[LoadResult, ...] = ()
     findings: tuple[Finding, ...] = ()
+    past: Chronicle | None = None

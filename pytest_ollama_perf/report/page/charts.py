@@ -199,12 +199,17 @@ def changes(says: str, rows: Sequence[Sequence[Cell]]) -> Chart:
     return Chart(title="Change against the baseline", says=says, spec=spec, columns=columns, rows=rows)
 
 
+_KINDS = ("compared", "not compared", "left out", "now")
+_SHAPES = ("circle", "square", "cross", "diamond")
+
+
 def history(title: str, says: str, axis: str, rows: Sequence[Sequence[Cell]]) -> Chart:
     """Return one number of every run, old and new; rows are ``(run, when, value, epoch, kind, note, reference)``.
 
     ``run`` counts from 1, ``note`` says what started an epoch, ``reference`` is the value that drift is measured from.
     """
-    x = {"field": "run", "type": "quantitative", "title": "run, oldest first", "axis": {"tickMinStep": 1}}
+    x = {"field": "run", "type": "quantitative", "title": "run, oldest first"}
+    x |= {"axis": {"tickMinStep": 1, "format": "d"}, "scale": {"zero": False}}
     y = {"field": "value", "type": "quantitative", "title": axis, "scale": {"zero": False}}
     tip = [
         {"field": "when", "title": "when (UTC)"},
@@ -213,14 +218,15 @@ def history(title: str, says: str, axis: str, rows: Sequence[Sequence[Cell]]) ->
         {"field": "epoch", "title": "epoch"},
         {"field": "note", "title": "since the run before"},
     ]
-    kinds = ["compared", "of another epoch", "left out", "now"]
+    drawn = {row[4] for row in rows}
+    kinds = {kind: place for place, kind in enumerate(_KINDS) if kind in drawn}
     color = {
         "field": "kind",
         "type": "nominal",
         "title": None,
-        "scale": {"domain": kinds, "range": [f"var(--kind{at})" for at in range(len(kinds))]},
+        "scale": {"domain": list(kinds), "range": [f"var(--kind{place})" for place in kinds.values()]},
     }
-    shape = {**color, "scale": {"domain": kinds, "range": ["circle", "square", "cross", "diamond"]}}
+    shape = {**color, "scale": {"domain": list(kinds), "range": [_SHAPES[place] for place in kinds.values()]}}
     noted = {"filter": {"field": "note", "valid": True}}
     spec = _spec(
         {

@@ -27,7 +27,7 @@
     spec.data = { values: rows(chart) };
     window.vegaEmbed(place, spec, {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, config,
-      tooltip: { disableDefaultStyle: true },
+      tooltip: { disableDefaultStyle: true }, logLevel: 1,
     }).then(
       () => place.classList.add("drawn"),
       (error) => { place.textContent = `This chart could not be drawn: ${error.message}`; },

@@ -203,7 +203,10 @@ def _charts(
         pooled: dict[str, list[float]] = {}
         for (name, _), measured in zip(named, samples, strict=True):
             pooled.setdefault(name, []).extend(requests.values_of(metric, measured))
+        if stored := past.baseline(test.past, metric):
+            pooled = {charts.BASELINE: stored, **pooled}
         yield from _distribution(metric, title, {name: values for name, values in pooled.items() if values})
+    yield from past.history(test.past)
     if rows := requests.answered(sample for measured in samples for sample in measured):
         says = "; ".join(f"{row[0]}: {row[2]} {row[1]}" for row in rows)
         yield charts.balance(says, rows)
