@@ -185,7 +185,13 @@ def merge(test: str, trials: Sequence[Trial]) -> TestResult:
             accept=speaker.accept,
             stored=speaker.stored,
         )
-    return TestResult(test, speaker, _loads(trials), tuple(found for trial in trials for found in trial.findings))
+    return TestResult(
+        test,
+        speaker,
+        _loads(trials),
+        tuple(found for trial in trials for found in trial.findings),
+        next((trial.compared.past for trial in reversed(trials) if trial.compared and trial.compared.past), None),
+    )
 
 
 def _once(values: Iterable[_T]) -> tuple[_T, ...]:
