@@ -18,11 +18,12 @@ from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import LoadSpec, load_spec
 from pytest_ollama_perf.marks import known_words as load_words
 from pytest_ollama_perf.metric import METRICS, Metric, Shape
-from pytest_ollama_perf.past import gating_pairs
+from pytest_ollama_perf.past import Compared, gating_pairs
 from pytest_ollama_perf.quantity import seconds
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.trial import Lab, Trial
+from pytest_ollama_perf.verdict.epoch import History
 from pytest_ollama_perf.verdict.run_value import POLICIES
 from pytest_ollama_perf.verdict.wording import seconds as said
 from pytest_ollama_perf.verdict.words import Problem, Verdict, Word
@@ -109,6 +110,16 @@ class _Loading:
         self.onlooker.message(f"cold start: loading {self.model} ... {progress.elapsed_s:.0f} s")
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """Runs of one half, cold or warm, against their past."""
+
+    where: str
+    history: History
+    found: Compared
+    runs: Sequence[Run]
+
+
 @dataclass
 class _Starts:
     """A series of cold starts under way."""
@@ -121,25 +132,20 @@ class _Starts:
 
     def conduct(self) -> Trial:
         self.lab.found = lambda: (self._found(),)
-        for turn in range(1, self.asked.repeats + 1):
-            if not self._start(turn):
-                break
+        going = all(self._start(turn) for turn in range(1, self.asked.repeats + 1))
+        compared = self._compared() if going else []
+        while any(each.found.again for each in compared) and len(self.cold) < self.lab.settings.max_runs and going:
+            going = self._start(len(self.cold) + 1)
+            compared = self._compared() if going else []
         found = self._found()
         found = msgspec.structs.replace(found, held=tuple(self._held(found)))
-        parts = self._parts()
-        verdict = joined(parts, summary=_summary(found), held=found.held)
-        if verdict.word not in {Word.INVALID, Word.ABORTED}:
-            parts = self._against_the_past()
-            verdict = joined(parts, summary=_summary(found), held=found.held)
-        loads = tuple(
-            load for pair in zip(self.cold, self.warm, strict=False) for trial in pair for load in trial.loads
-        )
-        alone = self.cold[-1].loads if len(self.cold) > len(self.warm) else ()
-        return Trial(verdict, (*loads, *alone), (found,))
+        verdict = joined(self._parts(compared), summary=_summary(found), held=found.held)
+        return Trial(verdict, tuple(load for trial in (*self.cold, *self.warm) for load in trial.loads), (found,))
 
     def _start(self, turn: int) -> bool:
         """Measure one repeat; say whether it makes sense to go on."""
-        self.lab.onlooker.message(f"cold start {turn} of {self.asked.repeats}")
+        again = f"{turn}: not sure yet" if turn > self.asked.repeats else f"{turn} of {self.asked.repeats}"
+        self.lab.onlooker.message(f"cold start {again}")
         model = self.asked.cold.workload.model or "the model"
         lab = replace(self.lab, onlooker=_Loading(self.lab.onlooker, model))
         self.cold.append(_gone_before(lab.fire(self._cold_workload(), self.test, self.asked.cold.limits)))
@@ -161,28 +167,29 @@ class _Starts:
     def _held(self, found: ColdStart) -> list[Held]:
         return [_hold(found, name, bound) for name, bound in self.asked.bounds.items()]
 
-    def _parts(self) -> list[Part]:
-        cold = [Part(f"cold start {turn}", trial) for turn, trial in enumerate(self.cold, 1)]
-        return cold + [Part(f"warm after start {turn}", trial) for turn, trial in enumerate(self.warm, 1)]
-
-    def _against_the_past(self) -> list[Part]:
+    def _compared(self) -> list[_Compared]:
         """Judge cold and warm runs against their own histories: every repeat loaded the model, and so is evidence."""
-        parts = []
+        found = []
         for where, spec, trials in (("cold", self.asked.cold, self.cold), ("warm", self.asked.warm, self.warm)):
-            runs = [trial.run for trial in trials]
-            gravest = max(trials, key=lambda trial: list(Word).index(trial.verdict.word), default=None)
-            if gravest is None:
-                continue
-            parts.append(Part(where, Trial(self._compared(gravest.verdict, spec, runs))))
-        return parts
+            history = self.lab.past.of(self.test, trials[0].run.workload)
+            if self.lab.past.matters(history):
+                runs = [trial.run for trial in trials]
+                compared = self.lab.past.compare(history, runs, spec.margins, spec.gating)
+                found.append(_Compared(where, history, compared, runs))
+        return found
 
-    def _compared(self, verdict: Verdict, spec: LoadSpec, runs: Sequence[Run]) -> Verdict:
-        workload = msgspec.structs.replace(runs[0].workload, salt="")
-        history = self.lab.past.of(self.test, workload)
-        if not self.lab.past.matters(history):
-            return verdict
-        compared = self.lab.past.compare(history, runs, spec.margins)
-        return self.lab.past.conclude(verdict, compared, runs, history)
+    def _parts(self, compared: Sequence[_Compared]) -> list[Part]:
+        """The judged halves: cold and warm, each with the gravest of its verdicts and what its past adds to that."""
+        against = {each.where: each for each in compared}
+        parts = []
+        for where, trials in (("cold", self.cold), ("warm", self.warm)):
+            gravest = max(trials, key=lambda trial: list(Word).index(trial.verdict.word), default=None)
+            if gravest is not None:
+                verdict = gravest.verdict
+                if one := against.get(where):
+                    verdict = self.lab.past.conclude(verdict, one.found, one.runs, one.history)
+                parts.append(Part(where, Trial(verdict)))
+        return parts
 
 
 def _gone_before(trial: Trial) -> Trial:

@@ -118,7 +118,7 @@ def settled(found: Sequence[Judged]) -> bool:
 def probe_of(concurrency: int, runs: Sequence[Run], whole: tuple[Run, Summary], found: Sequence[Judged]) -> Probe:
     """Return the decision on one concurrency and what decided it."""
     summary = whole[1]
-    broken = sorted((each for each in found if not each.met), key=lambda each: not each.sure)
+    broken = sorted((each for each in found if not each.met), key=_telling)
     decides = broken[0] if broken else min(found, key=_room)
     return Probe(
         concurrency=concurrency,
@@ -138,6 +138,11 @@ def probe_of(concurrency: int, runs: Sequence[Run], whole: tuple[Run, Summary], 
         ttft_p95_s=_stat(summary, "ttft", "p95"),
         latency_p95_s=_stat(summary, "latency", "p95"),
     )
+
+
+def _telling(each: Judged) -> tuple[bool, bool]:
+    """What is sure says more, and that requests failed says more than what they did to a percentile."""
+    return not each.sure, each.row.metric != "error_rate"
 
 
 def _room(each: Judged) -> float:

@@ -93,6 +93,7 @@ class VirtualBench:
         sim = self.at(workload, len(self.fired)) if self.at else self.sim
         if not workload.cold:
             sim = msgspec.structs.replace(sim, load_time_s=0.0)
+        sim = msgspec.structs.replace(sim, seed=len(self.fired))
         number = next(NUMBERS)
         loaded = ModelState(loaded=True, size=10, size_vram=10, context_length=workload.num_ctx, digest=workload.model)
         return self.spoil(
