@@ -3,10 +3,10 @@
     python benchmarks/startup.py [--runs 40]
 
 Runs pytest on one empty test, with the plugin and with ``-p no:ollama_perf``, in turn and in changing order, each in a
-fresh process; other installed plugins are switched off, their noise would drown the difference. Printed are medians and
-the median of the paired differences with its 95 % interval (of the order statistics); beside them the difference of the fastest runs, which others disturbed least. Exit status 1 when the plugin
-costs more than 15 ms of CPU or wall time. For comparison, and without a bar, the plugin of anyio: it is installed
-wherever httpx is, and so with this package.
+fresh process; other installed plugins are switched off, their noise would drown the difference. Printed are medians,
+the median of the paired differences with its 95 % interval (of the order statistics), and the difference of the fastest
+runs, which others disturbed least. Exit status 1 when the plugin costs more than 15 ms of CPU or wall time. For
+comparison, and without a bar, the plugin of anyio: it is installed wherever httpx is, and so with this package.
 """
 
 from __future__ import annotations
