@@ -44,9 +44,8 @@ def _words(words: Iterable[str]) -> Schema:
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _FLAG: Schema = {"type": "boolean"}
 _RATE: Schema = {"type": "number", "exclusiveMinimum": 0}
-_TIME = _either(
-    {"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_NUMBER}\s*(us|µs|ms|s|m|min|h)?$"}
-)
+_SECONDS = "(us|µs|ms|s|m|min|h)"
+_TIME = _either({"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_NUMBER}\s*{_SECONDS}?$"})
 _PERCENT = _either({"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": rf"^{_NUMBER}\s*%?$"})
 
 WORDS: Mapping[str, Schema] = MappingProxyType(
@@ -121,6 +120,8 @@ def _definitions() -> Schema:
         "model": _table({**load, "load": {"$ref": "#/$defs/loads"}, **kinds}),
         "require": _require(),
         **{name: _experiment(kind) for name, kind in KINDS.items()},
+        **{f"clause.{name}": _metric(metric, regression=True) for name, metric in METRICS.items()},
+        **{f"limit.{name}": _metric(metric, regression=False) for name, metric in METRICS.items()},
     }
 
 
@@ -137,7 +138,7 @@ def _word(word: str) -> Schema:
 
 
 def _clauses() -> Schema:
-    return {metric.name: _metric(metric, regression=True) for metric in METRICS.values()}
+    return {name: {"$ref": f"#/$defs/clause.{name}"} for name in METRICS}
 
 
 def _metric(metric: Metric, *, regression: bool) -> Schema:
@@ -172,11 +173,11 @@ def _require() -> Schema:
 def _experiment(kind: Kind) -> Schema:
     axes = _SWEPT if kind.name == "sweep" else ()
     words = {word: _either(_word(word), _list(_word(word))) if word in axes else _word(word) for word in words_of(kind)}
-    metrics = {metric.name: _metric(metric, regression=False) for metric in METRICS.values()} if kind.metrics else {}
+    metrics = {name: {"$ref": f"#/$defs/limit.{name}"} for name in METRICS} if kind.metrics else {}
     gates = {
         name: {
             "type": "string",
-            "pattern": rf"^\s*{gate.op}\s*{_NUMBER}\s*{'(us|µs|ms|s|m|min|h)' if gate.is_time else ''}\s*$",
+            "pattern": rf"^\s*{gate.op}\s*{_NUMBER}\s*{_SECONDS if gate.is_time else ''}\s*$",
         }
         for name, gate in kind.gates.items()
     }

@@ -156,7 +156,7 @@ def test_a_regression_fails_its_own_clause_alone(contracts: Contracts) -> None:
     result.assert_outcomes(passed=2, failed=1)
     out = result.stdout.str()
     assert re.search(r"^tps -[89]\d(\.\d+)? % ", out, re.MULTILINE)
-    assert "to accept: pytest-ollama-perf accept" in out
+    assert "pytest-ollama-perf accept 'c.ollama.toml::tiny::one at a time'" in out
 
 
 def test_a_contract_in_pyproject_is_collected_where_it_is_asked_for(contracts: Contracts) -> None:
