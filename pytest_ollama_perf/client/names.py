@@ -20,6 +20,15 @@ def same_model(one: str, other: str) -> bool:
 def nearest(model: str, installed: Iterable[str], count: int = 3) -> list[str]:
     """Return the ``count`` names most like ``model``, the nearest first; any where none is like it."""
     names = sorted(installed)
-    by_fold = {name.casefold(): name for name in names}
-    close = difflib.get_close_matches(canonical(model).casefold(), by_fold, n=count, cutoff=0.4)
-    return [by_fold[name] for name in close] or names[:count]
+    close = sorted((name for name in names if _alike(model, name) >= _CLOSE), key=lambda name: -_alike(model, name))
+    return close[:count] or names[:count]
+
+
+_CLOSE = 0.5
+
+
+def _alike(one: str, other: str) -> float:
+    """Return 0..1; names count without their tags, too, for every second model has the tag ``latest``."""
+    whole = one.casefold(), other.casefold()
+    bare = one.casefold().partition(":")[0], other.casefold().partition(":")[0]
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in (whole, bare))
