@@ -15,7 +15,7 @@ from pytest_ollama_perf.experiment.joined import Part, joined
 from pytest_ollama_perf.experiment.result import Host
 from pytest_ollama_perf.experiment.swept import SweepResult
 from pytest_ollama_perf.finding.held import Held, hold
-from pytest_ollama_perf.finding.sweep import LOAD_AXES, At, Curve, Level, Sweep, curve_of, level_of, place
+from pytest_ollama_perf.finding.sweep import LOAD_AXES, At, Curve, Knee, Level, Sweep, curve_of, level_of, place
 from pytest_ollama_perf.marks import LoadSpec, load_spec
 from pytest_ollama_perf.marks import known_words as load_words
 from pytest_ollama_perf.past import gating_pairs
@@ -25,7 +25,7 @@ from pytest_ollama_perf.summary import Summary
 from pytest_ollama_perf.trial import Lab, Trial, conduct
 from pytest_ollama_perf.verdict.absolute import judge_limit
 from pytest_ollama_perf.verdict.limits import Limit
-from pytest_ollama_perf.verdict.wording import count, number, show
+from pytest_ollama_perf.verdict.wording import count, number
 from pytest_ollama_perf.verdict.wording import seconds as said
 from pytest_ollama_perf.verdict.words import Verdict, Word
 from pytest_ollama_perf.words import shown
@@ -150,8 +150,7 @@ class _Climb:
         for curve in self.curves:
             where = f" ({place(curve.at)})" if curve.at else ""
             if self.asked.min_knee is not None:
-                knee = curve.knee.at if curve.knee else None
-                yield hold(f"knee{where}", knee, ">=", self.asked.min_knee, missing="no request succeeded")
+                yield _hold_knee(curve, f"knee{where}", self.asked.min_knee)
             if self.asked.min_speedup is not None:
                 missing = "the single client made nothing"
                 yield hold(f"speedup{where}", curve.speedup, ">=", self.asked.min_speedup, unit="x", missing=missing)
@@ -169,6 +168,16 @@ class _Climb:
         speaker = max(rows, key=lambda row: list(Word).index(row.word))
         verdict = Verdict(word=speaker.word, reason=speaker.reason, rows=rows)
         return Part(f"best level, {place(best.at)}" if best else "best level", Trial(verdict))
+
+
+def _hold_knee(curve: Curve, name: str, least: float) -> Held:
+    knee = curve.knee
+    one = hold(name, knee.at if knee else None, ">=", least, missing="no request succeeded")
+    if knee is None:
+        return one
+    grew = "stops growing at" if knee.reached else "still grows at"
+    where, speed = _spot(knee), _speed(curve, knee.throughput)
+    return msgspec.structs.replace(one, reason=f"throughput {grew} {where} ({speed}), limit min_knee={least:g}")
 
 
 def known_words() -> tuple[str, ...]:
@@ -297,13 +306,19 @@ def _summary(found: Sweep) -> str:
     curve = found.curves[0]
     told = [count(levels, "level")]
     if curve.knee:
-        speed = show("throughput", curve.knee.throughput)
-        where = place({found.axis: curve.knee.at if found.axis == "rate" else int(curve.knee.at)})
-        told.append(
-            f"throughput stops growing at {where} ({speed})" if curve.knee.reached else f"still growing at {where}"
-        )
+        where, speed = _spot(curve.knee), _speed(curve, curve.knee.throughput)
+        grew = "throughput stops growing at" if curve.knee.reached else "throughput still grows at"
+        told.append(f"{grew} {where} ({speed})")
     if curve.avalanche:
         told.append(f"TTFT takes off at {number(curve.avalanche.at)}")
     if curve.stopped:
         told.append("stopped early")
     return ", ".join(told) + (f"; {len(found.curves) - 1} more curves" if len(found.curves) > 1 else "")
+
+
+def _spot(knee: Knee) -> str:
+    return place({knee.axis: int(knee.at) if knee.axis == "concurrency" else knee.at})
+
+
+def _speed(curve: Curve, made: float) -> str:
+    return f"{number(made)} {'requests' if curve.levels[0].throughput is None else 'tokens'}/s"

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from pytest_ollama_perf.finding.bearable import Bearable, Probe
 from pytest_ollama_perf.report.findings import lines
-from pytest_ollama_perf.report.layout import clean, table, wrap
+from pytest_ollama_perf.report.layout import clean, wrap
+from pytest_ollama_perf.report.rows import fitted
 from pytest_ollama_perf.report.sweep import limits
 from pytest_ollama_perf.verdict.wording import label, percent, show
 
@@ -16,13 +17,19 @@ _HANGING = "    "
 
 @lines.register
 def _(finding: Bearable, width: int) -> list[str]:
-    text = table(list(_rows(finding.probes)), 3)
-    breach = finding.breach
-    if breach:
-        told = f"first breach: {breach.concurrency} at once: {clean(breach.reason)}"
-    else:
-        told = f"no breach up to {finding.maximum} at once; raise maximum to find one"
+    text = fitted(list(_rows(finding.probes)), width) if finding.probes else []
+    if any(not probe.sure for probe in finding.probes):
+        text.append(f"{_INDENT}?: too short to be sure; raise requests or repeats")
+    told = _border(finding)
     return [*text, *wrap(told, width, _INDENT, _HANGING), *limits(finding.held, width)]
+
+
+def _border(finding: Bearable) -> str:
+    if breach := finding.breach:
+        return f"first breach: {breach.concurrency} at once: {clean(breach.reason)}"
+    if finding.concurrency < finding.maximum:
+        return "the search ended before a breach was found"
+    return f"no breach up to {finding.maximum} at once; raise maximum to find one"
 
 
 def _rows(probes: Sequence[Probe]) -> Iterator[tuple[str, ...]]:

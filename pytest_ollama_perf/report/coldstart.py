@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pytest_ollama_perf.finding.coldstart import NUMBERS, ColdStart
+from pytest_ollama_perf.finding.held import shown
 from pytest_ollama_perf.report.findings import lines
-from pytest_ollama_perf.report.layout import cells, clean, cut, table
+from pytest_ollama_perf.report.layout import clean
+from pytest_ollama_perf.report.rows import fitted
 from pytest_ollama_perf.report.sweep import limits
-from pytest_ollama_perf.verdict.wording import number, show
+from pytest_ollama_perf.verdict.wording import show
 
 _INDENT = "  "
 _HEADS = ("load time", "cold ttft", "latency", "warm ttft", "latency", "ratio")
@@ -17,9 +19,7 @@ _METRICS = ("load_time", "ttft", "latency", "ttft", "latency", "")
 
 @lines.register
 def _(finding: ColdStart, width: int) -> list[str]:
-    drawn = (table(list(_rows(finding)), gap) for gap in (3, 2, 1))
-    fitting = next((rows for rows in drawn if max(map(cells, rows)) <= width), None)
-    text = fitting or [cut(line, width) for line in table(list(_rows(finding)), 1)]
+    text = fitted(list(_rows(finding)), width)
     return [*text, *limits(finding.held, width)]
 
 
@@ -34,4 +34,4 @@ def _rows(finding: ColdStart) -> Iterator[tuple[str, ...]]:
 def _numbers(get: Callable[[str], float | None]) -> Iterator[str]:
     for name, metric in zip(NUMBERS, _METRICS, strict=True):
         value = get(name)
-        yield show(metric, value) if metric else ("-" if value is None else f"{number(value)} x")
+        yield show(metric, value) if metric else ("-" if value is None else shown(value, "x"))

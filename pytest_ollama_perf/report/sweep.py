@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pytest_ollama_perf.finding.held import Held, shown
 from pytest_ollama_perf.finding.sweep import LOAD_AXES, Curve, Level, Sweep, place
 from pytest_ollama_perf.report.findings import lines
-from pytest_ollama_perf.report.layout import cells, clean, cut, table, wrap
+from pytest_ollama_perf.report.layout import clean, wrap
+from pytest_ollama_perf.report.rows import fitted
 from pytest_ollama_perf.verdict.wording import number, percent, seconds
 from pytest_ollama_perf.verdict.words import FAILING
 
@@ -25,7 +26,7 @@ def _(finding: Sweep, width: int) -> list[str]:
         if curve.at:
             text += wrap(clean(place(curve.at)), width, _INDENT)
         text += _drawn(list(_rows(finding.axis, curve)), width)
-        text += [line for told in _told(finding.axis, curve) for line in wrap(told, width, _INDENT, _HANGING)]
+        text += [line for told in _told(finding.axis, curve) for line in wrap(clean(told), width, _INDENT, _HANGING)]
     return [*text, *limits(finding.held, width)]
 
 
@@ -38,16 +39,13 @@ def limits(held: Sequence[Held], width: int) -> list[str]:
         mark = "x" if each.word in FAILING else " "
         found = "-" if each.value is None else shown(each.value, each.unit)
         rows.append((f"{_INDENT}{mark} {clean(each.name, 40)}", f"{each.op} {shown(each.bound, each.unit)}", found))
-    return ["", *(cut(line, width) for line in table(rows))]
+    return ["", *fitted(rows, width)]
 
 
 def _drawn(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Set ``rows`` with the widest gap that fits; columns that no row fills are left out."""
+    """Set ``rows`` as a table; columns that no row fills are left out."""
     kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows[2:])]
-    chosen = [[row[column] for column in kept] for row in rows]
-    drawn = (table(chosen, gap) for gap in (3, 2, 1))
-    fitting = next((lines for lines in drawn if max(map(cells, lines)) <= width), None)
-    return fitting or [cut(line, width) for line in table(chosen, 1)]
+    return fitted([[row[column] for column in kept] for row in rows], width)
 
 
 def _rows(axis: str, curve: Curve) -> Iterator[tuple[str, ...]]:

@@ -46,7 +46,10 @@ def test_without_a_list_the_sweep_is_over_1_2_4_and_8_clients_with_requests_for_
     found = swept({"requests": 24})
     assert [load.concurrency for load in found.bench.fired] == [1, 2, 4, 8]
     assert found.trial.verdict.word is Word.OK
-    assert found.trial.verdict.reason == "4 levels, throughput stops growing at 4 at once (205 /s), TTFT takes off at 8"
+    assert (
+        found.trial.verdict.reason
+        == "4 levels, throughput stops growing at 4 at once (205 tokens/s), TTFT takes off at 8"
+    )
 
 
 def test_a_level_answers_as_the_result_of_a_load_does():
@@ -112,9 +115,9 @@ def test_a_limit_on_what_the_system_makes_holds_for_the_best_level_alone():
 @pytest.mark.parametrize(
     ("words", "word", "reason"),
     [
-        ({"min_knee": 4}, Word.OK, "3 levels, throughput stops growing at 4 at once (205 /s)"),
-        ({"min_knee": 5}, Word.BROKEN, "knee 4, limit >= 5"),
-        ({"min_speedup": 1.9}, Word.OK, "3 levels, throughput stops growing at 4 at once (205 /s)"),
+        ({"min_knee": 4}, Word.OK, "3 levels, throughput stops growing at 4 at once (205 tokens/s)"),
+        ({"min_knee": 5}, Word.BROKEN, "throughput stops growing at 4 at once (205 tokens/s), limit min_knee=5"),
+        ({"min_speedup": 1.9}, Word.OK, "3 levels, throughput stops growing at 4 at once (205 tokens/s)"),
         ({"min_speedup": 3}, Word.BROKEN, "speedup 1.9"),
     ],
 )
