@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pytest_ollama_perf.errors import OllamaPerfError
 
-COMMANDS = ("simulate", "init", "history", "show", "compare", "trend", "accept", "judge", "report", "doctor")
+COMMANDS = ("simulate", "init", "history", "show", "compare", "trend", "accept", "judge", "report", "export", "doctor")
 """Subcommand modules in the order of ``--help``; each has ``add_parser(subparsers)`` that sets ``run=`` to a
 function taking the parsed arguments and returning an exit status."""
 

@@ -27,12 +27,17 @@ def names(loads: Sequence[LoadEntry]) -> list[str]:
 
     Loads that are alike among others share a name, so that they can be shown as one.
     """
+    if any(found := apart(loads)):
+        return [name or "other" for name in found]
+    return ["this run"] if len(loads) == 1 else [f"run {number}" for number in range(1, len(loads) + 1)]
+
+
+def apart(loads: Sequence[LoadEntry]) -> list[str]:
+    """Return for each load what tells it from the others of its test: ``4 at once``; empty where nothing does."""
     telling = [(form, get) for form, get in _APART if len({str(get(load)) for load in loads}) > 1]
-    if not telling:
-        return ["this run"] if len(loads) == 1 else [f"run {number}" for number in range(1, len(loads) + 1)]
     return [_name(load, telling) for load in loads]
 
 
 def _name(load: LoadEntry, telling: Sequence[tuple[str, Callable[[LoadEntry], object]]]) -> str:
     values = ((form, get(load)) for form, get in telling)
-    return clean(", ".join(form.format(value) for form, value in values if value not in (None, "", [])), 80) or "other"
+    return clean(", ".join(form.format(value) for form, value in values if value not in (None, "", [])), 80)

@@ -11,8 +11,11 @@ from types import MappingProxyType
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.words import did_you_mean
 
-TYPES = ("json", "html")
-"""Report types that can be written."""
+TYPES = (
+    *("json", "html", "markdown", "openmetrics", "csv", "benchstat", "bencher"),
+    *("github-bigger", "github-smaller"),
+)
+"""Report types that can be written. The action github-action-benchmark takes one direction a file, hence two types."""
 
 
 _NEEDS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({"html": ("html", ("jinja2", "vl_convert"))})

@@ -15,6 +15,13 @@ _PLACES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "json": ("json_report", "encode"),
         "html": ("page", "html"),
+        "markdown": ("markdown", "comment"),
+        "openmetrics": ("export.openmetrics", "text"),
+        "csv": ("export.csv", "table"),
+        "benchstat": ("export.benchstat", "text"),
+        "bencher": ("export.bencher", "metrics"),
+        "github-bigger": ("export.github_benchmark", "bigger"),
+        "github-smaller": ("export.github_benchmark", "smaller"),
     }
 )
 """Module of this folder and function, imported when first asked for: most sessions want one type or none."""

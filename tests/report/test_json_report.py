@@ -81,6 +81,7 @@ def test_a_test_stands_with_its_verdict():
                 "stored": None,
                 "loads": [],
                 "findings": [],
+                "past": None,
             }
         ],
     }
@@ -120,6 +121,9 @@ def test_a_sample_has_its_times_and_counters_side_by_side():
             "eval_count": 11,
             "eval_duration_ns": 100 * MS,
             "queue_ns": 8 * MS,
+            "first_sent_ns": None,
+            "first_error": "",
+            "turn": 1,
         }
     ]
 

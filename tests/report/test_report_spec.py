@@ -10,7 +10,7 @@ from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.report.spec import TYPES, ReportSpec, parse
 from pytest_ollama_perf.report.writers import writer
 
-VALID = "valid types: json, html"
+VALID = "valid types: json, html, markdown, openmetrics, csv, benchstat, bencher, github-bigger, github-smaller"
 
 
 @pytest.mark.parametrize("path", ["perf.json", "out/perf.json", "/tmp/perf.json", "C:\\perf.json", "a:b.json", "~"])

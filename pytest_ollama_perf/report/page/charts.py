@@ -208,7 +208,7 @@ def history(title: str, says: str, axis: str, rows: Sequence[Sequence[Cell]]) ->
 
     ``run`` counts from 1, ``note`` says what started an epoch, ``reference`` is the value that drift is measured from.
     """
-    x = {"field": "run", "type": "quantitative", "title": "run, oldest first"}
+    x: Spec = {"field": "run", "type": "quantitative", "title": "run, oldest first"}
     x |= {"axis": {"tickMinStep": 1, "format": "d"}, "scale": {"zero": False}}
     y = {"field": "value", "type": "quantitative", "title": axis, "scale": {"zero": False}}
     tip = [

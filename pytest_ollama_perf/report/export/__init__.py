@@ -1,0 +1,1 @@
+"""Files for other tools: each module writes one format from the document of a session."""
