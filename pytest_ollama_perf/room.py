@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.experiment import Experiment
     from pytest_ollama_perf.past import Past
     from pytest_ollama_perf.report.result import TestResult
+    from pytest_ollama_perf.report.writers import Reports
     from pytest_ollama_perf.trial import Trial
 
 
@@ -115,6 +116,10 @@ class Room:
             from pytest_ollama_perf.neighbour.benchmark import Bridge
 
             yield Bridge(self, self.config)
+        if self.settings.github:
+            from pytest_ollama_perf.neighbour.github import Actions
+
+            yield Actions(self, self.config, self.settings.github)
         if xdist.is_controller(self.config):  # behind the bridge, so that it is asked first at the end
             yield xdist.Controller(self)
 
@@ -322,15 +327,12 @@ class Room:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        if trials := self._trials.get(self.name_of(item)):
-            from pytest_ollama_perf.report.properties import PREFIX, properties
+        trials = self._trials.get(self.name_of(item))
+        if trials and not self.settings.no_properties:
+            from pytest_ollama_perf.report.properties import renewed
             from pytest_ollama_perf.trial import merge
 
-            found = properties(merge(self.name_of(item), trials))
-            item.user_properties = [
-                *((name, value) for name, value in item.user_properties if not name.startswith(PREFIX)),
-                *found,
-            ]
+            item.user_properties = renewed(item.user_properties, merge(self.name_of(item), trials))
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -359,14 +361,20 @@ class Room:
         if lost and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _write_reports(self) -> None:
+    def reports(self) -> Reports:
+        """The reports of what has been measured so far."""
         from importlib.metadata import version
 
-        from pytest_ollama_perf.report.json_report import Meta, write
+        from pytest_ollama_perf.report.json_report import Meta
         from pytest_ollama_perf.report.writers import Reports
 
         meta = Meta(plugin_version=version("pytest-ollama-perf"), started_at=self._started_at, aborted=self._aborted)
-        reports = Reports(self.results(), meta)
+        return Reports(self.results(), meta)
+
+    def _write_reports(self) -> None:
+        from pytest_ollama_perf.report.json_report import write
+
+        reports = self.reports()
         for report in self.settings.reports:
             try:
                 write(report.path, reports.written(report.type))

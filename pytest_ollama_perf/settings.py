@@ -94,6 +94,11 @@ OPTIONS = (
         "benchmark", "flag", "show pytest-benchmark the latencies of load tests: in its table, JSON and comparisons"
     ),
     Option(
+        "no-properties",
+        "flag",
+        "give tests no properties, for readers of JUnit XML that know them on suites only (Jenkins' xUnit plugin)",
+    ),
+    Option(
         "header",
         "list",
         "a header for every request, for example `X-Team: ml`; repeatable; values are never shown",
@@ -127,6 +132,7 @@ class Settings:
     max_runs: int = MAX_RUNS
     margins: Mapping[str, float] = field(default_factory=dict)
     benchmark: bool = False
+    no_properties: bool = False
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
     insecure: bool = False
@@ -163,6 +169,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
         max_runs=_max_runs(raw["max-runs"]),
         margins=dict(_parse_list(raw["margin"], "--ollama-margin", parse_margin)),
         benchmark=bool(raw["benchmark"]),
+        no_properties=bool(raw["no-properties"]),
         headers=headers,
         ca_file=_ca_file(raw["ca-file"]),
         insecure=bool(raw["insecure"]),

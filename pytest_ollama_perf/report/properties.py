@@ -6,7 +6,7 @@ Names carry their unit: ``_s`` are seconds, ``tps`` tokens per second, ``qps`` r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median_low
 
 from pytest_ollama_perf.metric import METRICS, Unit
@@ -43,6 +43,11 @@ def properties(result: TestResult) -> list[Property]:
     for number, group in enumerate(groups.values(), 1):
         found += _of_load(group, PREFIX if len(groups) == 1 else f"{PREFIX}{number}.")
     return found
+
+
+def renewed(before: Iterable[tuple[str, object]], result: TestResult) -> list[tuple[str, object]]:
+    """Return the properties a test has, with ours in place of those of an earlier phase or run."""
+    return [*(each for each in before if not each[0].startswith(PREFIX)), *properties(result)]
 
 
 def _of_load(runs: Sequence[LoadResult], prefix: str) -> Iterator[Property]:

@@ -64,6 +64,8 @@ GOOD = MappingProxyType(
             {"ttft.p95": 0.3, "qps": 0.4},
             {},
         ),
+        "benchmark": (True, True, "benchmark", True, True, False),
+        "no-properties": (True, True, "no_properties", True, True, False),
         "header": (["X-A: 1"], ["X-B: 2"], "headers", (("X-A", "1"),), (("X-B", "2"),), ()),
         "ca-file": (__file__, __file__, "ca_file", __file__, __file__, None),
         "insecure": (True, True, "insecure", True, True, False),
