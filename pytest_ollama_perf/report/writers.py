@@ -44,10 +44,13 @@ class Reports:
         self._json = encode(gathered(results, meta=meta))
         self._document: Document | None = None
 
-    def written(self, kind: str) -> bytes:
-        """Return the report of one type."""
-        if kind == "json":
-            return self._json
+    @property
+    def document(self) -> Document:
+        """The document as a reader of the JSON report gets it."""
         if self._document is None:
             self._document = read(self._json, "the session's report")
-        return writer(kind)(self._document)
+        return self._document
+
+    def written(self, kind: str) -> bytes:
+        """Return the report of one type."""
+        return self._json if kind == "json" else writer(kind)(self.document)
