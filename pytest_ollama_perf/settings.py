@@ -99,6 +99,11 @@ OPTIONS = (
         "give tests no properties, for readers of JUnit XML that know them on suites only (Jenkins' xUnit plugin)",
     ),
     Option(
+        "no-github",
+        "flag",
+        "in GitHub Actions: add no results to the job's summary, no annotations for failures",
+    ),
+    Option(
         "header",
         "list",
         "a header for every request, for example `X-Team: ml`; repeatable; values are never shown",
@@ -114,6 +119,15 @@ OPTIONS = (
         "NAME=VALUE",
     ),
 )
+
+
+@dataclass(frozen=True)
+class GitHub:
+    """The job of GitHub Actions that this session is a part of: the file of its summary and the folder of the
+    repository, each empty where the job names none."""
+
+    summary: str = ""
+    workspace: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,7 @@ class Settings:
     margins: Mapping[str, float] = field(default_factory=dict)
     benchmark: bool = False
     no_properties: bool = False
+    github: GitHub | None = None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
     insecure: bool = False
@@ -170,6 +185,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
         margins=dict(_parse_list(raw["margin"], "--ollama-margin", parse_margin)),
         benchmark=bool(raw["benchmark"]),
         no_properties=bool(raw["no-properties"]),
+        github=None if raw["no-github"] else _github(environment),
         headers=headers,
         ca_file=_ca_file(raw["ca-file"]),
         insecure=bool(raw["insecure"]),
@@ -184,6 +200,12 @@ def _given(option: Option, source: Source, environment: Mapping[str, str]) -> ob
     if option.name == "url" and (host := environment.get("OLLAMA_HOST", "").strip()):
         return [host]
     return source.ini(option)
+
+
+def _github(environment: Mapping[str, str]) -> GitHub | None:
+    if environment.get("GITHUB_ACTIONS") != "true":
+        return None
+    return GitHub(environment.get("GITHUB_STEP_SUMMARY", ""), environment.get("GITHUB_WORKSPACE", ""))
 
 
 def _urls(given: Sequence[str] | None) -> tuple[str, ...]:
