@@ -8,7 +8,6 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -21,27 +20,17 @@ from pytest_ollama_perf.client.control import Control
 from pytest_ollama_perf.client.patience import patiently
 from pytest_ollama_perf.client.preflight import model_state, preflight
 from pytest_ollama_perf.client.wire import WireBackend
-from pytest_ollama_perf.errors import ConfigError, PreconditionBroken, ServerError
+from pytest_ollama_perf.errors import ConfigError, PreconditionBroken, ServerError, Unreachable
+from pytest_ollama_perf.fleet import Server, behind, everywhere, examined, place, states, together, weight
 from pytest_ollama_perf.load import runner
+from pytest_ollama_perf.load.balance import Balanced, Balancer
 from pytest_ollama_perf.load.recorder import Progress
-from pytest_ollama_perf.run import ModelState, Run
+from pytest_ollama_perf.run import Fingerprint, Run
 from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.simulator.process import start
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
-from pytest_ollama_perf.simulator.url import is_sim_url, parse_sim_url
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import ANY_MODEL, Workload
-
-
-@dataclass(frozen=True)
-class Server:
-    """One server under test. ``name`` is how the user named it, without credentials; ``usual`` the model meant where
-    none is named, as far as that is known without asking."""
-
-    name: str
-    address: Address
-    control: Control
-    usual: str = ANY_MODEL
 
 
 class Onlooker(Protocol):
@@ -101,8 +90,9 @@ class Bench:
     def _open(self, url: str, place: Address | SimulatorSettings, running: str = "") -> Server:
         if isinstance(place, SimulatorSettings):
             address = parse_address(running or self._stack.enter_context(start(place)).url)
-            return Server(url, address, self._controlled(address), place.models[0].full_name)
-        return Server(place.display, place, self._controlled(place))
+            usual = place.models[0].full_name
+            return Server(url.partition("#")[0], address, self._controlled(address), usual, weight(url))
+        return Server(place.display, place, self._controlled(place), weight=weight(url))
 
     def _controlled(self, address: Address) -> Control:
         return self._stack.enter_context(Control(address, self._access))
@@ -113,12 +103,25 @@ class Bench:
 
     def introduce(self, models: Iterable[str]) -> tuple[str, list[str], list[str]]:
         """Return server version, server names and models for a header line; what cannot be reached has no version."""
-        try:
-            versions = ", ".join(dict.fromkeys(server.control.version() for server in self.servers))
-            named = sorted({model or _only_model(self.servers[0]) for model in models})
-        except (ServerError, ConfigError):
-            versions, named = "not reached", sorted(filter(None, models))
-        return versions, [server.name for server in self.servers], named
+        versions, named = self._versions(), sorted(filter(None, models))
+        with contextlib.suppress(ServerError, ConfigError):
+            named = sorted({model or self._usual(self.servers) for model in models})
+        return ", ".join(versions) or "not reached", [server.name for server in self.servers], named
+
+    def _versions(self) -> list[str]:
+        """Return each version once; a server that does not answer is told of where it is to be measured."""
+        versions = []
+        for server in self.servers:
+            with contextlib.suppress(ServerError):
+                versions.append(server.control.version())
+        return list(dict.fromkeys(versions))
+
+    def _usual(self, servers: Sequence[Server]) -> str:
+        """Return the model that can only be meant, asking the first server that answers."""
+        for server in servers[:-1]:
+            with contextlib.suppress(Unreachable):
+                return _only_model(server)
+        return _only_model(servers[-1])
 
     def measure(
         self,
@@ -142,40 +145,53 @@ class Bench:
         self.partial = None
         servers = servers or self.servers
         whole = self.completed(workload, servers)
-        draft = self._prepared(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
+        servers, draft = self._prepared(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
         if reason := admit(draft):
             raise PreconditionBroken(reason)
         onlooker.begin(whole.model, whole.duration_s)
+        balancer = Balancer(whole.balance, [server.weight for server in servers], whole.seed)
         fired = runner.run(
             whole,
-            lambda: WireBackend([server.address for server in servers], self._access),
+            lambda: Balanced(WireBackend([server.address for server in servers], self._access), balancer),
             targets=len(servers),
+            choose=balancer.choose,
             on_progress=onlooker.update,
             on_abort=lambda part: self._interrupted(draft, part),
         )
-        done = msgspec.structs.replace(_filled(draft, fired), after=_states(servers, whole.model))
-        return self._identified(done, servers) if whole.cold else done
+        done = msgspec.structs.replace(_filled(draft, fired), after=states(servers, whole.model))
+        return self._identified(done, servers)
 
     def _identified(self, run: Run, servers: Sequence[Server]) -> Run:
-        """Ask again what the model is: before a cold load it was not loaded, and so had no context and no place."""
-        with contextlib.suppress(ServerError):
-            identity, _ = preflight(servers[0].control, run.workload, server_env=self.settings.server_env)
-            return msgspec.structs.replace(run, fingerprint=identity)
-        return run
+        """Add to the fingerprint what only the load could show.
+
+        Before a cold load the model was not loaded, and so had no context and no place; and only answers name the
+        servers behind one address.
+        """
+        identity = run.fingerprint
+        if run.workload.cold:
+            with contextlib.suppress(ServerError):
+                used, facts = examined(servers, lambda server: self._fingerprint(server, run.workload), leave_out=True)
+                identity = together(facts, used)
+        return msgspec.structs.replace(run, fingerprint=behind([sample.server for sample in run.samples], identity))
 
     def completed(self, workload: Workload, servers: Sequence[Server] = ()) -> Workload:
         """Return ``workload`` with what only the servers know: the one model that can be meant."""
-        first = (servers or self.servers)[0]
-        model = _only_model(first) if workload.model == ANY_MODEL else workload.model
+        model = self._usual(servers or self.servers) if workload.model == ANY_MODEL else workload.model
         return msgspec.structs.replace(workload, model=model, salt=workload.salt or uuid.uuid4().hex[:8])
 
     def _prepared(
         self, workload: Workload, test: str, servers: Sequence[Server], *, fresh: bool, onlooker: Onlooker
-    ) -> Run:
-        """Bring the model into the state the load needs, and return the run as far as it is known before the load."""
-        load_times = [_load(server.control, workload, fresh=fresh, onlooker=onlooker) for server in servers]
-        identity, _ = preflight(servers[0].control, workload, server_env=self.settings.server_env)
-        return Run(
+    ) -> tuple[Sequence[Server], Run]:
+        """Bring the model into the state the load needs, and return the servers that take part and the run as far as it
+        is known before the load."""
+        load_times: list[float | None] = []
+
+        def ready(server: Server) -> Fingerprint:
+            load_times.append(_load(server.control, workload, fresh=fresh, onlooker=onlooker))
+            return self._fingerprint(server, workload)
+
+        used, facts = examined(servers, ready, leave_out=self.settings.allow_down)
+        return used, Run(
             id=uuid.uuid4().hex,
             test=test,
             session=self.session,
@@ -183,10 +199,14 @@ class Bench:
             git_commit=self._git_commit,
             plugin_version=PLUGIN_VERSION,
             workload=workload,
-            fingerprint=identity,
+            fingerprint=together(facts, used),
             load_time_s=max((seconds for seconds in load_times if seconds is not None), default=None),
-            before=_states(servers, workload.model),
+            before=states(servers, workload.model),
+            servers=facts if len(facts) > 1 else {},
         )
+
+    def _fingerprint(self, server: Server, workload: Workload) -> Fingerprint:
+        return preflight(server.control, workload, server_env=self.settings.server_env)[0]
 
     def _interrupted(self, draft: Run, part: runner.Fired) -> None:
         self.partial = _filled(draft, part)
@@ -200,20 +220,6 @@ class Bench:
 
 
 PLUGIN_VERSION = version("pytest-ollama-perf")
-
-
-def place(url: str) -> Address | SimulatorSettings:
-    """Read where a server is; ``ConfigError`` says what is wrong with the URL."""
-    return parse_sim_url(url) if is_sim_url(url) else parse_address(url)
-
-
-def _states(servers: Sequence[Server], model: str) -> dict[str, ModelState]:
-    """Return the model's state on each server; one that does not answer is left out, for nothing is known of it."""
-    states = {}
-    for server in servers:
-        with contextlib.suppress(ServerError):
-            states[server.address.url] = model_state(server.control, model)
-    return states
 
 
 def _filled(draft: Run, fired: runner.Fired) -> Run:
@@ -230,21 +236,25 @@ def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlook
     if fresh and state.loaded:
         onlooker.message(f"unloading {workload.model}")
         control.unload(workload.model)
+        everywhere(lambda: control.unload(workload.model), lambda: not model_state(control, workload.model).loaded)
     if workload.cold:
         return None
     stood = not fresh and state.loaded and state.context_length == workload.num_ctx
     if not stood:
         onlooker.message(f"loading {workload.model}")
-    seconds = patiently(
-        lambda: control.load(
+
+    def load() -> float:
+        return control.load(
             workload.model,
             keep_alive=workload.keep_alive,
             num_ctx=workload.num_ctx,
             options=workload.options,
             timeout_s=workload.timeouts.first_token_s,
-        ),
-        lambda elapsed: onlooker.message(f"loading {workload.model} ... {elapsed:.0f} s"),
-    )
+        )
+
+    seconds = patiently(load, lambda elapsed: onlooker.message(f"loading {workload.model} ... {elapsed:.0f} s"))
+    if not workload.unloads_itself:
+        everywhere(load, lambda: model_state(control, workload.model).loaded)
     return None if stood else seconds
 
 

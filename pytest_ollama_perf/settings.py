@@ -56,7 +56,8 @@ OPTIONS = (
         "url",
         "list",
         "the Ollama server to test: host, host:port or URL, as OLLAMA_HOST accepts them; `sim:` or "
-        "`sim:?slots=4&tps=80` is the built-in simulator; repeat it for several servers "
+        "`sim:?slots=4&tps=80` is the built-in simulator; repeat it for several servers, "
+        "`http://gpu-box:11434#weight=2` gets twice its part "
         "(default: OLLAMA_HOST, else 127.0.0.1:11434)",
         "URL",
     ),
@@ -65,6 +66,11 @@ OPTIONS = (
         "value",
         "the server that ollama_ab and ollama.compare take as the baseline; --ollama-url is the candidate",
         "URL",
+    ),
+    Option(
+        "allow-down",
+        "flag",
+        "with several servers: leave out those that do not answer, instead of counting their requests as failed",
     ),
     Option("model", "value", "the model of tests whose marker names none", "NAME"),
     Option("report", "list", "write a report after the run, for example `json:perf.json`; repeatable", "TYPE:PATH"),
@@ -137,6 +143,7 @@ class Settings:
 
     urls: tuple[str, ...] = field(default=(DEFAULT_URL,), repr=False)
     baseline_url: str | None = field(default=None, repr=False)
+    allow_down: bool = False
     model: str | None = None
     reports: tuple[ReportSpec, ...] = ()
     strict: bool = False
@@ -175,6 +182,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
     return Settings(
         urls=_urls(raw["url"]),
         baseline_url=(raw["baseline-url"] or "").strip() or None,
+        allow_down=bool(raw["allow-down"]),
         model=raw["model"] or None,
         reports=tuple(map(parse_report, raw["report"] or ())),
         strict=bool(raw["strict"]),

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from pytest_ollama_perf.bench import Bench, Onlooker, Server
+from pytest_ollama_perf.bench import Bench, Onlooker
 from pytest_ollama_perf.finding import Finding
+from pytest_ollama_perf.finding.servers import servers
+from pytest_ollama_perf.fleet import Server
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import LoadSpec
 from pytest_ollama_perf.past import Compared, Past
@@ -149,10 +151,10 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
         lab.onlooker.message(f"not sure yet, run {len(runs) + 1} of at most {lab.settings.max_runs}")
         runs.append(lab.fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
-            return Trial(runs[-1].verdict, _loads(runs))
+            return Trial(runs[-1].verdict, _loads(runs), runs[-1].findings)
         compared = lab.past.compare(history, [run.run for run in runs], spec.margins, spec.gating)
     verdict = lab.past.conclude(first.verdict, compared, [run.run for run in runs], history)
-    return Trial(verdict, _loads(runs), compared=compared)
+    return Trial(verdict, _loads(runs), runs[-1].findings, compared=compared)
 
 
 def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:
@@ -162,7 +164,8 @@ def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:
 def judge(run: Run, limits: Sequence[Limit], *, strict: bool) -> Trial:
     """Judge one run against its absolute limits."""
     summary = summarise(run, latency_limits(limits))
-    return Trial(judge_contract(run, summary, limits, strict=strict), (LoadResult(run, summary),))
+    verdict = judge_contract(run, summary, limits, strict=strict)
+    return Trial(verdict, (LoadResult(run, summary),), servers(run, summary))
 
 
 def unmeasured(reason: str) -> Trial:

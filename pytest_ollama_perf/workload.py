@@ -50,6 +50,24 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float = 1800.0
 
 
+class Level(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage of a load: ``level`` clients or requests/s, held for ``seconds``, or reached evenly in that time.
+
+    A ramp starts at the level of the stage before it, the first one at nothing.
+    """
+
+    level: float
+    seconds: float
+    ramp: bool = False
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One load. Exactly one of ``concurrency`` (closed loop) and ``rate`` (open loop, requests/s), exactly one of
     ``requests`` and ``duration_s``; ``marks`` and ``plan`` see to that, this value only carries it.
@@ -58,6 +76,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``salt`` tells one run's prompts from another's, so that a run never meets the cache of the one before; it is no
     part of the identity. ``raw`` sends the prompt past the model's template. ``prompt_set`` stands for the prompts in a
     stored workload, which carries none: their hash.
+
+    ``stages`` move the load over time; ``concurrency`` or ``rate`` is then their peak and ``duration_s`` their sum.
+    ``messages`` are whole chats in place of prompts; ``weights`` say how often each prompt or chat is sent, evenly
+    without them; ``images`` are base64, one a request in turn. With ``turns`` each client keeps a chat of that many
+    questions, the model's answers among them. ``retries`` is how often a request that met 502, 503 or 504 is sent again.
     """
 
     model: str
@@ -85,6 +108,13 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeouts: Timeouts = Timeouts()
     drain_s: float = 30.0
     balance: Balance = Balance.ROUND_ROBIN
+    stages: tuple[Level, ...] = ()
+    messages: tuple[tuple[Message, ...], ...] = ()
+    weights: tuple[float, ...] = ()
+    images: tuple[str, ...] = ()
+    turns: int = 1
+    retries: int = 0
+    reuse_connections: bool = True
     salt: str = ""
     prompt_set: str = ""
 
@@ -93,16 +123,32 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """How many connections to open before the clock starts."""
         return self.concurrency or 1
 
+    @property
+    def unloads_itself(self) -> bool:
+        """Whether the model goes as soon as a request is done: ``keep_alive`` is 0."""
+        return str(self.keep_alive).rstrip("smh") in {"0", "0.0"}
 
-_NOT_LOAD = frozenset({"model", "timeouts", "keep_alive", "drain_s", "salt", "prompts", "prompt_set"})
+
+_NOT_LOAD = frozenset(
+    {"model", "timeouts", "keep_alive", "drain_s", "salt", "prompts", "messages", "images", "prompt_set"}
+)
 """Fields that do not change what the server has to do; the model is known by its digest, the prompts by their hash."""
 
+_LATER = ("balance", "stages", "weights", "turns", "retries", "reuse_connections")
+"""Fields that stored loads lack: at their defaults they do not show, so that those are still the same loads."""
 
-def prompt_set(prompts: Sequence[str]) -> str:
-    """Return the hash of user-given ``prompts`` in their order, ``""`` when there are none."""
-    if not prompts:
+
+def prompt_set(
+    prompts: Sequence[str], messages: Sequence[Sequence[Message]] = (), images: Sequence[str] = ()
+) -> str:
+    """Return the hash of user-given ``prompts``, chats and images in their order, ``""`` when there are none."""
+    if not prompts and not messages and not images:
         return ""
-    return hashlib.sha256(msgspec.json.encode([_encodable(prompt) for prompt in prompts])).hexdigest()[:32]
+    given: list[object] = [_encodable(prompt) for prompt in prompts]
+    if messages or images:
+        chats = [[(_encodable(each.role), _encodable(each.content)) for each in chat] for chat in messages]
+        given = [given, chats, list(images)]
+    return hashlib.sha256(msgspec.json.encode(given)).hexdigest()[:32]
 
 
 def identity(workload: Workload) -> str:
@@ -113,9 +159,16 @@ def identity(workload: Workload) -> str:
 def asked(workload: Workload) -> dict[str, Any]:
     """Return the fields that make the load what it is, the prompts as their hash."""
     fields = {name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NOT_LOAD}
-    if workload.balance is Balance.ROUND_ROBIN:
-        del fields["balance"]  # loads stored before there was a choice are the same loads
-    return fields | {"prompt_set": workload.prompt_set or prompt_set(workload.prompts)}
+    for name, default in _DEFAULTS.items():
+        if fields[name] == default:
+            del fields[name]
+    if workload.stages:
+        fields["stages"] = [msgspec.structs.asdict(stage) for stage in workload.stages]
+    given = prompt_set(workload.prompts, workload.messages, workload.images)
+    return fields | {"prompt_set": workload.prompt_set or given}
+
+
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Workload) if field.name in _LATER}
 
 
 def _encodable(text: str) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.bench import Onlooker, Server, place
+from pytest_ollama_perf.bench import Onlooker
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.experiment.result import Host
 from pytest_ollama_perf.finding.comparison import Comparison, compare
+from pytest_ollama_perf.fleet import Server, place
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import WORDS, LoadSpec, load_spec
 from pytest_ollama_perf.metric import PERCENTILES
@@ -60,11 +61,6 @@ class ABTest:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(side.spec.workload.model for side in (self.baseline, self.candidate)))
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """The servers of the sides that have some of their own."""
-        return tuple(side.url for side in (self.baseline, self.candidate) if side.url is not None)
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.finding.servers import ServerNumbers, Servers
 from pytest_ollama_perf.marks import read_limits
 from pytest_ollama_perf.metric import METRICS, Shape
 from pytest_ollama_perf.run import Run
@@ -41,11 +42,17 @@ class Result:
         self.verdict: Verdict = trial.verdict
         self.run: Run = trial.loads[-1].run
         self.summary: Summary = trial.loads[-1].summary
+        self._servers = next((found for found in trial.findings if isinstance(found, Servers)), None)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
         """The measured samples; ``run.samples`` has the warm-up, too."""
         return self.run.measured
+
+    @property
+    def servers(self) -> tuple[ServerNumbers, ...]:
+        """What each of several servers did, in the order given; nothing where there was one."""
+        return self._servers.servers if self._servers else ()
 
     def metric(self, name: str) -> MetricSummary:
         """Return the summary of one metric."""

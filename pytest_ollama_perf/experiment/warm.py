@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_ollama_perf.bench import Bench, Onlooker, Server
+from pytest_ollama_perf.bench import Bench, Onlooker
 from pytest_ollama_perf.client.patience import patiently
 from pytest_ollama_perf.errors import ServerError
+from pytest_ollama_perf.fleet import Server
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import Timeouts, Workload
 

@@ -132,7 +132,8 @@ def _title(test: str, word: str, width: int) -> str:
 
 def _main_numbers(result: TestResult, width: int) -> Iterable[str]:
     found = all_lines(result.findings, width)
-    told = measured(result.loads, result.verdict.stored, width, numbers=not found, together=bool(found))
+    instead = any(not finding.beside_numbers for finding in result.findings)
+    told = measured(result.loads, result.verdict.stored, width, numbers=not instead, together=instead)
     return [*found, *told]
 
 

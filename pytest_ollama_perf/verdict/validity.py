@@ -12,11 +12,11 @@ from pytest_ollama_perf.run import ModelState, Run
 from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.summary import Summary
 from pytest_ollama_perf.text import inert
-from pytest_ollama_perf.verdict import client_side
+from pytest_ollama_perf.verdict import client_side, servers
 from pytest_ollama_perf.verdict.prompt_cache import cached_prompts
 from pytest_ollama_perf.verdict.wording import count, number, percent, seconds
 from pytest_ollama_perf.verdict.words import Problem
-from pytest_ollama_perf.workload import Endpoint, Workload
+from pytest_ollama_perf.workload import Endpoint
 
 
 def problems(run: Run, summary: Summary) -> tuple[Problem, ...]:
@@ -56,7 +56,7 @@ def _replaced(run: Run, summary: Summary) -> Iterator[Problem]:
         after = run.after.get(url)
         if after is None or not before.loaded:
             continue
-        if not after.loaded and not _unloads_itself(run.workload):
+        if not after.loaded and not run.workload.unloads_itself:
             yield Problem(name="model evicted", text="the model was no longer loaded when the load ended", spoils=True)
         elif after.digest and before.digest and after.digest != before.digest:
             was, now = inert(before.digest, 12), inert(after.digest, 12)
@@ -70,7 +70,7 @@ _LOADING_S = 0.2
 
 def _reloaded(run: Run, summary: Summary) -> Iterator[Problem]:
     """Only the first wave of a cold start may wait for the model."""
-    if _unloads_itself(run.workload):
+    if run.workload.unloads_itself:
         return
     first_done = min((sample.done_ns for sample in run.measured if sample.ok), default=0)
     waited = [sample for sample in run.measured if (sample.counters.load_duration_ns or 0) >= _LOADING_S * 1e9]
@@ -158,11 +158,9 @@ def _states(run: Run) -> list[ModelState]:
     return [state for state in (*run.after.values(), *run.before.values()) if state.loaded]
 
 
-def _unloads_itself(workload: Workload) -> bool:
-    return str(workload.keep_alive).rstrip("smh") in {"0", "0.0"}
-
-
 _CHECKS: tuple[Callable[[Run, Summary], Iterator[Problem]], ...] = (
+    servers.down,
+    servers.unlike,
     _replaced,
     _reloaded,
     _partly_on_cpu,

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from run_makers import failure, one_after_another, run_of
 
-from pytest_ollama_perf.bench import Server
+from pytest_ollama_perf.fleet import Server
 from pytest_ollama_perf.client.address import parse_address
 from pytest_ollama_perf.experiment.ab import read
 from pytest_ollama_perf.run import Fingerprint, ModelState, Run
