@@ -30,6 +30,7 @@ _SHORT = {"max_latency": "max_p95_latency", "max_ttft": "max_p95_ttft"}
 _SUCCESS = 0.95
 _MAXIMUM = 64
 _REPEATS = 3
+_REQUESTS_PER_CLIENT = 2
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class MaxConcurrencyTest:
         return gating_pairs(self.spec.margins)
 
     def load(self, concurrency: int) -> LoadSpec:
-        """Return the load of one probe."""
+        """Return the load of one probe: at least two requests a client, or not all of them would be at work at once."""
         words = {**self.words, "concurrency": concurrency}
+        if "requests" in words:
+            words["requests"] = max(words["requests"], _REQUESTS_PER_CLIENT * concurrency)
         return msgspec.structs.replace(load_spec(words, default_model=self.default_model), limits=())
 
     def conduct(self, lab: Lab, test: str) -> Trial:

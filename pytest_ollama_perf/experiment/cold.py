@@ -155,8 +155,9 @@ class _Starts:
         return self.warm[-1].verdict.word not in {Word.INVALID, Word.ABORTED}
 
     def _cold_workload(self) -> Workload:
-        """One request for each server, so that all of them start cold."""
-        return msgspec.structs.replace(self.asked.cold.workload, requests=len(self.lab.bench.servers))
+        """One request for each server at the same time, so that each loads the model by its own."""
+        servers = len(self.lab.bench.servers)
+        return msgspec.structs.replace(self.asked.cold.workload, requests=servers, concurrency=servers)
 
     def _found(self) -> ColdStart:
         runs = zip(self.cold, self.warm, strict=False)

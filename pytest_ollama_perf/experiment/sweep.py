@@ -198,7 +198,7 @@ def read(words: Mapping[str, Any], settings: Settings) -> SweepTest:
     for chosen in itertools.product(*(values for name, values in axes.items() if name != axis)):
         at = dict(zip((name for name in axes if name != axis), chosen, strict=True))
         levels = [{**at, axis: value} for value in axes[axis]]
-        specs = [load_spec({**fixed, **level}, default_model=settings.model) for level in levels]
+        specs = [_whole_level(load_spec({**fixed, **level}, default_model=settings.model)) for level in levels]
         curves.append((at, tuple((level, _limited(spec, every)) for level, spec in zip(levels, specs, strict=True))))
         singles.append(_single({**fixed, **at}, settings) if single_at else None)
     return SweepTest(
@@ -251,6 +251,17 @@ def _split(limits: Sequence[Limit]) -> tuple[tuple[Limit, ...], tuple[Limit, ...
 
 def _limited(spec: LoadSpec, limits: tuple[Limit, ...]) -> LoadSpec:
     return msgspec.structs.replace(spec, limits=limits)
+
+
+def _whole_level(spec: LoadSpec) -> LoadSpec:
+    """Refuse a level that its own requests could not fill."""
+    requests, clients = spec.workload.requests, spec.workload.concurrency
+    if requests is not None and clients is not None and requests < clients:
+        raise ConfigError(
+            f"requests={requests}: fewer than the {clients} clients of a level, which would never be at work at once; "
+            "give more, or none for 5 a client and at least 20"
+        )
+    return spec
 
 
 def _wants_single(own: Mapping[str, Any], axis: str, axes: Mapping[str, tuple[Any, ...]]) -> bool:

@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 from run_makers import failure, one_after_another, run_of
-from virtual import TEST, URL, conducted, settings_of
+from virtual import TEST, URL, Server, conducted, settings_of
 
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.experiment.cold import read
@@ -50,6 +50,12 @@ def test_a_cold_sample_is_in_no_warm_run():
     found = started()
     assert all(len(cold.samples) == 1 and cold.ttft.max > 4 for cold in found.result.cold)
     assert all(len(warm.samples) == 10 and warm.latency.max < 1 for warm in found.result.warm)
+
+
+def test_of_several_servers_each_starts_cold_by_a_request_of_its_own_at_the_same_time():
+    found = started(servers=(Server(), Server(), Server()))
+    assert {(load.requests, load.concurrency) for load in found.bench.fired if load.cold} == {(3, 3)}
+    assert found.trial.verdict.word is Word.OK
 
 
 def test_a_load_of_minutes_has_a_timeout_of_its_own():

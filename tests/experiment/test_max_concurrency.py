@@ -203,6 +203,11 @@ def test_failures_break_a_probe_and_not_the_test():
     assert found.trial.verdict.word is Word.OK
 
 
+def test_a_probe_has_at_least_two_requests_a_client():
+    found = searched({"max_latency": 60, "requests": 6, "maximum": 8})
+    assert {load.concurrency: load.requests for load in found.bench.fired} == {1: 6, 2: 6, 4: 8, 8: 16}
+
+
 def test_an_invalid_probe_ends_the_search():
     found = searched({"max_latency": 60}, sim=msgspec.structs.replace(QUICK, eos_after=4))
     assert tried(found) == [1]

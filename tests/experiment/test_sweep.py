@@ -134,10 +134,10 @@ def failing(kind, **words):
 
 def test_a_server_past_its_limits_is_not_driven_further():
     """The fault strikes from request 15 on, which only loads of more than two clients reach."""
-    found = failing("http_500@15-", concurrency=[1, 2, 4, 8, 16])
+    found = failing("http_500@15-", concurrency=[1, 2, 4, 8, 12])
     assert [load.concurrency for load in found.bench.fired] == [1, 2, 4]
     assert found.result.stopped == (
-        "stopped after 4 at once: 2 of 12 requests failed (stop_success_rate=0.9); 8 at once, 16 at once not measured"
+        "stopped after 4 at once: 2 of 12 requests failed (stop_success_rate=0.9); 8 at once, 12 at once not measured"
     )
     assert found.trial.verdict.word is Word.BROKEN
     assert (
@@ -156,21 +156,21 @@ def test_failures_that_were_asked_to_be_borne_still_stop_the_sweep_but_break_not
 
 
 def test_a_latency_past_all_patience_stops_the_sweep_too():
-    found = swept({"concurrency": [1, 8, 16], "stop_latency": "300ms"})
+    found = swept({"concurrency": [1, 8, 12], "stop_latency": "300ms"})
     assert [load.concurrency for load in found.bench.fired] == [1, 8]
     assert "latency p50" in found.result.stopped
-    assert "(stop_latency=0.3); 16 at once not measured" in found.result.stopped
+    assert "(stop_latency=0.3); 12 at once not measured" in found.result.stopped
     assert found.trial.verdict.word is Word.OK
 
 
 def test_a_level_that_was_not_measured_has_not_met_its_limits():
-    found = swept({"concurrency": [1, 8, 16], "stop_latency": "300ms", "min_tps": 1})
+    found = swept({"concurrency": [1, 8, 12], "stop_latency": "300ms", "min_tps": 1})
     assert found.trial.verdict.word is Word.BROKEN
-    assert found.trial.verdict.reason.startswith("16 at once: not measured: stopped after 8 at once: latency p50")
+    assert found.trial.verdict.reason.startswith("12 at once: not measured: stopped after 8 at once: latency p50")
 
 
 def test_a_stop_ends_its_curve_and_not_the_others():
-    found = swept({"concurrency": [1, 8, 16], "num_ctx": [2048, 4096], "stop_latency": "300ms"})
+    found = swept({"concurrency": [1, 8, 12], "num_ctx": [2048, 4096], "stop_latency": "300ms"})
     fired = [(load.num_ctx, load.concurrency) for load in found.bench.fired]
     assert fired == [(context, clients) for context in (2048, 4096) for clients in (1, 8)]
 
@@ -243,6 +243,7 @@ def test_what_was_measured_when_something_stopped_the_sweep_is_not_lost():
             {"num_ctx": [1024, 2048], "min_knee": 2},
             "min_knee=2: a sweep over num_ctx has no knee; sweep over",
         ),
+        ({"concurrency": [1, 16], "requests": 10}, "requests=10: fewer than the 16 clients of a level"),
         ({"min_knee": 0}, "min_knee=0: expected a number above 0"),
         ({"single": 1}, "single=1: expected True or False"),
         ({"stop_latency": "soon"}, "stop_latency='soon': expected seconds"),
