@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pytest_ollama_perf import shapes
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.load.plan import check
 from pytest_ollama_perf.metric import METRICS
@@ -49,12 +50,15 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
         ConfigError: a word or its value is wrong, or words contradict each other.
     """
     _refuse_unknown(words, known_words())
-    if "prompt" in words and "prompts" in words:
-        raise ConfigError("prompt and prompts contradict each other: give one of them")
+    _refuse_both(words, ("prompt", "prompts", "dataset"))
+    for word in ("concurrency", "rate", "requests", "duration") if "stages" in words else ():
+        _refuse_both(words, ("stages", word))
     fields: dict[str, Any] = {}
     for word, value in words.items():
         if word in WORDS:
-            fields.update(WORDS[word](word, value))
+            read = WORDS[word](word, value)
+            # what a dataset implies gives way to what is said
+            fields = {**read, **fields} if word == "dataset" else {**fields, **read}
     fields.setdefault("model", default_model or ANY_MODEL)
     workload = Workload(**_with_defaults(fields))
     check(msgspec.structs.replace(workload, model=workload.model or "not known yet"))
@@ -63,10 +67,18 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
     return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=margins)
 
 
-_RIVALS = {
-    **{"concurrency": "rate", "rate": "concurrency"},
-    **{"requests": "duration", "duration": "requests"},
-    **{"prompt": "prompts", "prompts": "prompt"},
+def _refuse_both(words: Mapping[str, Any], rivals: tuple[str, ...]) -> None:
+    given = [word for word in rivals if word in words]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} contradict each other: give one of them")
+
+
+_PACES = ("concurrency", "rate", "stages")
+_ENDS = ("requests", "duration", "stages")
+_ASKED = ("prompt", "prompts", "dataset")
+_RIVALS: Mapping[str, frozenset[str]] = {
+    word: frozenset(other for rivals in (_PACES, _ENDS, _ASKED) if word in rivals for other in rivals if other != word)
+    for word in (*_PACES, *_ENDS, *_ASKED)
 }
 
 
@@ -77,7 +89,11 @@ def nearest(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        open_ = {word: value for word, value in layer.items() if word not in merged and _RIVALS.get(word) not in merged}
+        open_ = {
+            word: value
+            for word, value in layer.items()
+            if word not in merged and _RIVALS.get(word, frozenset()).isdisjoint(merged)
+        }
         merged.update(open_)
     return merged
 
@@ -111,7 +127,7 @@ def _with_defaults(fields: dict[str, Any]) -> dict[str, Any]:
         fields.setdefault("requests", None)
     # A warm-up would take the load that a cold start is about.
     fields.setdefault("warmup", 0 if fields.get("cold") else clients)
-    endpoint = fields.get("endpoint", Endpoint.GENERATE)
+    endpoint = fields.setdefault("endpoint", Endpoint.CHAT if fields.get("turns", 1) > 1 else Endpoint.GENERATE)
     # A person's own prompt goes through the model's template as their users' prompts do.
     fields.setdefault("raw", endpoint is Endpoint.GENERATE and not fields.get("prompts"))
     if endpoint is Endpoint.EMBED:
@@ -269,13 +285,19 @@ WORDS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "concurrency": _to("concurrency", _whole(1)),
     "rate": _to("rate", lambda word, value: _number(word, value, positive=True)),
     "arrival": _to("arrival", _choice(Arrival)),
+    "stages": shapes.stages,
     "requests": _to("requests", _whole(1)),
     "duration": _to("duration_s", _duration),
     "drain": _to("drain_s", _duration),
     "warmup": _to("warmup", _whole(0)),
     "think_time": _to("think_time_s", _think_time),
     "prompt": _to("prompts", _prompts),
-    "prompts": _to("prompts", _prompts),
+    "prompts": lambda word, value: (
+        shapes.mix(word, value) if isinstance(value, Mapping) else {"prompts": _prompts(word, value)}
+    ),
+    "dataset": shapes.dataset,
+    "turns": _to("turns", _whole(1)),
+    "images": shapes.images,
     "prompt_words": _to("prompt_words", _whole(1)),
     "prefix": _to("prefix", _choice(Prefix)),
     "raw": _to("raw", _flag),
@@ -289,6 +311,8 @@ WORDS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "cold": _to("cold", _flag),
     "balance": _to("balance", _choice(Balance)),
     "timeout": _to("timeouts", _timeouts),
+    "retries": _to("retries", _whole(0)),
+    "reuse_connections": _to("reuse_connections", _flag),
 }
 """Words that shape the load; each maps to a field of ``Workload``."""
 

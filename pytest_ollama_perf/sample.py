@@ -88,6 +88,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     done_reason: str = ""
     counters: Counters = Counters()
     attempt: int = 1
+    first_sent_ns: int | None = None  # when the first attempt was sent, where it was not the last
+    first_error: str = ""  # how that attempt ended
+    turn: int = 1  # which question of a chat this was; later ones meet what the server kept of the earlier
     server: str = ""  # which upstream answered, where a header names it
 
     @property
@@ -96,5 +99,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def start_ns(self) -> int:
-        """Where latency counts from: the scheduled time of an open loop, else the send."""
-        return self.sent_ns if self.scheduled_ns is None else self.scheduled_ns
+        """Where latency counts from: the scheduled time of an open loop, else the first send."""
+        if self.scheduled_ns is not None:
+            return self.scheduled_ns
+        return self.sent_ns if self.first_sent_ns is None else self.first_sent_ns

@@ -80,7 +80,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``stages`` move the load over time; ``concurrency`` or ``rate`` is then their peak and ``duration_s`` their sum.
     ``messages`` are whole chats in place of prompts; ``weights`` say how often each prompt or chat is sent, evenly
     without them; ``images`` are base64, one a request in turn. With ``turns`` each client keeps a chat of that many
-    questions, the model's answers among them. ``retries`` is how often a request that met 502, 503 or 504 is sent again.
+    questions, the model's answers among them. ``retries`` is how often one that met 502, 503 or 504 is sent again.
     """
 
     model: str

@@ -52,6 +52,7 @@ class Exchange:
         "_first_token_ns",
         "_header_ns",
         "_headers",
+        "_heard",
         "_headless",
         "_kept_alive",
         "_last_piece",
@@ -84,6 +85,7 @@ class Exchange:
         self.connect_ns: int | None = None
         self.attempt = 1
         self.bytes_received = 0
+        self._heard = request.heard
         self._reset()
 
     def _reset(self) -> None:
@@ -120,6 +122,8 @@ class Exchange:
     def restart(self, sent_ns: int) -> None:
         """Begin again on a fresh connection, as the next attempt."""
         self.attempt += 1
+        if self._heard is not None:
+            self._heard.clear()
         self.sent_ns = self.last_ns = sent_ns
         self._reset()
 
@@ -324,6 +328,8 @@ class Exchange:
             self.fail(Outcome.MALFORMED, "an object after the final one")
         elif answer or thinking:
             self._text(bool(answer))
+            if self._heard is not None and answer:
+                self._heard.append(answer)
         if line.done:
             self._finale(data)
 

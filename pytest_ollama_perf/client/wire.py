@@ -180,15 +180,16 @@ class WireBackend:
     async def _exchange(self, target: _Target, exchange: Exchange) -> None:
         request = exchange.request
         head = target.heads[request.endpoint]
-        data = b"%sX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n%s" % (
+        data = b"%sX-Request-Id: %s\r\n%sContent-Length: %d\r\n\r\n%s" % (
             head,
             request.request_id.encode("ascii", "replace"),
+            b"" if request.reuse_connection else b"Connection: close\r\n",
             len(request.body),
             request.body,
         )
         if self._io is not None:
             self._io.poller.catch_up()  # a wave of sends must not keep the first answers waiting
-        connection = target.take()
+        connection = target.take() if request.reuse_connection else None
         kept_alive = connection is not None and connection.served > 0
         if connection is None:
             connection = await self._fresh(target, exchange)
@@ -230,7 +231,9 @@ class WireBackend:
         finally:
             watch.stop()
             target.busy.discard(connection)
-        if not connection.is_closed:
+        if not exchange.request.reuse_connection:
+            connection.close()
+        elif not connection.is_closed:
             target.idle.append(connection)
 
 

@@ -27,6 +27,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     timeouts: Timeouts
     scheduled_ns: int | None = None
+    turn: int = 1
+    reuse_connection: bool = True
+    heard: list[str] | None = None
+    """Where the text of the answer goes, piece by piece; ``None`` where nobody wants to know."""
 
 
 class Backend(Protocol):

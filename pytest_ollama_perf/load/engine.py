@@ -12,9 +12,12 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from pytest_ollama_perf.load import retry
 from pytest_ollama_perf.load.backend import Backend, Request
+from pytest_ollama_perf.load.course import Course
 from pytest_ollama_perf.load.plan import Plan
 from pytest_ollama_perf.load.recorder import Recorder
+from pytest_ollama_perf.load.talk import ALONE, Talk, Turn
 from pytest_ollama_perf.sample import Outcome, Sample, Stage
 from pytest_ollama_perf.workload import Endpoint, Workload
 
@@ -64,6 +67,7 @@ class _Load:
         self._taken = 0
         self._measuring = False
         self._deadline_ns = math.inf
+        self._course = plan.course
 
     async def connect(self, targets: int) -> None:
         """Open each client's connection to each server; what fails here shows up again when a request is sent."""
@@ -73,6 +77,9 @@ class _Load:
             return
 
     async def closed_loop(self) -> None:
+        if self._course is not None:
+            await self._moving_loop(self._course)
+            return
         # the first requests are dealt out here, since a loop may start its tasks in any order
         self._taken = self._plan.clients
         async with anyio.create_task_group() as group:
@@ -80,12 +87,48 @@ class _Load:
                 group.start_soon(self._client, client)
 
     async def _client(self, client: int) -> None:
-        pauses = self._plan.pauses_s(client)
+        pauses, talk = self._plan.pauses_s(client), Talk(self._plan)
         index: int | None = client
         while index is not None:
             self._begin(index, self._backend.now_ns())
-            await self._send(self._request(index, client))
+            await self._ask(index, client, talk)
             index = await self._next(next(pauses))
+
+    async def _ask(self, index: int, client: int, talk: Talk) -> None:
+        turn = talk.ask(index)
+        sample = await self._send(self._request(index, client, turn=turn))
+        talk.hear(turn, sample.ok)
+
+    async def _moving_loop(self, course: Course) -> None:
+        """Let clients come and go as the stages say; a request under way when its client's time is over is finished."""
+        await self._warm_up()
+        base_ns = self._backend.now_ns()
+        self._begin(self._taken, base_ns)
+        async with anyio.create_task_group() as group:
+            for client in range(self._plan.clients):
+                group.start_soon(self._guest, client, course, base_ns)
+
+    async def _guest(self, client: int, course: Course, base_ns: int) -> None:
+        pauses, talk = self._plan.pauses_s(client), Talk(self._plan)
+        pause_s = 0.0
+        while (due_s := course.joins(client, (self._backend.now_ns() - base_ns) / 1e9 + pause_s)) < math.inf:
+            await self._until(base_ns + round(due_s * 1e9))
+            self._taken += 1
+            await self._ask(self._taken - 1, client, talk)
+            pause_s = next(pauses)
+
+    async def _warm_up(self) -> None:
+        """Send the requests that do not count, by as many clients as will come; a moving load starts after them."""
+        warmup, clients = self._workload.warmup, self._plan.clients
+        self._taken = warmup
+        async with anyio.create_task_group() as group:
+            for client in range(min(warmup, clients)):
+                group.start_soon(self._warm, client, range(client, warmup, clients))
+
+    async def _warm(self, client: int, indexes: range) -> None:
+        talk = Talk(self._plan)
+        for index in indexes:
+            await self._ask(index, client, talk)
 
     async def _next(self, pause_s: float) -> int | None:
         """Think, then return the index to send, or ``None`` when the load is over, or will be before the thought is."""
@@ -103,9 +146,11 @@ class _Load:
 
     async def open_loop(self) -> None:
         lanes = _Lanes()
+        if self._course is not None:
+            await self._warm_up()
         base_ns = self._backend.now_ns()
         async with anyio.create_task_group() as group:
-            for index, offset_ns in enumerate(self._plan.arrivals_ns()):
+            for index, offset_ns in enumerate(self._plan.arrivals_ns(), self._taken):
                 # by schedule, not by the clock: a request that this client is late with is still sent
                 if (due_ns := base_ns + offset_ns) >= self._deadline_ns:
                     return
@@ -137,7 +182,7 @@ class _Load:
         if self._on_measured is not None:
             self._on_measured()
 
-    def _request(self, index: int, client: int, due_ns: int | None = None) -> Request:
+    def _request(self, index: int, client: int, due_ns: int | None = None, turn: Turn = ALONE) -> Request:
         endpoint = self._workload.endpoint
         return Request(
             index=index,
@@ -147,15 +192,30 @@ class _Load:
             stage=self._plan.stage(index),
             endpoint=endpoint,
             stream=self._workload.stream and endpoint != Endpoint.EMBED,
-            body=self._plan.body(index),
+            body=self._plan.body(index) if turn.body is None else turn.body,
             timeouts=self._workload.timeouts,
             scheduled_ns=due_ns,
+            turn=turn.number,
+            reuse_connection=self._workload.reuse_connections,
+            heard=turn.heard,
         )
 
-    async def _send(self, request: Request) -> None:
-        """Send one request and see to it that it leaves exactly one sample, whatever the backend does."""
-        receipt = _Receipt(request, self._backend.now_ns())
+    async def _send(self, request: Request) -> Sample:
+        """Send one request, again where that is asked for, and leave exactly one sample, whatever the backend does."""
+        tries: list[Sample] = []
         self._recorder.sent()
+        try:
+            await self._try(request, tries)
+            while retry.wanted(self._workload, tries):
+                await anyio.sleep(retry.pause_s(self._workload.seed, request.index, len(tries)))
+                await self._try(request, tries)
+        finally:
+            whole = self._timely(retry.joined(tries, request.turn))
+            self._recorder.add(whole)
+        return whole
+
+    async def _try(self, request: Request, tries: list[Sample]) -> None:
+        receipt = _Receipt(request, self._backend.now_ns())
         try:
             await self._backend.send(request, receipt.keep)
         except Exception as error:
@@ -164,7 +224,7 @@ class _Load:
             receipt.fault, receipt.outcome = "stopped, and the client recorded nothing", Outcome.CANCELLED
             raise
         finally:
-            self._recorder.add(self._timely(receipt.sample(self._backend.now_ns())))
+            tries.append(receipt.sample(self._backend.now_ns()))
 
     def _timely(self, sample: Sample) -> Sample:
         if sample.outcome is not Outcome.CANCELLED or not self.scope.cancel_called:

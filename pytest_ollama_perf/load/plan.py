@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from itertools import count, islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, islice, takewhile
 from typing import Any
 
 import msgspec
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.load.prompts import NONCE_WORDS, Prompts
+from pytest_ollama_perf.load.course import Course
+from pytest_ollama_perf.load.prompts import NONCE_WORDS, Picker, Prompts
 from pytest_ollama_perf.sample import Stage
 from pytest_ollama_perf.words import did_you_mean
-from pytest_ollama_perf.workload import Arrival, Endpoint, Prefix, Workload
+from pytest_ollama_perf.workload import Arrival, Endpoint, Message, Prefix, Workload
 
 _MAX_SEED = 2**31 - 1
 _THINK_LEVELS = ("low", "medium", "high", "max")
@@ -34,6 +35,7 @@ class Plan:
         self.workload = workload
         self.total = total_requests(workload)
         self._prompts = Prompts(workload)
+        self._picker = Picker(workload)
         self._head = _ENCODER.encode(_fixed(workload))[:-1] + b","
         self._ahead = self._encode_ahead()
 
@@ -44,11 +46,18 @@ class Plan:
         return concurrency if self.total is None else min(concurrency, self.total)
 
     @property
+    def course(self) -> Course | None:
+        """How the load moves over time, where it does."""
+        return Course(self.workload.stages) if self.workload.stages else None
+
+    @property
     def connections(self) -> int:
         """Connections to one server worth opening before the clock starts.
 
         An open loop opens two seconds' worth of requests: more are made when needed, and their making is recorded.
         """
+        if not self.workload.reuse_connections:
+            return 0
         if self.workload.rate is None:
             return self.clients
         wanted = min(_OPEN_CONNECTIONS, math.ceil(2 * self.workload.rate))
@@ -64,8 +73,11 @@ class Plan:
 
     def arrivals_ns(self) -> Iterator[int]:
         """Yield when each request of an open loop is due, in nanoseconds after the first."""
-        rate = self.workload.rate or 1.0
+        # a moving rate is that of one a second, with time stretched
+        rate = 1.0 if self.workload.stages else self.workload.rate or 1.0
         times = _poisson(rate, self.workload.seed) if self.workload.arrival == Arrival.POISSON else _constant(rate)
+        if (course := self.course) is not None:
+            times = takewhile(math.isfinite, map(course.time_of, times))
         return islice((round(1e9 * at) for at in times), self.total)
 
     def pauses_s(self, client: int) -> Iterator[float]:
@@ -76,11 +88,24 @@ class Plan:
             yield chance.uniform(low, high)
 
     def _encode(self, index: int) -> bytes:
-        return self._head + _ENCODER.encode(_varying(self.workload, self._prompts, index))[1:]
+        return self._head + _ENCODER.encode(_varying(self.workload, self._prompts, self._picker, index))[1:]
+
+    def chat(self, index: int) -> list[dict[str, Any]]:
+        """Return the messages that begin a chat with this request."""
+        messages: list[dict[str, Any]] = _varying(self.workload, self._prompts, self._picker, index)["messages"]
+        return messages
+
+    def question(self, index: int) -> dict[str, Any]:
+        """Return the message that asks on in a chat."""
+        return {"role": "user", "content": self._prompts.given(index)}
+
+    def chat_body(self, messages: Sequence[Mapping[str, Any]]) -> bytes:
+        """Return the JSON of a request that carries a chat so far."""
+        return self._head + _ENCODER.encode({"messages": messages})[1:]
 
     def _encode_ahead(self) -> list[bytes]:
         bodies: list[bytes] = []
-        room = _ENCODED_AHEAD_BYTES
+        room = _ENCODED_AHEAD_BYTES if self.workload.turns == 1 else 0
         for index in range(self.total or 0):
             bodies.append(self._encode(index))
             room -= len(bodies[-1])
@@ -134,7 +159,7 @@ def _named_options(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _varying(workload: Workload, prompts: Prompts, index: int) -> dict[str, Any]:
+def _varying(workload: Workload, prompts: Prompts, picker: Picker, index: int) -> dict[str, Any]:
     """Return the fields that differ between requests.
 
     Under a template the nonce stands in the system message too: the model's own system message would otherwise come
@@ -143,10 +168,29 @@ def _varying(workload: Workload, prompts: Prompts, index: int) -> dict[str, Any]
     text, nonce = prompts.text(index), prompts.nonce(index)
     if workload.endpoint == Endpoint.EMBED:
         return {"input": text}
+    if workload.messages:
+        return {"messages": _chat(workload.messages[picker.pick(index)], nonce, workload.images, index)}
     if workload.endpoint == Endpoint.CHAT:
-        system = [{"role": "system", "content": nonce}] if nonce else []
-        return {"messages": [*system, {"role": "user", "content": text}]}
-    return {"prompt": text} if _raw(workload) or not nonce else {"system": nonce, "prompt": text}
+        return {"messages": _chat((Message(role="user", content=text),), nonce, workload.images, index)}
+    seen = {"images": _image(workload.images, index)} if workload.images else {}
+    return {"prompt": text, **seen} if _raw(workload) or not nonce else {"system": nonce, "prompt": text, **seen}
+
+
+def _chat(messages: Sequence[Message], nonce: str, images: Sequence[str], index: int) -> list[dict[str, Any]]:
+    """Return a chat that begins with the nonce, in the system message that there is or in one of its own."""
+    chat: list[dict[str, Any]] = [{"role": each.role, "content": each.content} for each in messages]
+    if images:
+        asked = next(each for each in reversed(chat) if each["role"] == "user")
+        asked["images"] = _image(images, index)
+    if nonce and chat[0]["role"] == "system":
+        chat[0]["content"] = f"{nonce}\n{chat[0]['content']}"
+    elif nonce:
+        chat.insert(0, {"role": "system", "content": nonce})
+    return chat
+
+
+def _image(images: Sequence[str], index: int) -> list[str]:
+    return [images[index % len(images)]]
 
 
 def check(workload: Workload) -> None:
@@ -167,7 +211,8 @@ def _check_types(workload: Workload) -> None:
 
 
 def _encodable(workload: Workload) -> str:
-    for word, value in (("prompts", workload.prompts), ("options", workload.options), ("model", workload.model)):
+    given = (("prompts", workload.prompts), ("dataset", workload.messages))
+    for word, value in (*given, ("options", workload.options), ("model", workload.model)):
         try:
             _ENCODER.encode(value)
         except UnicodeEncodeError as error:
@@ -204,6 +249,41 @@ def _warmup(workload: Workload) -> str:
     return "" if workload.warmup >= 0 else f"warmup={workload.warmup}: must be 0 or more requests"
 
 
+def _stages(workload: Workload) -> str:
+    stages, word = workload.stages, "concurrency" if workload.rate is None else "rate"
+    if not stages:
+        return ""
+    if not all(_positive(stage.seconds) for stage in stages):
+        return "stages: each must last more than 0 seconds"
+    if not all(0 <= stage.level < math.inf for stage in stages) or not any(stage.level for stage in stages):
+        return f"stages: {word} must be 0 or more, and more than 0 in one of them"
+    if workload.rate is None and not all(float(stage.level).is_integer() for stage in stages):
+        return "stages: concurrency must be a whole number"
+    return ""
+
+
+def _chats(workload: Workload) -> str:
+    chat, given = workload.endpoint == Endpoint.CHAT, bool(workload.messages)
+    if workload.turns < 1 or workload.retries < 0:
+        return f"turns={workload.turns} and retries={workload.retries}: must be at least 1 and 0"
+    if (given or workload.turns > 1) and not chat:
+        what = "a dataset with messages" if given else f"turns={workload.turns}"
+        return f"{what} and endpoint={workload.endpoint.value!r} exclude each other: chats need endpoint='chat'"
+    if workload.turns > 1 and (given or workload.rate is not None):
+        other = "a dataset with messages" if given else "a rate"
+        return f"turns={workload.turns} and {other} exclude each other: clients keep chats of their own"
+    return ""
+
+
+def _mix(workload: Workload) -> str:
+    weights, count = workload.weights, len(workload.messages) or len(workload.prompts)
+    if weights and (len(weights) != count or not all(map(_positive, weights))):
+        return f"prompts: {len(weights)} weights for {count} prompts; each needs one above 0"
+    if workload.images and _embeds(workload):
+        return "images and endpoint='embed' exclude each other"
+    return ""
+
+
 def _think_time(workload: Workload) -> str:
     low, high = workload.think_time_s
     if not 0 <= low <= high < math.inf:
@@ -219,6 +299,8 @@ def _prompts(workload: Workload) -> str:
     if empty := [str(at) for at, text in enumerate(workload.prompts, 1) if not text.strip()]:
         return f"prompts: number {empty[0]} is empty, and an empty prompt only loads the model"
     least = NONCE_WORDS if workload.prefix == Prefix.UNIQUE else 1
+    if workload.messages:
+        return ""
     if not workload.prompts and workload.prompt_words < least:
         return f"prompt_words={workload.prompt_words}: must be at least {least}" + _nonce_hint(workload)
     if not workload.prompts and workload.prompt_words >= workload.num_ctx:
@@ -279,6 +361,9 @@ _RULES: tuple[Callable[[Workload], str], ...] = (
     _encodable,
     _load,
     _stop,
+    _stages,
+    _chats,
+    _mix,
     _warmup,
     _think_time,
     _generation,

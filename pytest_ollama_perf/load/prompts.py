@@ -8,7 +8,10 @@ depends on the seed alone. Every synthetic word is a space and four letters, one
 from __future__ import annotations
 
 import hashlib
+import math
 import random
+from bisect import bisect
+from itertools import accumulate
 
 from pytest_ollama_perf.workload import Prefix, Workload
 
@@ -34,6 +37,7 @@ WORDS = tuple(_WORDS.split())
 NONCE_WORDS = 8
 """Words of a nonce: the first differs within any 256 requests, the first two within 65536; six tell runs apart."""
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _WORD_CHARS = 5
 _RING_WORDS = 8192
 _STRIDE = 1009  # coprime with the ring, so that 8192 prompts pass before a text returns
@@ -45,6 +49,7 @@ class Prompts:
 
     def __init__(self, workload: Workload) -> None:
         self._given = workload.prompts
+        self._picker = Picker(workload)
         self._unique = workload.prefix == Prefix.UNIQUE
         self._words = workload.prompt_words - (NONCE_WORDS if self._unique else 0)
         self._run = f"{workload.seed}\0{workload.salt}"
@@ -55,8 +60,12 @@ class Prompts:
         """Return the whole prompt of a request, nonce included."""
         if not self._given:
             return self.nonce(index) + self._synthetic(index)
-        given = self._given[index % len(self._given)]
+        given = self.given(index)
         return f"{self.nonce(index)}\n{given}" if self._unique else given
+
+    def given(self, index: int) -> str:
+        """Return the prompt of a request without its nonce: a later question of a chat needs none."""
+        return self._given[self._picker.pick(index)] if self._given else self._synthetic(index)
 
     def nonce(self, index: int) -> str:
         """Return the request's ``NONCE_WORDS`` words; empty where a warm prefix is asked for."""
@@ -71,6 +80,26 @@ class Prompts:
         # a warm load repeats one text: nothing else is sure to be cached
         start = index * _STRIDE % _RING_WORDS * _WORD_CHARS if self._unique else 0
         return self._ring[start : start + self._words * _WORD_CHARS]
+
+
+class Picker:
+    """Which of the given prompts or chats a request sends: in turn, or by their weights.
+
+    With weights the golden ratio's multiples, which are spread evenly over 0..1, decide: among any n requests the share
+    of each prompt is its weight to within a few in n, and the same in every run of a seed (Weyl 1916).
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._count = len(workload.messages) or len(workload.prompts)
+        total = math.fsum(workload.weights)
+        self._ends = [part / total for part in accumulate(workload.weights)]
+        self._offset = random.Random(f"mix:{workload.seed}").random()
+
+    def pick(self, index: int) -> int:
+        """Return the place of the prompt or chat."""
+        if not self._ends:
+            return index % self._count
+        return min(bisect(self._ends, (self._offset + index * _GOLDEN) % 1.0), self._count - 1)
 
 
 def _ring(seed: int, words: int) -> str:

@@ -21,12 +21,12 @@ from pytest_ollama_perf.report.facts import public_url
 from pytest_ollama_perf.report.findings import lines
 from pytest_ollama_perf.report.layout import WIDTH, clean
 from pytest_ollama_perf.report.result import LoadResult, TestResult
-from pytest_ollama_perf.run import Fingerprint, ModelState, ServerFacts, Watch
+from pytest_ollama_perf.run import Fingerprint, ModelState, ServerFacts, Telemetry, Watch
 from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
 from pytest_ollama_perf.summary import MetricSummary
 from pytest_ollama_perf.verdict.chronicle import Chronicle
 from pytest_ollama_perf.verdict.words import Row, Word
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.workload import Workload, prompt_set
 
 SCHEMA = 1
 
@@ -95,6 +95,9 @@ class SampleEntry(msgspec.Struct, frozen=True, kw_only=True):
     eval_count: int | None
     eval_duration_ns: int | None
     queue_ns: int | None
+    first_sent_ns: int | None = None
+    first_error: str = ""
+    turn: int = 1
 
 
 class ProblemEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +149,7 @@ class LoadEntry(msgspec.Struct, frozen=True, kw_only=True):
     after: dict[str, ModelState]
     servers: dict[str, ServerFacts] = {}
     watch: Watch
+    telemetry: Telemetry | None = None
     metrics: dict[str, MetricEntry]
     samples: tuple[SampleEntry, ...]
 
@@ -262,15 +266,24 @@ def _load(load: LoadResult) -> LoadEntry:
         started_at=run.started_at,
         aborted=clean(run.aborted),
         load_time_s=run.load_time_s,
-        workload=run.workload,
+        workload=_without_images(run.workload),
         fingerprint=_inert(run.fingerprint),
         before=_by_url(run.before),
         after=_by_url(run.after),
         servers={public_url(url): _inert_facts(facts) for url, facts in run.servers.items()},
         watch=run.watch,
+        telemetry=run.telemetry,
         samples=tuple(map(_sample, run.samples)),
         **numbers,
     )
+
+
+def _without_images(workload: Workload) -> Workload:
+    """Megabytes of base64 say less than the hash that stands for all that was sent."""
+    if not workload.images:
+        return workload
+    given = prompt_set(workload.prompts, workload.messages, workload.images)
+    return msgspec.structs.replace(workload, images=(), prompt_set=given)
 
 
 def _by_url(states: dict[str, ModelState]) -> dict[str, ModelState]:
@@ -297,7 +310,7 @@ def _metric(found: MetricSummary) -> MetricEntry:
 def _sample(sample: Sample) -> SampleEntry:
     fields = msgspec.structs.asdict(sample)
     counters = msgspec.structs.asdict(fields.pop("counters"))
-    texts = {name: clean(fields[name]) for name in ("error", "done_reason", "server", "request_id")}
+    texts = {name: clean(fields[name]) for name in ("error", "first_error", "done_reason", "server", "request_id")}
     fields |= counters | texts | {"url": public_url(sample.url), "queue_ns": sample.counters.queue_ns}
     return SampleEntry(**fields)
 

@@ -32,6 +32,8 @@ class _Client:
 
     def piece(self, text: str, thinking: bool, at_ns: int) -> None:
         self.last_ns = at_ns + self._delay_ns
+        if self.request.heard is not None and not thinking:
+            self.request.heard.append(text)
         if self.request.stream:
             self.chunks.append(self.last_ns)
             if not thinking and self.first_answer_ns is None:

@@ -21,7 +21,7 @@ from types import MappingProxyType
 import msgspec
 
 from pytest_ollama_perf.errors import CorruptRecord, StoreError
-from pytest_ollama_perf.run import SCHEMA, Fingerprint, ModelState, Run, ServerFacts, Watch
+from pytest_ollama_perf.run import SCHEMA, Fingerprint, ModelState, Run, ServerFacts, Telemetry, Watch
 from pytest_ollama_perf.store.samples import SampleTable, fold, unfold
 from pytest_ollama_perf.store.seal import DAMAGE, MAX_BYTES, Upgrade, corrupt, plain, seal, unseal
 from pytest_ollama_perf.text import inert
@@ -49,6 +49,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     watch: Watch
     aborted: str
     servers: dict[str, ServerFacts] = {}
+    telemetry: Telemetry | None = None
     samples: SampleTable
 
 
@@ -97,8 +98,9 @@ def _must_be_finite(part: object) -> None:
 
 def _record(run: Run) -> Record:
     carried = {name: getattr(run, name) for name in Record.__struct_fields__ if name not in {"samples", "workload"}}
-    prompts = run.workload.prompt_set or prompt_set(run.workload.prompts)
-    workload = msgspec.structs.replace(run.workload, prompts=(), prompt_set=prompts)
+    asked = run.workload
+    prompts = asked.prompt_set or prompt_set(asked.prompts, asked.messages, asked.images)
+    workload = msgspec.structs.replace(asked, prompts=(), messages=(), images=(), prompt_set=prompts)
     texts = {name: plain(value) for name, value in carried.items() if isinstance(value, str)}
     after = None if run.after == run.before else run.after
     return Record(**carried | texts | {"schema": SCHEMA, "after": after}, workload=workload, samples=fold(run.samples))

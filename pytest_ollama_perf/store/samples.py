@@ -28,6 +28,7 @@ from pytest_ollama_perf.store.seal import plain
 
 _US = 1000
 _COUNTERS = tuple(name for name in Counters.__struct_fields__ if name != "total_duration_ns")
+_TEXTS = ("url", "request_id", "error", "done_reason", "server", "first_error")
 _FINEST = 500
 """A tick is at most this part of the median gap between two chunks."""
 
@@ -38,7 +39,8 @@ Known = list[int]
 class SampleTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One column for each field of a sample; ``*_us`` are whole microseconds.
 
-    Foretold are: ``index`` by the row, ``sent_us`` by the send before, ``scheduled_us`` and ``header_us`` by the send,
+    Foretold are: ``index`` by the row, ``sent_us`` by the send before, ``scheduled_us``, ``first_sent_us`` and
+    ``header_us`` by the send, ``turn`` by 1,
     ``first_token_us`` by the header, ``first_answer_us`` and ``first_chunk_us`` by the first token, ``done_us`` by the
     last chunk (each by what comes before where there is none), ``line_count`` by the chunks, ``read_count`` by the
     lines, ``total_duration_ns`` by the time from sent to done.
@@ -72,6 +74,9 @@ class SampleTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     done_reason: WordColumn = ""
     attempt: Column = None
     server: WordColumn = ""
+    first_sent_us: Column = None
+    first_error: WordColumn = ""
+    turn: Column = None
     total_duration_ns: Column = None
     load_duration_ns: Column = None
     prompt_eval_count: Column = None
@@ -92,6 +97,7 @@ def fold(samples: Sequence[Sample]) -> SampleTable:
         client=pack([sample.client for sample in samples]),
         status=pack([sample.status for sample in samples]),
         attempt=pack([sample.attempt for sample in samples]),
+        turn=pack([sample.turn - 1 for sample in samples]) if any(sample.turn != 1 for sample in samples) else None,
         bytes_received=pack([sample.bytes_received for sample in samples]),
         **_words(samples, numbers),
         **_times(samples, origin),
@@ -108,7 +114,7 @@ def _words(samples: Sequence[Sample], numbers: Known) -> dict[str, Any]:
         "stage": [sample.stage.value for sample in samples],
         "outcome": [sample.outcome.value for sample in samples],
     }
-    for name in ("url", "request_id", "error", "done_reason", "server"):
+    for name in _TEXTS:
         columns[name] = [plain(getattr(sample, name)) for sample in samples]
     return {name: pack_words(words, numbers) for name, words in columns.items()}
 
@@ -128,6 +134,7 @@ def _times(samples: Sequence[Sample], origin: int) -> dict[str, Any]:
         "tick_us": tick,
         "sent_us": pack_in_full(np.array(_less(sent, [0, *sent][: len(sent)]), dtype=np.int64)),
         "scheduled_us": pack(_less([_us_or_none(sample.scheduled_ns, origin) for sample in samples], sent)),
+        "first_sent_us": pack(_less([_us_or_none(sample.first_sent_ns, origin) for sample in samples], sent)),
         "connect_us": pack([_us_or_none(sample.connect_ns, 0) for sample in samples]),
         "header_us": pack(_less(header, sent)),
         "first_token_us": pack(_less(first, begun)),
@@ -169,6 +176,7 @@ def unfold(table: SampleTable) -> tuple[Sample, ...]:
         "client": _known(table.client, table.count),
         "status": unpack(table.status, table.count),
         "attempt": _known(table.attempt, table.count),
+        "turn": [1 + (turn or 0) for turn in unpack(table.turn, table.count)],
         "bytes_received": _known(table.bytes_received, table.count),
         **_unfold_words(table, numbers),
         **_unfold_times(table, sent),
@@ -180,7 +188,7 @@ def unfold(table: SampleTable) -> tuple[Sample, ...]:
 def _unfold_words(table: SampleTable, numbers: Known) -> dict[str, Sequence[Any]]:
     words = {
         name: unpack_words(getattr(table, name), numbers)
-        for name in ("url", "request_id", "error", "done_reason", "server")
+        for name in _TEXTS
     }
     stages = [Stage(word) for word in unpack_words(table.stage, numbers)]
     outcomes = [Outcome(word) for word in unpack_words(table.outcome, numbers)]
@@ -201,6 +209,7 @@ def _unfold_times(table: SampleTable, sent: Known) -> dict[str, Sequence[Any]]:
     return {
         "sent_ns": _ns(sent, origin),
         "scheduled_ns": _ns(_plus(unpack(table.scheduled_us, count), sent), origin),
+        "first_sent_ns": _ns(_plus(unpack(table.first_sent_us, count), sent), origin),
         "connect_ns": _ns(unpack(table.connect_us, count), 0),
         "header_ns": _ns(header, origin),
         "first_token_ns": _ns(first, origin),

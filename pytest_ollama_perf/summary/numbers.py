@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, compress
 
 import msgspec
 import numpy as np
 
 from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, Shape
-from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.run import Run, Telemetry
 from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.summary import interval, window
 from pytest_ollama_perf.summary.interval import Interval
@@ -82,6 +82,7 @@ def summarise(run: Run, latency_limits: Mapping[str, float] | None = None) -> Su
         return Summary(warmup=len(run.warmup))
     succeeded = [sample for sample in measured if sample.ok]
     found = chain(_over_requests(run.workload, measured), _over_the_run(run.workload, measured, latency_limits))
+    found = chain(found, _beside(run.telemetry, measured))
     return Summary(
         metrics={metric.name: metric for metric in sorted(found, key=lambda metric: _ORDER.index(metric.name))},
         requests=len(measured),
@@ -89,7 +90,7 @@ def summarise(run: Run, latency_limits: Mapping[str, float] | None = None) -> Su
         outcomes=dict(Counter(sample.outcome.value for sample in measured).most_common()),
         warmup=len(run.warmup),
         wall_s=window.seconds(window.whole(measured)),
-        steady_s=window.seconds(window.steady(measured)),
+        steady_s=window.seconds(_steady(run.workload, measured)),
         prompt_tokens=sum(sample.counters.prompt_eval_count or 0 for sample in succeeded),
         output_tokens=sum(sample.counters.eval_count or 0 for sample in succeeded),
     )
@@ -166,17 +167,40 @@ def _over_the_run(
 ) -> list[MetricSummary]:
     failed = sum(not sample.ok for sample in samples)
     share = _built("error_rate", failed / len(samples), {}, {"value": interval.of_share(failed, len(samples))})
-    made = () if workload.endpoint is Endpoint.EMBED else _throughputs(samples)
+    made = () if workload.endpoint is Endpoint.EMBED else _throughputs(workload, samples)
     found = [*made, *_completions(samples, limits), share]
     return [msgspec.structs.replace(metric, n=len(samples), failed=failed) for metric in found]
 
 
-def _throughputs(samples: Sequence[Sample]) -> list[MetricSummary]:
+def _steady(workload: Workload, samples: Sequence[Sample]) -> window.Window:
+    """Return the time that throughput is of: a load that moves has none in which all its clients are busy."""
+    return window.whole(samples) if workload.stages else window.steady(samples)
+
+
+def _beside(telemetry: Telemetry | None, samples: Sequence[Sample]) -> Iterator[MetricSummary]:
+    """What was read beside the load from its beginning to its end; half a reading is none."""
+    if telemetry is None or not telemetry.complete:
+        return
+    made = sum(sample.counters.eval_count or 0 for sample in samples if sample.ok)
+    warmest = [gpu.max_temperature_c for gpu in telemetry.gpus if gpu.max_temperature_c is not None]
+    used = telemetry.energy_j
+    numbers = {
+        "gpu_memory": telemetry.memory_bytes,
+        "gpu_temperature": max(warmest, default=None),
+        "joules_per_token": used / made if used is not None and made else None,
+    }
+    failed = sum(not sample.ok for sample in samples)
+    for name, value in numbers.items():
+        if value is not None:
+            yield _built(name, float(value), {}, {}, n=len(samples), failed=failed)
+
+
+def _throughputs(workload: Workload, samples: Sequence[Sample]) -> list[MetricSummary]:
     tokens = np.array([float(sample.counters.eval_count or 0) if sample.ok else 0.0 for sample in samples])
     if any(sample.ok for sample in samples) and not tokens.any():
         return []
     found = []
-    for name, span in (("throughput", window.steady(samples)), ("throughput_whole", window.whole(samples))):
+    for name, span in (("throughput", _steady(workload, samples)), ("throughput_whole", window.whole(samples))):
         if window.seconds(span):
             made = window.tokens_by(samples, window.edges(span, _BATCHES))
             # A token that a clock's rounding puts outside the whole run was still made in it.

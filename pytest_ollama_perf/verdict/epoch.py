@@ -131,7 +131,7 @@ setting that changed is a reason for other numbers, no excuse. Of the version on
 def changes(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
     """Return in words what differs between two fingerprints, what separates them first."""
     found = [
-        Change(name=field.label, before=field.say(old), after=field.say(new), separates=field.separates)
+        Change(name=field.label, before=field.say(old), after=field.say(new), separates=_separates(name, old, new))
         for name, field in COMPARABILITY.items()
         if (old := getattr(before, name)) != (new := getattr(after, name))
     ]
@@ -139,6 +139,11 @@ def changes(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
     found += _declared(before.server_env, after.server_env, "")
     found += _declared(before.client, after.client, "client ")
     return tuple(sorted(found, key=lambda change: not change.separates))
+
+
+def _separates(name: str, old: object, new: object) -> bool:
+    """A GPU or driver that only one of two runs could read is nothing that is known to have changed."""
+    return COMPARABILITY[name].separates and (name not in {"gpu", "driver"} or bool(old and new))
 
 
 def meaning_changes(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
@@ -168,10 +173,14 @@ def workload_changes(before: Workload, after: Workload) -> tuple[Change, ...]:
         return ()
     old, new = asked(before), asked(after)
     return tuple(
-        Change(name=name, before=inert(str(old[name]), 60), after=inert(str(new[name]), 60), separates=True)
-        for name in old
-        if old[name] != new[name]
+        Change(name=name, before=_said(old, name), after=_said(new, name), separates=True)
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name) != new.get(name)
     )
+
+
+def _said(load: Mapping[str, Any], name: str) -> str:
+    return inert(str(load[name]), 60) if name in load else "as usual"
 
 
 def run_changes(before: Run, after: Run) -> tuple[Change, ...]:

@@ -24,10 +24,15 @@ class CachedPrompts:
 
 
 def cached_prompts(run: Run) -> CachedPrompts | None:
-    """Return what was cached, or nothing: also where a warm prefix was asked for."""
+    """Return what was cached, or nothing: also where a warm prefix was asked for.
+
+    Later turns of a chat are left out.
+    """
     if run.workload.prefix is Prefix.WARM:
         return None
-    counters = [sample.counters for sample in run.measured if sample.ok and sample.counters.prompt_eval_count]
+    # a later turn of a chat begins with the earlier ones: what the server kept of those is no accident
+    first = [sample for sample in run.measured if sample.ok and sample.turn == 1]
+    counters = [sample.counters for sample in first if sample.counters.prompt_eval_count]
     told = any(one.prompt_eval_cached_count for one in counters)
     requests = _told(counters) if told else _inferred(counters, _slowest(run))
     if not requests:

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import enum
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.marks import WORDS, LoadSpec, known_words, load_spec, read_limits
 from pytest_ollama_perf.verdict.limits import Limit, limit_words
-from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Endpoint, Prefix, Timeouts, Workload
+from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Balance, Endpoint, Level, Prefix, Timeouts, Workload
 
 
 def workload(**words: object) -> Workload:
@@ -28,6 +29,9 @@ def refused(**words: object) -> str:
         load_spec({"model": "tiny", **words})
     return str(caught.value)
 
+
+DATASET = Path(__file__).with_name("dataset.jsonl")
+IMAGE = Path(__file__).with_name("nothing.png")
 
 GOOD = [
     ("model", "llama3.2:3b", "model", "llama3.2:3b"),
@@ -47,6 +51,15 @@ GOOD = [
     ("prompt", "Why?", "prompts", ("Why?",)),
     ("prompts", ["Why?", "How?"], "prompts", ("Why?", "How?")),
     ("prompts", "Why?", "prompts", ("Why?",)),
+    ("prompts", {"Why?": 3, "How?": 1}, "prompts", ("Why?", "How?")),
+    ("prompts", {"Why?": 3, "How?": 1}, "weights", (3.0, 1.0)),
+    ("dataset", str(DATASET), "prompts", ("Why?", "How?")),
+    ("images", str(IMAGE), "images", ("iVBORw0KGgo=",)),
+    ("turns", 3, "turns", 3),
+    ("stages", [{"rate": 2, "ramp": "30s"}], "stages", (Level(level=2.0, seconds=30.0, ramp=True),)),
+    ("balance", "random", "balance", Balance.RANDOM),
+    ("retries", 2, "retries", 2),
+    ("reuse_connections", False, "reuse_connections", False),
     ("prompt_words", 100, "prompt_words", 100),
     ("prefix", "warm", "prefix", Prefix.WARM),
     ("raw", False, "raw", False),
@@ -237,9 +250,9 @@ def test_words_that_contradict_each_other_are_refused(words: dict[str, object], 
 
 
 EVERY_WORD = (
-    "model, endpoint, stream, concurrency, rate, arrival, requests, duration, drain, warmup, think_time, prompt, "
-    "prompts, prompt_words, prefix, raw, num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold, "
-    "timeout, limits, "
+    "model, endpoint, stream, concurrency, rate, arrival, stages, requests, duration, drain, warmup, think_time, "
+    "prompt, prompts, dataset, turns, images, prompt_words, prefix, raw, num_predict, num_ctx, temperature, seed, "
+    "think, keep_alive, options, cold, balance, timeout, retries, reuse_connections, limits, "
     "max_regression, min_tps, min_throughput, min_qps, max_error_rate, and max_<stat>_<metric> such as max_p95_latency"
 )
 
