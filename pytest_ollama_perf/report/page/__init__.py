@@ -48,7 +48,10 @@ def _rendered(page: PageView) -> bytes:
 
 
 class _Book:
-    """Gathers the charts of a page as its template comes to them; equal specifications are kept once."""
+    """Gathers the charts of a page as its template comes to them.
+
+    Equal specifications are kept once, and so are equal texts within a chart: its rows hold their numbers.
+    """
 
     def __init__(self) -> None:
         self._specs: dict[bytes, int] = {}
@@ -57,7 +60,15 @@ class _Book:
     def add(self, chart: Chart) -> int:
         """Return the number under which the page's script finds the chart."""
         spec = self._specs.setdefault(msgspec.json.encode(chart.spec), len(self._specs))
-        self._charts.append({"spec": spec, "columns": chart.columns, "rows": chart.rows})
+        words: dict[str, int] = {}
+        rows = [
+            [words.setdefault(cell, len(words)) if isinstance(cell, str) else cell for cell in row]
+            for row in chart.rows
+        ]
+        texts = [any(isinstance(row[at], str) for row in chart.rows) for at in range(len(chart.columns))]
+        self._charts.append(
+            {"spec": spec, "columns": chart.columns, "texts": texts, "words": list(words), "rows": rows}
+        )
         return len(self._charts) - 1
 
     def as_json(self) -> Markup:

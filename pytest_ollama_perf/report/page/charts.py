@@ -120,7 +120,7 @@ def curve(title: str, says: str, axis: str, value: str, rows: Sequence[Sequence[
         {"field": "value", "title": value, "format": ".4~g"},
         {"field": "mark", "title": "here"},
     ]
-    marked = {"filter": {"field": "mark", "valid": True}}
+    marked = {"filter": "datum.mark !== null"}
     spec = _spec(
         {
             "encoding": {"x": x, "color": color},
@@ -227,7 +227,7 @@ def history(title: str, says: str, axis: str, rows: Sequence[Sequence[Cell]]) ->
         "scale": {"domain": list(kinds), "range": [f"var(--kind{place})" for place in kinds.values()]},
     }
     shape = {**color, "scale": {"domain": list(kinds), "range": [_SHAPES[place] for place in kinds.values()]}}
-    noted = {"filter": {"field": "note", "valid": True}}
+    noted = {"filter": "datum.note !== null"}
     spec = _spec(
         {
             "encoding": {"x": x},

@@ -31,10 +31,12 @@ def _sweep(finding: Found) -> Iterator[Chart]:
         return
     made = [row for curve in curves for row in _throughput(axis, curve)]
     if made:
-        yield charts.curve("Throughput", _says("throughput", name, curves), name, "tokens/s of the whole system", made)
+        yield charts.curve(
+            "Throughput by load", _says("throughput", name, curves), name, "tokens/s of the whole system", made
+        )
     waited = [row for curve in curves for row in _ttft(axis, curve)]
     if waited:
-        yield charts.curve("Time to first token", _says("ttft", name, curves), name, "mean ttft (ms)", waited)
+        yield charts.curve("Time to first token by load", _says("ttft", name, curves), name, "mean ttft (ms)", waited)
 
 
 def _throughput(axis: str, curve: Found) -> Iterator[Sequence[Cell]]:
@@ -64,4 +66,21 @@ def _says(number: str, axis: str, curves: Iterable[Found]) -> str:
     return f"{number} over {axis}" + (f"; {'; '.join(knees)}" if knees else "")
 
 
-_DRAWN: Mapping[str, Callable[[Found], Iterator[Chart]]] = MappingProxyType({"sweep": _sweep})
+def _cold_start(finding: Found) -> Iterator[Chart]:
+    rows = [row for number, start in enumerate(finding["starts"], 1) for row in _start(number, start)]
+    if rows:
+        says = "Time to the first token on a cold model, and beside it on a loaded one (median)"
+        yield charts.bars("Cold and warm", says, "ttft (ms)", rows)
+
+
+def _start(number: int, start: Found) -> Iterator[Sequence[Cell]]:
+    cold, warm, load = start.get("cold_ttft_s"), start.get("warm_ttft_s"), start.get("load_time_s")
+    if cold is not None:
+        loading = min(load or 0.0, cold)
+        yield f"cold {number}", "loading the model", loading * 1e3
+        yield f"cold {number}", "the rest", (cold - loading) * 1e3
+    if warm is not None:
+        yield f"warm {number}", "the rest", warm * 1e3
+
+
+_DRAWN: Mapping[str, Callable[[Found], Iterator[Chart]]] = MappingProxyType({"sweep": _sweep, "coldstart": _cold_start})

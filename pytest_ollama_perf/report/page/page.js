@@ -16,7 +16,8 @@
   };
 
   function rows(chart) {
-    return chart.rows.map((row) => Object.fromEntries(chart.columns.map((column, at) => [column, row[at]])));
+    const cell = (value, at) => (chart.texts[at] && value !== null ? chart.words[value] : value);
+    return chart.rows.map((row) => Object.fromEntries(chart.columns.map((column, at) => [column, cell(row[at], at)])));
   }
 
   function draw(place) {

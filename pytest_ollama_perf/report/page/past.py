@@ -82,8 +82,8 @@ def _kind(run: PastRun, metric: str) -> str:
 
 def _says(metric: str, values: Sequence[float], drift: Drift, runs: Sequence[PastRun]) -> str:
     said = f"{metric} of {len(runs)} runs, from {show(metric, min(values))} to {show(metric, max(values))}"
-    epochs = len({run.epoch for run in runs})
-    said += f", in {epochs} epochs" if epochs > 1 else ""
+    borders = [clean(run.border, 80) for run in runs if run.border]
+    said += f", in {len(borders) + 1} epochs (the last since: {borders[-1]})" if borders else ""
     if drift.warns and drift.since is not None:
         since = datetime.fromtimestamp(drift.since, timezone.utc).strftime("%Y-%m-%d")
         return f"{said}; drifts since {since}: {percent(drift.slowdown)} slower than the first runs of this epoch"

@@ -14,7 +14,7 @@ from pytest_ollama_perf.summary import request_values
 from pytest_ollama_perf.workload import Workload
 
 STEPS = 100
-"""How many steps a distribution has at most: more than a chart of this size can show."""
+"""How many steps a distribution has at most: more than a chart of its size can show."""
 
 LANES = 48
 """How many clients a timeline shows at most."""
@@ -29,14 +29,14 @@ def axis(metric: str, values: Iterable[float]) -> tuple[float, str]:
     return (1e3, f"{metric} (ms)") if highest < 10 else (1.0, f"{metric} (s)")
 
 
-def steps(name: str, values: Sequence[float], scale: float) -> Iterator[tuple[Cell, ...]]:
-    """Yield the empirical distribution of ``values`` as ``(series, value, share)``.
+def steps(name: str, values: Sequence[float], scale: float, most: int = STEPS) -> Iterator[tuple[Cell, ...]]:
+    """Yield the empirical distribution of ``values`` in at most so many steps, as ``(series, value, share)``.
 
     Failed requests, infinite times, count among all, so that a curve of a load with failures never reaches 100 %.
     """
     ordered = sorted(values)
     finite = [value for value in ordered if math.isfinite(value)]
-    for at in _spread(len(finite), STEPS):
+    for at in _spread(len(finite), most):
         yield name, _short(finite[at] * scale), _short((at + 1) / len(ordered))
 
 

@@ -18,13 +18,20 @@ from pytest_ollama_perf.verdict.wording import count, label, percent, show
 from pytest_ollama_perf.verdict.words import FAILING, Word
 
 DISTRIBUTIONS = {"ttft": "Time to first token", "latency": "Latency", "tps": "Tokens per second"}
-SERIES = 6
-"""How many distributions one chart shows at most."""
+SERIES = 5
+"""How many distributions one chart shows at most, the baseline's not counted."""
 
-_REQUESTS = 8000
-"""How many requests all timelines of a page show together: what keeps a page of 50 tests below 3 MB."""
+_TIMELINES = 5000
+"""Requests that all timelines of a page show together."""
 
-_TIMELINES = 150
+_TIMELINE = 150
+"""Requests that one timeline shows at most."""
+
+_STEPS = 20_000
+"""Steps that all distributions of a page have together, no fewer than ``_LEAST_STEPS`` each: these bounds keep a page
+of 50 tests below 3 MB."""
+
+_LEAST_STEPS = 25
 _LOADS = 12
 """How many loads of one test have a timeline and a table of their own."""
 
@@ -74,12 +81,12 @@ class PageView(msgspec.Struct, frozen=True, kw_only=True):
     totals: tuple[tuple[str, str, int], ...]
     where: tuple[str, ...]
     tests: tuple[TestView, ...]
+    glossary: tuple[tuple[str, str], ...]
 
 
 def view(document: Document) -> PageView:
     """Return what the page of ``document`` says."""
-    loads = sum(min(_LOADS, len(test.loads)) for test in document.tests)
-    most = min(_TIMELINES, _REQUESTS // max(1, loads))
+    budget = _budget(document)
     words = [test.verdict for test in document.tests]
     gravest = max(words, key=tuple(Word).index, default=Word.OK)
     return PageView(
@@ -90,8 +97,23 @@ def view(document: Document) -> PageView:
         aborted=document.aborted,
         totals=tuple((word.value, tone(word), words.count(word)) for word in Word if word in words),
         where=tuple(dict.fromkeys(", ".join(environment(load)) for test in document.tests for load in test.loads)),
-        tests=tuple(_test(number, test, most) for number, test in enumerate(document.tests, 1)),
+        tests=tuple(_test(number, test, budget) for number, test in enumerate(document.tests, 1)),
+        glossary=tuple((metric.name, metric.help) for metric in METRICS.values()),
     )
+
+
+class _Budget(msgspec.Struct, frozen=True):
+    """How much one chart may show: requests of a timeline, steps of a distribution."""
+
+    requests: int
+    steps: int
+
+
+def _budget(document: Document) -> _Budget:
+    timelines = sum(min(_LOADS, len(test.loads)) for test in document.tests)
+    series = len(DISTRIBUTIONS) * sum(min(SERIES + 1, 1 + len(test.loads)) for test in document.tests)
+    steps = max(_LEAST_STEPS, min(requests.STEPS, _STEPS // max(1, series)))
+    return _Budget(max(1, min(_TIMELINE, _TIMELINES // max(1, timelines))), steps)
 
 
 def tone(word: Word) -> str:
@@ -106,7 +128,7 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _test(number: int, test: TestEntry, most: int) -> TestView:
+def _test(number: int, test: TestEntry, budget: _Budget) -> TestView:
     named = list(zip(series.names(test.loads), test.loads, strict=True))
     samples = [samples_of(load) for load in test.loads]
     return TestView(
@@ -123,8 +145,8 @@ def _test(number: int, test: TestEntry, most: int) -> TestView:
         hints=test.hints,
         accept=clean(test.accept, 4000),
         findings=tuple("\n".join(finding.get("text", ())) for finding in test.findings),
-        charts=tuple(_charts(test, named, samples)),
-        loads=tuple(_loads(named, samples, most)),
+        charts=tuple(_charts(test, named, samples, budget.steps)),
+        loads=tuple(_loads(named, samples, budget.requests)),
         more_loads=max(0, len(named) - _LOADS),
     )
 
@@ -195,30 +217,32 @@ def environment(load: LoadEntry) -> Iterator[str]:
 
 
 def _charts(
-    test: TestEntry, named: Sequence[tuple[str, LoadEntry]], samples: Sequence[Sequence[Sample]]
+    test: TestEntry, named: Sequence[tuple[str, LoadEntry]], samples: Sequence[Sequence[Sample]], steps: int
 ) -> Iterator[Chart]:
     yield from found.charts_of(test.findings)
     yield from past.changes(test.rows)
     for metric, title in DISTRIBUTIONS.items():
         pooled: dict[str, list[float]] = {}
-        for (name, _), measured in zip(named, samples, strict=True):
-            pooled.setdefault(name, []).extend(requests.values_of(metric, measured))
-        if stored := past.baseline(test.past, metric):
-            pooled = {charts.BASELINE: stored, **pooled}
-        yield from _distribution(metric, title, {name: values for name, values in pooled.items() if values})
+        for (name, _), taken in zip(named, samples, strict=True):
+            pooled.setdefault(name, []).extend(requests.values_of(metric, taken))
+        yield from _distribution(metric, title, pooled, past.baseline(test.past, metric), steps)
     yield from past.history(test.past)
-    if rows := requests.answered(sample for measured in samples for sample in measured):
+    if rows := requests.answered(sample for taken in samples for sample in taken):
         says = "; ".join(f"{row[0]}: {row[2]} {row[1]}" for row in rows)
         yield charts.balance(says, rows)
 
 
-def _distribution(metric: str, title: str, pooled: dict[str, list[float]]) -> Iterator[Chart]:
-    shown = dict(list(pooled.items())[:SERIES])
-    if not shown:
+def _distribution(
+    metric: str, title: str, pooled: dict[str, list[float]], stored: Sequence[float], most: int
+) -> Iterator[Chart]:
+    known = {name: values for name, values in pooled.items() if values}
+    if not known:
         return
+    shown: dict[str, Sequence[float]] = dict(list(known.items())[:SERIES])
+    shown |= {charts.BASELINE: stored} if stored else {}
     scale, axis = requests.axis(metric, (value for values in shown.values() for value in values))
-    rows = [row for name, values in shown.items() for row in requests.steps(name, values, scale)]
-    more = f"; {len(pooled) - len(shown)} more are not drawn" if len(pooled) > len(shown) else ""
+    rows = [row for name, values in shown.items() for row in requests.steps(name, values, scale, most)]
+    more = f"; {len(known) - SERIES} more are not drawn" if len(known) > SERIES else ""
     says = f"Distribution of {metric} over the requests of {', '.join(shown)}{more}"
     yield charts.distribution(title, says, axis, rows)
 
@@ -252,7 +276,7 @@ def _facts(load: LoadEntry) -> Iterator[str]:
 
 def _row(metric: str, entry: MetricEntry) -> tuple[str, ...]:
     cells = (_cell(metric, number(entry, stat)) for stat in ("", *STATS))
-    return metric, *cells, METRICS[metric].help if metric in METRICS else ""
+    return metric, *cells
 
 
 def _cell(metric: str, value: float | None) -> str:
