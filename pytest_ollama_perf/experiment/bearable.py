@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.experiment.joined import Part, joined
+from pytest_ollama_perf.experiment.joined import Part, beside, joined
 from pytest_ollama_perf.experiment.result import Host
 from pytest_ollama_perf.finding.bearable import Bearable, Probe, judge, pooled, probe_of, search, settled
 from pytest_ollama_perf.finding.held import Held, hold
@@ -182,13 +182,14 @@ class _Search:
         return greatest.verdict.hints if greatest else ()
 
     def _trial(self, verdict: Verdict, found: Bearable) -> Trial:
-        return Trial(verdict, tuple(load for part in self.parts for load in part.trial.loads), (found,))
+        loads = tuple(load for part in self.parts for load in part.trial.loads)
+        return Trial(verdict, loads, (found, *beside(self.parts)))
 
 
 def _measured(trial: Trial) -> Trial:
     """Return the trial of a probe as no judgement: that every request fails is what the search is there to find."""
     verdict = msgspec.structs.replace(trial.verdict, word=Word.OK, reason="measured, not judged")
-    return Trial(verdict, trial.loads)
+    return Trial(verdict, trial.loads, trial.findings)
 
 
 def _summary(found: Bearable) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from pytest_ollama_perf.bench import Onlooker
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.experiment.joined import Part, joined
+from pytest_ollama_perf.experiment.joined import Part, beside, joined
 from pytest_ollama_perf.experiment.result import Host, Result
 from pytest_ollama_perf.finding.coldstart import NUMBERS, ColdStart, Start, cold_start_of, start_of
 from pytest_ollama_perf.finding.held import Held, hold
@@ -140,7 +140,9 @@ class _Starts:
         found = self._found()
         found = msgspec.structs.replace(found, held=tuple(self._held(found)))
         verdict = joined(self._parts(compared), summary=_summary(found), held=found.held)
-        return Trial(verdict, tuple(load for trial in (*self.cold, *self.warm) for load in trial.loads), (found,))
+        trials = (*self.cold, *self.warm)
+        loads = tuple(load for trial in trials for load in trial.loads)
+        return Trial(verdict, loads, (found, *beside([Part("", trial) for trial in trials])))
 
     def _start(self, turn: int) -> bool:
         """Measure one repeat; say whether it makes sense to go on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.finding.held import Held
 from pytest_ollama_perf.trial import Trial
 from pytest_ollama_perf.verdict.words import Problem, Row, Verdict, Word, worst
@@ -41,6 +42,11 @@ def joined(parts: Sequence[Part], *, summary: str, held: Sequence[Held] = ()) ->
         accept=next((part.verdict.accept for part in parts if part.verdict.accept), ""),
         stored=max((part.verdict.stored for part in parts if part.verdict.stored is not None), default=None),
     )
+
+
+def beside(parts: Sequence[Part]) -> tuple[Finding, ...]:
+    """Return what the last load that has findings of its own found, such as how several servers shared it."""
+    return next((part.trial.findings for part in reversed(parts) if part.trial.findings), ())
 
 
 def _reason(word: Word, parts: Sequence[Part], held: Sequence[Held]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.experiment.joined import Part, joined
+from pytest_ollama_perf.experiment.joined import Part, beside, joined
 from pytest_ollama_perf.experiment.result import Host
 from pytest_ollama_perf.experiment.swept import SweepResult
 from pytest_ollama_perf.finding.held import Held, hold
@@ -94,7 +94,8 @@ class _Climb:
             self._curve(at, levels, single)
         found = Sweep(axis=self.asked.axis, curves=tuple(self.curves), held=tuple(self._held()))
         verdict = joined(self._judged(), summary=_summary(found), held=found.held)
-        return Trial(verdict, tuple(load for part in self.parts for load in part.trial.loads), (found,))
+        loads = tuple(load for part in self.parts for load in part.trial.loads)
+        return Trial(verdict, loads, (found, *beside(self.parts)))
 
     def _check_models(self) -> None:
         """Learn that a model is missing before hours were spent on the others."""

@@ -213,6 +213,17 @@ def test_levels_are_measured_on_a_loaded_model_unless_history_asks_for_a_fresh_o
     assert swept({"concurrency": [1, 2]}, settings=settings).bench.fresh == [True, True]
 
 
+def test_how_several_servers_shared_the_greatest_load_is_told_beside_the_sweep():
+    def shared(run):
+        samples = tuple(msgspec.structs.replace(one, server=f"gpu-{one.index % 2}") for one in run.samples)
+        return msgspec.structs.replace(run, samples=samples)
+
+    found = swept({"concurrency": [1, 4]}, spoil=shared)
+    servers = found.trial.findings[1].servers
+    assert [(one.name, one.requests) for one in servers] == [("gpu-0", 6), ("gpu-1", 6)]
+    assert found.result.knee.concurrency == 4
+
+
 def test_what_was_measured_when_something_stopped_the_sweep_is_not_lost():
     def stop(run):
         if run.workload.concurrency == 4:
