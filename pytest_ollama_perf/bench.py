@@ -7,6 +7,7 @@ import functools
 import subprocess
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +26,14 @@ from pytest_ollama_perf.fleet import Server, behind, everywhere, examined, place
 from pytest_ollama_perf.load import runner
 from pytest_ollama_perf.load.balance import Balanced, Balancer
 from pytest_ollama_perf.load.recorder import Progress
-from pytest_ollama_perf.run import Fingerprint, Run
+from pytest_ollama_perf.run import Fingerprint, Run, Telemetry
 from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.simulator.process import start
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
+from pytest_ollama_perf.simulator.url import is_sim_url
+from pytest_ollama_perf.telemetry.gathered import gathered
+from pytest_ollama_perf.telemetry.meter import OFF, Meter, Meters
+from pytest_ollama_perf.telemetry.reading import Log
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import ANY_MODEL, Workload
 
@@ -66,6 +71,8 @@ class Bench:
         self._places = tuple(place(url) for url in settings.urls)
         self._beside: dict[str, Server] = {}
         self._stack = contextlib.ExitStack()
+        self._meters = Meters(settings.telemetry)
+        self._stack.callback(self._meters.close)
 
     @functools.cached_property
     def servers(self) -> tuple[Server, ...]:
@@ -148,17 +155,20 @@ class Bench:
         servers, draft = self._prepared(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
         if reason := admit(draft):
             raise PreconditionBroken(reason)
+        if self.settings.telemetry not in {None, OFF}:
+            onlooker.message("waiting for the first reading of the telemetry command")
         onlooker.begin(whole.model, whole.duration_s)
         balancer = Balancer(whole.balance, [server.weight for server in servers], whole.seed)
-        fired = runner.run(
-            whole,
-            lambda: Balanced(WireBackend([server.address for server in servers], self._access), balancer),
-            targets=len(servers),
-            choose=balancer.choose,
-            on_progress=onlooker.update,
-            on_abort=lambda part: self._interrupted(draft, part),
-        )
-        done = msgspec.structs.replace(_filled(draft, fired), after=states(servers, whole.model))
+        with self._meter(servers).reading() as log:
+            fired = runner.run(
+                whole,
+                lambda: Balanced(WireBackend([server.address for server in servers], self._access), balancer),
+                targets=len(servers),
+                choose=balancer.choose,
+                on_progress=onlooker.update,
+                on_abort=lambda part: self._interrupted(draft, part, log),
+            )
+        done = msgspec.structs.replace(_filled(draft, fired, log), after=states(servers, whole.model))
         return self._identified(done, servers)
 
     def _identified(self, run: Run, servers: Sequence[Server]) -> Run:
@@ -172,6 +182,8 @@ class Bench:
             with contextlib.suppress(ServerError):
                 used, facts = examined(servers, lambda server: self._fingerprint(server, run.workload), leave_out=True)
                 identity = together(facts, used)
+        if run.telemetry is not None:
+            identity = _with_gpu(identity, run.telemetry)
         return msgspec.structs.replace(run, fingerprint=behind([sample.server for sample in run.samples], identity))
 
     def completed(self, workload: Workload, servers: Sequence[Server] = ()) -> Workload:
@@ -208,8 +220,13 @@ class Bench:
     def _fingerprint(self, server: Server, workload: Workload) -> Fingerprint:
         return preflight(server.control, workload, server_env=self.settings.server_env)[0]
 
-    def _interrupted(self, draft: Run, part: runner.Fired) -> None:
-        self.partial = _filled(draft, part)
+    def _interrupted(self, draft: Run, part: runner.Fired, log: Log) -> None:
+        self.partial = _filled(draft, part, log)
+
+    def _meter(self, servers: Sequence[Server]) -> Meter:
+        """Return what reads the GPUs of ``servers``."""
+        simulated = any(is_sim_url(server.name) for server in servers)
+        return self._meters.of([server.address.host for server in servers], simulated=simulated)
 
     @functools.cached_property
     def _git_commit(self) -> str:
@@ -222,8 +239,23 @@ class Bench:
 PLUGIN_VERSION = version("pytest-ollama-perf")
 
 
-def _filled(draft: Run, fired: runner.Fired) -> Run:
-    return msgspec.structs.replace(draft, samples=fired.samples, watch=fired.watch, aborted=fired.aborted)
+def _filled(draft: Run, fired: runner.Fired, log: Log) -> Run:
+    run = msgspec.structs.replace(draft, samples=fired.samples, aborted=fired.aborted)
+    window = (
+        min((sample.start_ns for sample in run.measured), default=fired.started_ns),
+        max((sample.done_ns for sample in run.measured), default=fired.ended_ns),
+    )
+    watch = msgspec.structs.replace(fired.watch, telemetry_cpu_share=round(log.cpu_share, 5))
+    return msgspec.structs.replace(run, watch=watch, telemetry=gathered(log, window))
+
+
+def _with_gpu(identity: Fingerprint, found: Telemetry) -> Fingerprint:
+    """Add the GPUs that were read, unless the model does not run on them."""
+    if not found.gpus or identity.vram_share == 0:
+        return identity
+    named = Counter(gpu.name for gpu in found.gpus)
+    gpu = ", ".join(name if number == 1 else f"{number} x {name}" for name, number in named.items() if name)
+    return msgspec.structs.replace(identity, gpu=gpu or identity.gpu, driver=found.driver or identity.driver)
 
 
 def _load(control: Control, workload: Workload, *, fresh: bool, onlooker: Onlooker) -> float | None:

@@ -29,6 +29,9 @@ class Unit(str, enum.Enum):
     TOKENS_PER_SECOND = "tokens/s"
     REQUESTS_PER_SECOND = "requests/s"
     SHARE = "share"
+    BYTES = "B"
+    CELSIUS = "°C"
+    JOULES_PER_TOKEN = "J/token"
 
 
 STATS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
@@ -83,4 +86,10 @@ METRICS = _table(
     Metric("load_time", _S, _DOWN, Shape.PER_REQUEST, "what loading the model took"),
     Metric("goodput", _R, _UP, Shape.PER_RUN, "requests per second that met every latency limit"),
     Metric("error_rate", Unit.SHARE, _DOWN, Shape.PER_RUN, "failed requests over all requests"),
+    Metric("gpu_memory", Unit.BYTES, _DOWN, Shape.PER_RUN, "most GPU memory in use at once, on all GPUs of the server"),
+    Metric("gpu_temperature", Unit.CELSIUS, _DOWN, Shape.PER_RUN, "highest temperature of a GPU"),
+    Metric("joules_per_token", Unit.JOULES_PER_TOKEN, _DOWN, Shape.PER_RUN, "energy of all GPUs over generated tokens"),
 )
+
+TELEMETRY = ("gpu_memory", "gpu_temperature", "joules_per_token")
+"""Metrics that are read beside the load, not computed from requests: they exist where there is telemetry."""

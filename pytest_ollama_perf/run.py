@@ -59,6 +59,63 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     loop_lag_max_s: float = 0.0
     cpu_share: float = 0.0  # of one core, over the measured window
     read_lag_p99_s: float = 0.0
+    telemetry_cpu_share: float = 0.0  # of one core: what reading GPU and machine cost, in a thread of its own
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One GPU over the measured window; ``None`` stands for what its driver does not tell.
+
+    Means, but for what is called ``max`` or ``min``; memory is the most that was in use, by whatever program.
+    ``throttled`` has the share of readings in which a reason slowed the clocks.
+    """
+
+    name: str = ""
+    utilization: float | None = None
+    memory_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_w: float | None = None
+    max_power_w: float | None = None
+    max_temperature_c: float | None = None
+    clock_mhz: float | None = None
+    min_clock_mhz: float | None = None
+    energy_j: float | None = None
+    throttled: dict[str, float] = {}
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The server's machine over the measured window: busy share of all its cores, most memory in use."""
+
+    cpu_share: float | None = None
+    max_cpu_share: float | None = None
+    memory_bytes: int | None = None
+    memory_total_bytes: int | None = None
+
+
+class Telemetry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was read of GPUs and machine beside the load.
+
+    ``source`` is ``nvml`` or ``command``; ``missing`` says why nothing, or not all, is known of the GPUs.
+    ``memory_bytes`` is the most in use at once on all of them.
+    """
+
+    source: str = ""
+    driver: str = ""
+    missing: str = ""
+    readings: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    memory_bytes: int | None = None
+    host: Host | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether GPUs were read from the window's beginning to its end."""
+        return bool(self.gpus) and not self.missing
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all GPUs together; ``None`` where one of them does not tell."""
+        found = [gpu.energy_j for gpu in self.gpus if gpu.energy_j is not None]
+        return sum(found) if found and len(found) == len(self.gpus) else None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,7 +123,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``loads`` holds the seconds that loading the model took where this run loaded it itself; ``before`` and ``after``
     are the model's state around the load, per URL. ``servers`` says what each of several servers is, per URL; the
-    fingerprint is that of all of them.
+    fingerprint is that of all of them. ``telemetry`` is ``None`` where nobody read the GPU and the machine.
     """
 
     schema: int = SCHEMA
@@ -84,6 +141,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: dict[str, ModelState] = {}
     servers: dict[str, ServerFacts] = {}
     watch: Watch = Watch()
+    telemetry: Telemetry | None = None
     aborted: str = ""  # why the load was stopped early; empty when it was not
 
     @property

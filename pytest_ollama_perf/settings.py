@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.metric import METRICS, PERCENTILES, Shape
+from pytest_ollama_perf.metric import METRICS, PERCENTILES, TELEMETRY, Shape
 from pytest_ollama_perf.report.spec import ReportSpec
 from pytest_ollama_perf.report.spec import parse as parse_report
 from pytest_ollama_perf.words import did_you_mean
@@ -118,6 +118,15 @@ OPTIONS = (
     Option("ca-file", "value", "certificate authorities (PEM) to trust for https servers", "FILE"),
     Option("insecure", "flag", "do not verify the certificates of https servers"),
     Option(
+        "telemetry",
+        "value",
+        "a command that prints what the server's GPU does while a load runs, as JSON lines or CSV of nvidia-smi, "
+        "for example `ssh gpu-box nvidia-smi --query-gpu=index,name,driver_version,utilization.gpu,memory.used,"
+        "memory.total,power.draw,temperature.gpu,clocks.sm,clocks_event_reasons.active --format=csv -l 1`; `off` reads "
+        "nothing (default: the GPUs of this machine where the server runs on it; needs the extra gpu)",
+        "COMMAND",
+    ),
+    Option(
         "server-env",
         "list",
         "a setting of the server that its API does not show, for example `OLLAMA_NUM_PARALLEL=4`; "
@@ -158,6 +167,7 @@ class Settings:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str | None = None
     insecure: bool = False
+    telemetry: str | None = field(default=None, repr=False)
     server_env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -197,6 +207,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
         headers=headers,
         ca_file=_ca_file(raw["ca-file"]),
         insecure=bool(raw["insecure"]),
+        telemetry=(raw["telemetry"] or "").strip() or None,
         server_env=dict(_parse_list(raw["server-env"], "--ollama-server-env", _assignment)),
     )
 
@@ -273,7 +284,8 @@ def parse_margin(text: str, flag: str) -> tuple[str, float]:
 def margin(name: str, value: object, given: str) -> tuple[str, float]:
     """Read the margin ``value`` of the number ``name``, ``tps`` or ``ttft.p95``; ``given`` is what was written."""
     metric, dot, stat = name.partition(".")
-    valid = [known for known in METRICS if known != "error_rate"]  # usually 0, so it has no relative change
+    # error_rate is usually 0, so it has no relative change; what is read beside the load has no history
+    valid = [known for known in METRICS if known not in {"error_rate", *TELEMETRY}]
     if metric not in valid:
         near = did_you_mean(metric, valid)
         raise ConfigError(f"{given}: no history is kept of '{metric}'{near} (valid: {', '.join(valid)})")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.settings import margin
-from pytest_ollama_perf.verdict.limits import Limit, parse_limit
+from pytest_ollama_perf.verdict.limits import EXAMPLES, Limit, parse_limit
 from pytest_ollama_perf.words import shown
 
 NO_ERRORS = "error_rate <= 0%"
@@ -63,9 +63,8 @@ def _regression(metric: str, stat: str, match: re.Match[str], text: str, line: i
 def example(metric: str) -> str:
     """Return a clause as it may be written for ``metric``."""
     found = METRICS[metric]
-    units = {"s": "300ms", "tokens/s": "150", "requests/s": "2.5", "share": "1%"}
     stat = "p95 " if found.shape.value == "per request" else ""
-    return f"{stat}{'>=' if found.is_rate else '<='} {units[found.unit.value]}"
+    return f"{stat}{'>=' if found.is_rate else '<='} {EXAMPLES[found.unit]}"
 
 
 def marker_word_hint(word: str) -> str:

@@ -11,7 +11,7 @@ from pytest_ollama_perf.contract.experiments import KINDS, Kind, words_of
 from pytest_ollama_perf.contract.reading import LOAD_WORDS, SCHEMA, SEVERAL
 from pytest_ollama_perf.contract.require import REQUIREMENTS
 from pytest_ollama_perf.marks import TIMEOUT_PARTS
-from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, Metric, Shape, Unit
+from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, TELEMETRY, Metric, Shape, Unit
 from pytest_ollama_perf.workload import Arrival, Endpoint, Prefix
 
 Schema = dict[str, Any]
@@ -22,6 +22,9 @@ _UNITS = {
     Unit.TOKENS_PER_SECOND: "(tokens/s|/s)?",
     Unit.REQUESTS_PER_SECOND: "(requests/s|/s)?",
     Unit.SHARE: "%?",
+    Unit.BYTES: "([KMGT]iB|[kMGT]?B)",
+    Unit.CELSIUS: "(°C|C)?",
+    Unit.JOULES_PER_TOKEN: "(J/token|J|mJ)?",
 }
 
 
@@ -153,7 +156,7 @@ def _pattern(metric: Metric, *, regression: bool) -> str:
     stats = "|".join(STATS)
     stat = {Shape.PER_RUN: "", Shape.POOLED: rf"(({stats})\s*)?", Shape.PER_REQUEST: rf"({stats})\s*"}[metric.shape]
     limit = rf"{stat}{'>=' if metric.is_rate else '<='}\s*{_NUMBER}\s*{_UNITS[metric.unit]}"
-    if not regression or metric.name == "error_rate":
+    if not regression or metric.name in {"error_rate", *TELEMETRY}:
         return rf"^\s*{limit}\s*$"
     share = "" if metric.shape is Shape.PER_RUN else rf"(({'|'.join(PERCENTILES)})\s+)?"
     return rf"^\s*({limit}|{share}regression\s*<=\s*{_NUMBER}\s*%?)\s*$"

@@ -12,6 +12,7 @@ from pytest_ollama_perf.report.result import LoadResult
 from pytest_ollama_perf.run import Fingerprint
 from pytest_ollama_perf.sample import Outcome, Sample
 from pytest_ollama_perf.verdict.wording import count, number, percent, seconds, show
+from pytest_ollama_perf.verdict.wording import size as bytes_shown
 from pytest_ollama_perf.workload import Endpoint, Workload
 
 _MAIN = (
@@ -42,7 +43,7 @@ def _numbers(load: LoadResult, metric: str, stat: str) -> list[float]:
 
 def size(loads: Sequence[LoadResult], stored: int | None = None) -> list[str]:
     """Return how much was measured, as phrases: ``3 runs x 20 requests``, ``0 errors; 9 stored runs``."""
-    *phrases, last = [_requests(loads), *pace(loads[0].run.workload), *left_out(loads)]
+    *phrases, last = [_requests(loads), *pace(loads[0].run.workload), *_connections(loads), *left_out(loads)]
     return [*phrases, f"{last}; {count(stored, 'stored run')}" if stored is not None else last]
 
 
@@ -65,14 +66,27 @@ def _requests(loads: Sequence[LoadResult]) -> str:
 
 def pace(workload: Workload) -> Iterator[str]:
     """Yield how a load is fired, as phrases: ``4 at once``, ``for 60 s``."""
+    most = "up to " if workload.stages else ""
     if workload.rate is not None:
-        yield f"{number(workload.rate)} a second ({workload.arrival.value})"
+        yield f"{most}{number(workload.rate)} a second ({workload.arrival.value})"
     else:
-        yield f"{workload.clients} at once" if workload.clients > 1 else "one at a time"
+        yield f"{most}{workload.clients} at once" if workload.clients > 1 else "one at a time"
+    if workload.stages:
+        yield f"in {count(len(workload.stages), 'stage')}"
+    if workload.turns > 1:
+        yield f"chats of {workload.turns} turns"
     if workload.duration_s is not None:
         yield f"for {seconds(workload.duration_s)}"
     if workload.cold:
         yield "each on a cold model"
+
+
+def _connections(loads: Iterable[LoadResult]) -> Iterator[str]:
+    """Say what connections of their own cost the requests; it is no part of TTFT and latency."""
+    apart = [load.run for load in loads if not load.run.workload.reuse_connections]
+    took = [sample.connect_ns for run in apart for sample in run.measured if sample.connect_ns is not None]
+    if took:
+        yield f"a new connection each ({seconds(median_low(took) / 1e9)} p50, not in ttft)"
 
 
 def left_out(loads: Iterable[LoadResult]) -> list[str]:
@@ -86,6 +100,7 @@ def left_out(loads: Iterable[LoadResult]) -> list[str]:
         (sum(sample.outcome is Outcome.LATE for sample in measured), "late"),
         (sum(sample.outcome is Outcome.CANCELLED for sample in measured), "cancelled"),
         (sum(sample.attempt > 1 for sample in measured), "retried"),
+        (sum(sample.turn > 1 for sample in measured), "later turns"),
         (sum(bool(sample.counters.prompt_eval_cached_count) for sample in measured), "cached"),
         (short, "short"),
     )
@@ -111,6 +126,32 @@ def environment(fingerprint: Fingerprint) -> list[str]:
         fingerprint.gpu,
     )
     return [clean(phrase) for phrase in phrases if phrase.strip()]
+
+
+def telemetry(loads: Sequence[LoadResult]) -> list[str]:
+    """Return what GPUs did while they were loaded, as phrases: ``GPU 93 %``, ``18.2 of 140 GiB``, ``410 W``.
+
+    Of several runs the most of each, and the median of the energy of a token.
+    """
+    read = [load.run.telemetry for load in loads if load.run.telemetry and load.run.telemetry.gpus]
+    gpus = [gpu for each in read for gpu in each.gpus]
+    busy = [gpu.utilization for gpu in gpus if gpu.utilization is not None]
+    memory = [each.memory_bytes for each in read if each.memory_bytes is not None]
+    total = [sum(gpu.memory_total_bytes or 0 for gpu in each.gpus) for each in read]
+    watts = [sum(gpu.power_w or 0.0 for gpu in each.gpus) for each in read]
+    warmest = [gpu.max_temperature_c for gpu in gpus if gpu.max_temperature_c is not None]
+    energy = [number for load in loads for number in _numbers(load, "joules_per_token", "")]
+    return [
+        *([f"GPU {percent(max(busy))} busy"] if busy else []),
+        *([f"GPU memory {_of_all(max(memory), max(total))}"] if memory else []),
+        *([f"{number(max(watts))} W"] if any(watts) else []),
+        *([show("gpu_temperature", max(warmest))] if warmest else []),
+        *([f"{show('joules_per_token', median_low(energy))} a token"] if energy else []),
+    ]
+
+
+def _of_all(used: int, total: int) -> str:
+    return f"{bytes_shown(used)} of {bytes_shown(total)}" if total else bytes_shown(used)
 
 
 def _processor(vram_share: float | None) -> str:

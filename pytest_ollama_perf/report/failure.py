@@ -64,6 +64,7 @@ def measured(
         if (where := facts.environment(group[0].run.fingerprint)) != said:
             lines += join_phrases(where, width, INDENT)
             said = where
+        lines += join_phrases(facts.telemetry(group), width, INDENT)
     if len(groups) > _LOADS_SHOWN:
         lines.append(f"{INDENT}and {count(len(groups) - _LOADS_SHOWN, 'more load')}; the JSON report has all")
     return lines or [f"{INDENT}nothing was measured"]

@@ -40,11 +40,19 @@ def _line(name: str, columns: Iterable[str]) -> str:
     return (f"  {name:<{_NAME}}" + "".join(f"{column:>{_WIDTH}}" for column in columns)).rstrip()
 
 
+_FIXED = {
+    Unit.SHARE: (100.0, "%"),
+    Unit.BYTES: (2.0**-30, "GiB"),
+    Unit.CELSIUS: (1.0, "°C"),
+    Unit.JOULES_PER_TOKEN: (1.0, "J"),
+}
+
+
 def _scale(name: str, values: Iterable[float | None]) -> tuple[float, str]:
     """Return what to multiply a row's numbers with and the unit they then have: ms where all are below ten seconds."""
     unit = METRICS[name].unit
-    if unit is Unit.SHARE:
-        return 100.0, "%"
+    if unit in _FIXED:
+        return _FIXED[unit]
     if unit is not Unit.SECONDS:
         return 1.0, "/s"
     finite = [value for value in values if value is not None and math.isfinite(value)]

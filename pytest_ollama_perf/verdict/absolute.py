@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from pytest_ollama_perf.metric import METRICS, PERCENTILES
+from pytest_ollama_perf.metric import METRICS, PERCENTILES, TELEMETRY
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.summary import MetricSummary, Summary, request_values
+from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.verdict import binomial
 from pytest_ollama_perf.verdict.limits import Limit
 from pytest_ollama_perf.verdict.wording import count, label, percent, show, show_apart
@@ -22,7 +23,8 @@ def judge_limit(limit: Limit, run: Run, summary: Summary) -> Row:
     found = summary.metrics.get(limit.metric)
     value = found.get(limit.stat) if found else None
     if found is None or value is None:
-        return _row(limit, math.nan, Word.BROKEN, f"{_named(limit)} was not measured: {_why_absent(limit, summary)}")
+        why = _why_absent(limit, run, summary)
+        return _row(limit, math.nan, Word.BROKEN, f"{_named(limit)} was not measured: {why}")
     word, because = _judged(limit, found, value, run)
     shown, bound = show_apart(limit.metric, value, limit.bound)
     reason = f"{_named(limit)} {shown}, limit {limit.op} {bound}: {because}"
@@ -32,6 +34,8 @@ def judge_limit(limit: Limit, run: Run, summary: Summary) -> Row:
 def _judged(limit: Limit, found: MetricSummary, value: float, run: Run) -> tuple[Word, str]:
     if limit.metric == "error_rate":
         return _of_failures(limit, found)
+    if limit.metric in TELEMETRY:
+        return _of_extreme(limit, value)
     if found.n == found.failed:
         met = _meets(limit, value)
         return Word.OK if met else Word.BROKEN, f"{everyone(found.n)} failed"
@@ -73,7 +77,7 @@ def _by_counting(wrong: int, n: int, share: float, because: str, *, met: bool) -
 
 
 def _of_extreme(limit: Limit, value: float) -> tuple[Word, str]:
-    """The slowest or fastest request is what it is: nothing is estimated."""
+    """The slowest or fastest request, or what an instrument showed, is what it is: nothing is estimated."""
     return (Word.OK, "met") if _meets(limit, value) else (Word.BROKEN, _distance(limit, value))
 
 
@@ -127,14 +131,26 @@ def everyone(n: int) -> str:
     return "the only request" if n == 1 else f"all {n} requests"
 
 
-def _why_absent(limit: Limit, summary: Summary) -> str:
+def _why_absent(limit: Limit, run: Run, summary: Summary) -> str:
     if not summary.requests:
         return "no request was measured"
+    if limit.metric in TELEMETRY:
+        return _why_unread(limit, run, summary)
     if limit.metric == "throughput" and "throughput_whole" in summary.metrics:
         return "there was no time in which all clients were busy; it needs more requests than clients"
     if limit.metric == "goodput":
         return "it counts requests that meet the limits on times, and there is none; add one such as max_p95_latency"
     return f"none of {count(summary.requests, 'request')} has it ({METRICS[limit.metric].help})"
+
+
+def _why_unread(limit: Limit, run: Run, summary: Summary) -> str:
+    if run.telemetry is None:
+        return "nobody read the GPU beside this load"
+    if run.telemetry.missing:
+        return inert(run.telemetry.missing)
+    if limit.metric == "joules_per_token" and run.telemetry.energy_j is not None:
+        return f"no token was generated in {count(summary.requests, 'request')}"
+    return "the GPU's driver does not tell"
 
 
 def _row(limit: Limit, value: float, word: Word, reason: str, interval: tuple[float, float] | None = None) -> Row:

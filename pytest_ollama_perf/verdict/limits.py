@@ -95,8 +95,29 @@ _SCALES: Mapping[Unit, Mapping[str, Decimal]] = MappingProxyType(
         Unit.TOKENS_PER_SECOND: {"": Decimal(1), "tokens/s": Decimal(1), "/s": Decimal(1)},
         Unit.REQUESTS_PER_SECOND: {"": Decimal(1), "requests/s": Decimal(1), "/s": Decimal(1)},
         Unit.SHARE: {"": Decimal(1), "%": Decimal("0.01")},
+        Unit.BYTES: {
+            **{"KiB": Decimal(2**10), "MiB": Decimal(2**20), "GiB": Decimal(2**30), "TiB": Decimal(2**40)},
+            **{"kB": Decimal(10**3), "MB": Decimal(10**6), "GB": Decimal(10**9), "TB": Decimal(10**12)},
+            "B": Decimal(1),
+        },
+        Unit.CELSIUS: {"": Decimal(1), "°C": Decimal(1), "C": Decimal(1)},
+        Unit.JOULES_PER_TOKEN: {"": Decimal(1), "J/token": Decimal(1), "J": Decimal(1), "mJ": _MILLI},
     }
 )
+
+
+EXAMPLES: Mapping[Unit, str] = MappingProxyType(
+    {
+        Unit.SECONDS: "300ms",
+        Unit.TOKENS_PER_SECOND: "150",
+        Unit.REQUESTS_PER_SECOND: "2.5",
+        Unit.SHARE: "1%",
+        Unit.BYTES: "20GiB",
+        Unit.CELSIUS: "85",
+        Unit.JOULES_PER_TOKEN: "1.5",
+    }
+)
+"""A bound of each unit, as a person may write it."""
 
 
 def _metric(name: str, written: str) -> Metric:
@@ -145,7 +166,8 @@ def _bound(metric: Metric, number: str, unit: str | None, written: str) -> float
 def _given(metric: Metric, value: object, written: str) -> float:
     if isinstance(value, str) and (match := _QUANTITY.fullmatch(value)):
         return _bound(metric, match["number"], match["unit"], written)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    unit_needed = metric.unit is Unit.BYTES  # nobody who writes 20 means twenty bytes
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or unit_needed:
         raise ConfigError(f"limit {written}: expected {_expected(metric)}")
     return _checked(metric, float(Decimal(value)), written)
 
@@ -166,12 +188,14 @@ def _expected(metric: Metric) -> str:
         Unit.TOKENS_PER_SECOND: "tokens per second, such as 150",
         Unit.REQUESTS_PER_SECOND: "requests per second, such as 2.5",
         Unit.SHARE: "a share from 0 to 1 such as 0.01, or a text such as '1%'",
+        Unit.BYTES: "a text with a unit such as '20GiB'",
+        Unit.CELSIUS: "degrees Celsius, such as 85",
+        Unit.JOULES_PER_TOKEN: "joules per token, such as 1.5",
     }[metric.unit]
 
 
 def _example(metric: Metric) -> str:
-    numbers = {Unit.SECONDS: "300ms", Unit.TOKENS_PER_SECOND: "150", Unit.REQUESTS_PER_SECOND: "2.5", Unit.SHARE: "1%"}
-    return f"{_op(metric)} {numbers[metric.unit]}"
+    return f"{_op(metric)} {EXAMPLES[metric.unit]}"
 
 
 def _op(metric: Metric) -> str:

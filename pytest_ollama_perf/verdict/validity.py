@@ -12,7 +12,7 @@ from pytest_ollama_perf.run import ModelState, Run
 from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.summary import Summary
 from pytest_ollama_perf.text import inert
-from pytest_ollama_perf.verdict import client_side, servers
+from pytest_ollama_perf.verdict import client_side, gpu, servers
 from pytest_ollama_perf.verdict.prompt_cache import cached_prompts
 from pytest_ollama_perf.verdict.wording import count, number, percent, seconds
 from pytest_ollama_perf.verdict.words import Problem
@@ -116,7 +116,7 @@ def _short_outputs(run: Run, summary: Summary) -> Iterator[Problem]:
         f"{short} of {count(len(made), 'response')} ended before num_predict={asked} "
         f"({stopped} by a stop token): {percent(missing)} of the tokens are missing; lower num_predict"
     )
-    tolerated = _SHORTFALL_OF_OWN_PROMPTS if run.workload.prompts else _SHORTFALL
+    tolerated = _SHORTFALL_OF_OWN_PROMPTS if run.workload.prompts or run.workload.messages else _SHORTFALL
     yield Problem(name="short outputs", text=text, spoils=missing > tolerated)
 
 
@@ -125,7 +125,9 @@ _TOKENS_PER_WORD = 0.8
 
 def _prompts_cut(run: Run, summary: Summary) -> Iterator[Problem]:
     """No common tokeniser needs fewer tokens than words, so clearly fewer means that the server dropped some."""
-    texts = run.workload.prompts
+    if run.workload.weights:  # the longest may be too rare to have been sent
+        return
+    texts = [*run.workload.prompts, *(" ".join(each.content for each in chat) for chat in run.workload.messages)]
     words = max((len(text.split()) for text in texts), default=run.workload.prompt_words)
     counts = [sample.counters.prompt_eval_count for sample in run.measured if sample.ok]
     seen = [tokens for tokens in counts if tokens]
@@ -164,6 +166,8 @@ _CHECKS: tuple[Callable[[Run, Summary], Iterator[Problem]], ...] = (
     _replaced,
     _reloaded,
     _partly_on_cpu,
+    gpu.throttled,
+    gpu.unread,
     client_side.buffered,
     client_side.client_bound,
     client_side.behind_schedule,

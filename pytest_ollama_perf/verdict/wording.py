@@ -6,7 +6,14 @@ import math
 
 from pytest_ollama_perf.metric import METRICS, Unit
 
-_SUFFIX = {Unit.SECONDS: " s", Unit.TOKENS_PER_SECOND: " /s", Unit.REQUESTS_PER_SECOND: " /s", Unit.SHARE: " %"}
+_SUFFIX = {
+    Unit.SECONDS: " s",
+    Unit.TOKENS_PER_SECOND: " /s",
+    Unit.REQUESTS_PER_SECOND: " /s",
+    Unit.SHARE: " %",
+    Unit.CELSIUS: " °C",
+    Unit.JOULES_PER_TOKEN: " J",
+}
 
 
 def show(metric: str, value: float | None, digits: int = 3) -> str:
@@ -21,6 +28,8 @@ def show(metric: str, value: float | None, digits: int = 3) -> str:
     unit = METRICS[metric].unit
     if unit is Unit.SECONDS:
         return seconds(value, digits)
+    if unit is Unit.BYTES:
+        return size(value, digits)
     return number(value * 100 if unit is Unit.SHARE else value, digits) + _SUFFIX[unit]
 
 
@@ -37,6 +46,12 @@ def seconds(value: float, digits: int = 3) -> str:
     """Return a time in seconds as ``182 ms`` or ``1.2 s``; it is rounded before the unit is chosen."""
     rounded = _rounded(value, digits)
     return f"{number(value, digits)} s" if rounded == 0 or abs(rounded) >= 1 else f"{number(value * 1e3, digits)} ms"
+
+
+def size(value: float, digits: int = 3) -> str:
+    """Return bytes as ``18.2 GiB``, or ``512 MiB`` below one of them."""
+    gibibytes = abs(_rounded(value / 2**30, digits)) >= 1
+    return f"{number(value / 2**30, digits)} GiB" if gibibytes else f"{number(value / 2**20, digits)} MiB"
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -1,0 +1,165 @@
+"""NVIDIA GPUs of this machine, read through nvidia-ml-py (the extra ``gpu``).
+
+What a GPU or driver does not support is asked once and then left out. A GPU that is lost ends its readings and says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from pytest_ollama_perf.telemetry.reading import GpuReading
+from pytest_ollama_perf.text import inert
+
+NO_EXTRA = "nvidia-ml-py is not installed: pip install 'pytest-ollama-perf[gpu]'"
+
+_NEVER = frozenset({3, 4, 13, 25, 26})
+"""NVML's codes for not supported, no permission, function not found, argument version mismatch, deprecated."""
+
+_LOST = frozenset({1, 9, 15, 16, 28})
+"""NVML's codes for uninitialized, driver not loaded, GPU is lost, reset required, GPU not found."""
+
+
+class Nvml(Protocol):
+    """The part of the module ``pynvml`` that is used. Every function raises ``NVMLError``, which has a ``value``."""
+
+    NVMLError: type[Exception]
+    NVML_TEMPERATURE_GPU: int
+    NVML_CLOCK_SM: int
+
+    def nvmlInit(self) -> object: ...
+    def nvmlShutdown(self) -> object: ...
+    def nvmlSystemGetDriverVersion(self) -> str | bytes: ...
+    def nvmlDeviceGetCount(self) -> int: ...
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
+    def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...
+
+
+def installed() -> Nvml | None:
+    """Return the module, ``None`` where the extra is not installed or cannot be imported."""
+    if importlib.util.find_spec("pynvml") is None:
+        return None
+    try:
+        return cast(Nvml, importlib.import_module("pynvml"))
+    except Exception:  # a package of that name that is none of NVIDIA's, or a broken one
+        return None
+
+
+@dataclass
+class _Device:
+    handle: Any
+    gpu: str
+    name: str
+    unsupported: set[str] = field(default_factory=set)
+
+
+class NvmlGpus:
+    """The GPUs that the driver shows. Without any, ``missing`` says why, and there is nothing to read.
+
+    ``missing`` is also where a GPU that stops answering is named.
+    """
+
+    name = "nvml"
+
+    def __init__(self, nvml: Nvml | None) -> None:
+        self.driver = ""
+        self.missing = ""
+        self._devices: list[_Device] = []
+        self._opened = False
+        if nvml is None:
+            self.missing = NO_EXTRA
+            return
+        self._nvml = nvml
+        try:
+            self._open()
+        except nvml.NVMLError as error:
+            self.missing = f"no NVIDIA GPU to be read: {inert(str(error), 100)}"
+        except (OSError, AttributeError) as error:
+            self.missing = f"no NVIDIA GPU to be read: {type(error).__name__}: {inert(str(error), 100)}"
+
+    def _open(self) -> None:
+        self._nvml.nvmlInit()
+        self._opened = True
+        self.driver = _text(self._nvml.nvmlSystemGetDriverVersion())
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+            self._devices.append(_Device(handle, str(index), _text(self._nvml.nvmlDeviceGetName(handle))))
+        if not self._devices:
+            self.missing = "no NVIDIA GPU to be read: the driver shows none"
+
+    def __bool__(self) -> bool:
+        return bool(self._devices)
+
+    def read(self, at_ns: int) -> Iterator[GpuReading]:
+        """Yield one reading of each GPU that still answers."""
+        for device in list(self._devices):
+            try:
+                yield self._reading(device, at_ns)
+            except _Lost as error:
+                self._devices.remove(device)
+                self.missing = f"GPU {device.gpu} stopped answering: {error}"
+
+    def _reading(self, device: _Device, at_ns: int) -> GpuReading:
+        memory = self._ask(device, "nvmlDeviceGetMemoryInfo")
+        rates = self._ask(device, "nvmlDeviceGetUtilizationRates")
+        return GpuReading(
+            at_ns=at_ns,
+            gpu=device.gpu,
+            name=device.name,
+            utilization=None if rates is None else rates.gpu / 100,
+            memory_bytes=None if memory is None else int(memory.used),
+            memory_total_bytes=None if memory is None else int(memory.total),
+            power_w=_scaled(self._ask(device, "nvmlDeviceGetPowerUsage")),
+            temperature_c=self._ask(device, "nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU),
+            clock_mhz=self._ask(device, "nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
+            energy_j=_scaled(self._ask(device, "nvmlDeviceGetTotalEnergyConsumption")),
+            reasons=self._reasons(device),
+        )
+
+    def _reasons(self, device: _Device) -> int | None:
+        """The function has had two names; drivers before 535 know the second alone."""
+        found = self._ask(device, "nvmlDeviceGetCurrentClocksEventReasons")
+        if found is None:
+            found = self._ask(device, "nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if found is None else int(found)
+
+    def _ask(self, device: _Device, function: str, *arguments: object) -> Any:
+        """Return what a function of NVML says, ``None`` where it does not; raise ``_Lost`` where the GPU is gone."""
+        ask = getattr(self._nvml, function, None)
+        if ask is None or function in device.unsupported:
+            return None
+        try:
+            return ask(device.handle, *arguments)
+        except self._nvml.NVMLError as error:
+            code = getattr(error, "value", None)
+            if code in _LOST:
+                raise _Lost(inert(str(error), 100)) from error
+            if code in _NEVER:
+                device.unsupported.add(function)
+            return None
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        if self._opened:
+            self._opened = False
+            self._devices.clear()
+            try:
+                self._nvml.nvmlShutdown()
+            except self._nvml.NVMLError:
+                return
+
+
+class _Lost(Exception):
+    """The GPU is gone: asking it again is of no use."""
+
+
+def _scaled(thousandths: float | None) -> float | None:
+    """NVML counts milliwatts and millijoules."""
+    return None if thousandths is None else thousandths / 1000
+
+
+def _text(value: str | bytes) -> str:
+    return inert(value.decode("utf-8", "replace") if isinstance(value, bytes) else value, 100)
