@@ -40,6 +40,7 @@ class LineReader:
 
     def __init__(self) -> None:
         self.driver = ""
+        self._head = ""
         self._columns: list[tuple[str, float] | None] | None = None
         self._gpus: set[str] = set()
 
@@ -50,12 +51,12 @@ class LineReader:
             Unreadable: it is neither JSON nor CSV of the kind that is understood.
         """
         text = line.strip()
-        if not text or (self._columns is not None and self._columns == _header(text)):
+        if not text or text == self._head:
             return None, None
         if text.startswith("{"):
             return self._known(_of_json(text), at_ns)
         if self._columns is None:
-            self._columns = _header(text)
+            self._head, self._columns = text, _header(text)
             return None, None
         return self._known(_of_csv(text, self._columns), at_ns)
 
