@@ -213,8 +213,9 @@ _Z95, _Z = 1.96, 1.645
 def knee_of(axis: str, levels: Sequence[Level]) -> Knee | None:
     """Return where throughput stops growing; ``None`` where nothing succeeded.
 
-    The knee is the lowest level that no later one exceeds by more than 10 % and by more than 1.645 standard errors of
-    the difference. Every later level counts, not only the next: slow growth is growth, one lucky level no end.
+    The knee is the lowest level that no later one exceeds by more than 10 %, beyond chance (by more than 1.645 standard
+    errors of the difference) and with at least half of that in finished requests. Every later level counts, not only
+    the next: slow growth is growth, one lucky level no end.
     """
     worked = [level for level in levels if level.made]
     for index, level in enumerate(worked):
@@ -232,7 +233,14 @@ def knee_of(axis: str, levels: Sequence[Level]) -> Knee | None:
 
 def _exceeds(later: Level, level: Level) -> bool:
     more = later.made - level.made
-    return more > _GROWTH * level.made and more > _Z * math.hypot(later.made_sd, level.made_sd)
+    grew = more > _GROWTH * level.made and more > _Z * math.hypot(later.made_sd, level.made_sd)
+    return grew and _finished_more(later, level)
+
+
+def _finished_more(later: Level, level: Level) -> bool:
+    """Whether requests were finished faster, too: where each client sends few of them, the time in which all are busy
+    is short, and what was made in it says more of that moment than of the server."""
+    return level.qps is None or later.qps is None or later.qps > level.qps * (1 + _GROWTH / 2)
 
 
 def avalanche_of(axis: str, levels: Sequence[Level], knee: Knee) -> Avalanche | None:

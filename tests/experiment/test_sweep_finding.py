@@ -52,6 +52,13 @@ def test_a_difference_within_its_uncertainty_is_no_growth():
     assert knee_of("concurrency", levels((1, 100), (2, 130), spread=0.1)).concurrency == 2
 
 
+def test_tokens_of_a_short_moment_without_more_finished_requests_are_no_growth():
+    made = [level(4, 203.0, qps=6.35), level(8, 259.0, qps=6.53)]
+    assert knee_of("concurrency", made).concurrency == 4
+    made = [level(4, 203.0, qps=6.35), level(8, 259.0, qps=7.5)]
+    assert knee_of("concurrency", made).concurrency == 8
+
+
 def test_levels_that_all_failed_end_the_growth_and_are_no_knee():
     knee = knee_of("concurrency", [*levels((1, 80), (2, 160)), level(4, 0.0, ok=0)])
     assert (knee.concurrency, knee.reached) == (2, True)
