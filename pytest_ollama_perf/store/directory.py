@@ -26,7 +26,7 @@ from pytest_ollama_perf.store.acceptance import decode_acceptance, encode_accept
 from pytest_ollama_perf.store.atomic import write_once
 from pytest_ollama_perf.store.base import LIMIT, newest_session, slug
 from pytest_ollama_perf.store.record import content, encode, read
-from pytest_ollama_perf.store.seal import corrupt, plain
+from pytest_ollama_perf.store.seal import DAMAGE, corrupt, plain
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.verdict.epoch import Acceptance, History, Kind
 from pytest_ollama_perf.workload import identity as identity_of
@@ -212,7 +212,7 @@ def _test_of(folder: Path) -> str:
     """Return the node id of ``folder``, from a record where the file that says it is lost."""
     try:
         return msgspec.json.decode(content(folder / _TEST), type=dict[str, str])["test"]
-    except (StoreError, ValueError, KeyError, RecursionError):
+    except (StoreError, *DAMAGE):
         files = _files(folder) + _files(folder / _REGRESSED)
     for file in sorted(files, key=lambda file: file.age):
         try:

@@ -14,8 +14,8 @@ from pytest_ollama_perf.text import inert
 MAX_BYTES = 64 << 20
 """No file of a store is longer; what is longer is not read."""
 
-DAMAGE = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
-"""What reading foreign content may raise; msgspec's own errors are ``ValueError``s."""
+DAMAGE = (msgspec.MsgspecError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""What reading foreign content may raise; msgspec's own errors are ``ValueError``s in its newest versions only."""
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
