@@ -28,6 +28,7 @@ class Incoming:
         self.headers: dict[str, str] = {}
         self.body = b""
         self.keep_alive = True
+        self.chunked = True
         self.read_ns = 0
 
     @property
@@ -41,9 +42,10 @@ Handler = Callable[[Incoming, "Outgoing"], Awaitable[None]]
 class Outgoing:
     """The response under way. Nothing is sent before ``whole``, ``start`` or ``chunk`` say so."""
 
-    def __init__(self, transport: asyncio.Transport, keep_alive: bool) -> None:
+    def __init__(self, transport: asyncio.Transport, keep_alive: bool, chunked: bool = True) -> None:
         self._transport = transport
         self._keep_alive = keep_alive
+        self._chunked = chunked
         self.started = False
         self.ended = False
 
@@ -60,16 +62,18 @@ class Outgoing:
     def start(self, status: int, content_type: str) -> None:
         """Send the header of a response in chunks."""
         self.started = True
-        self._transport.write(self._head(status, content_type, "Transfer-Encoding: chunked\r\n"))
+        framing = "Transfer-Encoding: chunked\r\n" if self._chunked else ""
+        self._transport.write(self._head(status, content_type, framing))
 
     def chunk(self, data: bytes) -> None:
         """Send one chunk."""
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> None:
         """End a response in chunks."""
         self.ended = True
-        self._transport.write(b"0\r\n\r\n")
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
 
     def drop(self) -> None:
         """Break the connection at once, after what was written."""
@@ -161,7 +165,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         request = self._request
         request.method = self._parser.get_method().decode("latin-1")
-        request.keep_alive = self._parser.should_keep_alive()
+        # HTTP/1.0, which a proxy may speak, has no chunks: there the end of the connection ends the answer.
+        request.chunked = self._parser.get_http_version() != "1.0"
+        request.keep_alive = self._parser.should_keep_alive() and request.chunked
         request.body = b"".join(self._parts)
         request.read_ns = time.perf_counter_ns()
         self._waiting.append(request)
@@ -171,7 +177,7 @@ class Connection(asyncio.Protocol):
     async def _serve(self) -> None:
         while self._waiting:
             request = self._waiting.popleft()
-            await self._handler(request, Outgoing(self._transport, request.keep_alive))
+            await self._handler(request, Outgoing(self._transport, request.keep_alive, request.chunked))
             if not request.keep_alive:
                 self._transport.close()
         self._task = None

@@ -23,7 +23,8 @@ def down(run: Run, summary: Summary) -> Iterator[Problem]:
         mine = [sample for sample in run.measured if sample.url == url]
         failed = sum(not sample.ok for sample in mine)
         what = f"{failed} of its {count(len(mine), 'request')} failed" if mine else "left out of the load"
-        text = f"{inert(url, 200)} was down before the load: {what} ({inert(facts.down.partition(';')[0], 200)})"
+        why = inert(facts.down.partition(";")[0], 200)
+        text = f"{inert(url, 200)} was down before the load: {what} ({why})"
         yield Problem(name="server down", text=text, spoils=False)
 
 
