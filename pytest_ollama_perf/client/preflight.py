@@ -8,6 +8,7 @@ from importlib.metadata import version as package_version
 
 from pytest_ollama_perf.client.control import Control, Loaded
 from pytest_ollama_perf.client.names import canonical
+from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.run import Fingerprint, ModelState
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import Workload
@@ -34,9 +35,11 @@ def preflight(
         Unreachable: nothing answers, or it is not Ollama.
         ModelMissing: the server does not have the model.
         ServerError: the server refuses or answers nonsense.
+        ConfigError: the load has images, and the model cannot see.
     """
     server_version = control.version()
     installed = control.installed(workload.model)
+    _can_see(control, workload)
     state = model_state(control, workload.model)
     details = installed.details
     fingerprint = Fingerprint(
@@ -54,6 +57,16 @@ def preflight(
         client=client(),
     )
     return fingerprint, state
+
+
+def _can_see(control: Control, workload: Workload) -> None:
+    """Refuse images for a model without vision; a server too old to name capabilities is left to answer itself."""
+    if not workload.images:
+        return
+    able = control.show(workload.model).capabilities
+    if able and "vision" not in able:
+        what = ", ".join(inert(each, 40) for each in able)
+        raise ConfigError(f"images: {workload.model} cannot see (it can: {what}); name a model with vision")
 
 
 def client() -> dict[str, str]:

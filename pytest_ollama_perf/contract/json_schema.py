@@ -12,7 +12,7 @@ from pytest_ollama_perf.contract.reading import LOAD_WORDS, SCHEMA, SEVERAL
 from pytest_ollama_perf.contract.require import REQUIREMENTS
 from pytest_ollama_perf.marks import TIMEOUT_PARTS
 from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, TELEMETRY, Metric, Shape, Unit
-from pytest_ollama_perf.workload import Arrival, Endpoint, Prefix
+from pytest_ollama_perf.workload import Arrival, Balance, Endpoint, Prefix
 
 Schema = dict[str, Any]
 
@@ -49,6 +49,13 @@ _FLAG: Schema = {"type": "boolean"}
 _RATE: Schema = {"type": "number", "exclusiveMinimum": 0}
 _SECONDS = "(us|µs|ms|s|m|min|h)"
 _TIME = _either({"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_NUMBER}\s*{_SECONDS}?$"})
+_STAGE: Schema = {
+    "type": "object",
+    "properties": {"concurrency": _whole(0), "rate": {"type": "number", "minimum": 0}, "for": _TIME, "ramp": _TIME},
+    "additionalProperties": False,
+    "minProperties": 2,
+    "maxProperties": 2,
+}
 _PERCENT = _either({"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": rf"^{_NUMBER}\s*%?$"})
 
 WORDS: Mapping[str, Schema] = MappingProxyType(
@@ -64,7 +71,14 @@ WORDS: Mapping[str, Schema] = MappingProxyType(
         "warmup": _whole(0),
         "think_time": _either(_TIME, {"type": "array", "items": _TIME, "minItems": 2, "maxItems": 2}),
         "prompt": _TEXT,
-        "prompts": _either(_TEXT, _list(_TEXT)),
+        "prompts": _either(_TEXT, _list(_TEXT), {"type": "object", "additionalProperties": _RATE, "minProperties": 1}),
+        "dataset": _TEXT,
+        "turns": _whole(1),
+        "images": _either(_TEXT, _list(_TEXT)),
+        "stages": _list(_STAGE),
+        "retries": _whole(0),
+        "reuse_connections": _FLAG,
+        "balance": _words(member.value for member in Balance),
         "prompt_words": _whole(1),
         "prefix": _words(member.value for member in Prefix),
         "raw": _FLAG,

@@ -30,6 +30,9 @@ USUAL = "*"
 
 TOP = ("schema", "defaults", "model", "load")
 LOAD_WORDS = tuple(word for word in WORDS if word != "model")
+FILES = ("dataset", "images")
+"""Words that name files."""
+
 SEVERAL = ("concurrency", "rate")
 """Words that may hold a list: the same clauses at each."""
 
@@ -153,6 +156,8 @@ def _layer(reader: _Reader, table: Any, path: toml.Path, extra: tuple[str, ...])
         return layer
     _refuse_unknown(reader, table, path, (*_LOAD_KEYS, *extra), "of a load")
     for key, value in table.items():
+        if key in FILES:
+            value = _from(reader.folder, value)
         if key in LOAD_WORDS and reader.attempt((*path, key), _check_word, key, value) is not None:
             layer.words[key] = value
         elif key in METRICS:
@@ -161,6 +166,13 @@ def _layer(reader: _Reader, table: Any, path: toml.Path, extra: tuple[str, ...])
     if "name" in extra and "name" in table:
         return _named(reader, layer, table["name"])
     return layer
+
+
+def _from(folder: Path, value: Any) -> Any:
+    """Return paths that begin where the contract is; anything else is left to whoever reads the word."""
+    if isinstance(value, list):
+        return [_from(folder, each) for each in value]
+    return str(folder / value) if isinstance(value, str) and value else value
 
 
 def _named(reader: _Reader, layer: _Layer, name: object) -> _Layer:

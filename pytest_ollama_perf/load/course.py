@@ -16,11 +16,12 @@ class Course:
 
     def __init__(self, stages: Sequence[Level]) -> None:
         ends = list(accumulate(stage.seconds for stage in stages))
+        begins = [0.0, *ends[:-1]]
         before = [0.0, *(stage.level for stage in stages[:-1])]
         self.seconds = ends[-1]
         self._parts = [
-            (end - stage.seconds, end, start if stage.ramp else stage.level, stage.level)
-            for stage, end, start in zip(stages, ends, before, strict=True)
+            (begin, end, start if stage.ramp else stage.level, stage.level)
+            for stage, begin, end, start in zip(stages, begins, ends, before, strict=True)
         ]
 
     def level(self, at_s: float) -> float:

@@ -87,6 +87,7 @@ _CHECKS = {
     "minLength": _held(lambda value, wanted: not isinstance(value, str) or len(value) >= wanted),
     "minItems": _held(lambda value, wanted: not isinstance(value, list) or len(value) >= wanted),
     "maxItems": _held(lambda value, wanted: not isinstance(value, list) or len(value) <= wanted),
+    "maxProperties": _held(lambda value, wanted: not isinstance(value, dict) or len(value) <= wanted),
     "minProperties": _held(lambda value, wanted: not isinstance(value, dict) or len(value) >= wanted),
     "minimum": _held(lambda value, wanted: not _number(value) or value >= wanted),
     "maximum": _held(lambda value, wanted: not _number(value) or value <= wanted),

@@ -44,6 +44,11 @@ ratio = "<= 20"
 max_latency = 5
 concurrency = ">= 4"
 [[load]]
+stages = [{ concurrency = 4, ramp = "10s" }, { concurrency = 4, for = "1m" }]
+turns = 3
+retries = 2
+reuse_connections = false
+[[load]]
 name = "long"
 think_time = ["1s", 5]
 num_predict = 512
@@ -64,6 +69,10 @@ WRONG = (
     "schema = 1\n[load]\nerror_rate = 'regression <= 5%'",
     "schema = 1\n[load]\nendpoint = 'caht'",
     "schema = 1\n[load]\nduration = 'soon'",
+    "schema = 1\n[load]\nstages = []",
+    "schema = 1\n[load]\nstages = [{ concurrency = 4 }]",
+    "schema = 1\n[load]\nstages = [{ concurency = 4, for = 3 }]",
+    "schema = 1\n[load]\nturns = 0",
     "schema = 1\n[load.require]\ngpu = 'x'",
     "schema = 1\n[load.require]\ngpu_offload = 'most'",
     "schema = 1\n[model.m.sweep]\nknee = '4'",

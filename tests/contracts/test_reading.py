@@ -273,3 +273,12 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
 )
 def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
     assert refused(text) == [message]
+
+
+def test_files_are_looked_for_beside_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text('{"prompt": "Why?"}\n', encoding="utf-8")
+    text = "schema = 1\n[model.m]\ndataset = 'set.jsonl'"
+    (group,) = read(text, "c.toml", settings=Settings(), folder=tmp_path)
+    assert workload(group).prompts == ("Why?",)
+    with pytest.raises(ConfigError, match=r"^c.toml:3: dataset: cannot read .*: No such file or directory$"):
+        read(text, "c.toml", settings=Settings(), folder=tmp_path / "else")
