@@ -10,6 +10,7 @@ from typing import TypeVar
 from pytest_ollama_perf.bench import Bench, Onlooker
 from pytest_ollama_perf.finding import Finding
 from pytest_ollama_perf.finding.servers import servers
+from pytest_ollama_perf.finding.timeline import timeline
 from pytest_ollama_perf.fleet import Server
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import LoadSpec
@@ -85,6 +86,23 @@ class Stoppable:
             raise Stopped("the test was cancelled")
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """An onlooker that hears which of several loads one is: ``run 2 of at most 3``."""
+
+    onlooker: Onlooker
+    caption: str
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        self.onlooker.begin(f"{self.caption}, {model}", duration_s)
+
+    def message(self, text: str) -> None:
+        self.onlooker.message(f"{self.caption}: {text}")
+
+    def update(self, progress: Progress) -> None:
+        self.onlooker.update(progress)
+
+
 @dataclass
 class Lab:
     """The instruments of one experiment: servers, history, and who is told how it comes along.
@@ -122,6 +140,10 @@ class Lab:
         self.loads += trial.loads
         return trial
 
+    def captioned(self, caption: str) -> Lab:
+        """Return the same instruments, whose onlooker hears which of several loads the next one is."""
+        return replace(self, onlooker=Captioned(self.onlooker, caption))
+
     def interrupted(self) -> Trial | None:
         """Return what had been measured when something stopped the experiment; ``None`` where that is nothing."""
         if self.bench.partial is not None:
@@ -148,8 +170,9 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     runs = [first]
     compared = lab.past.compare(history, [first.run], spec.margins, spec.gating)
     while compared.again and first.verdict.word is not Word.BROKEN:
-        lab.onlooker.message(f"not sure yet, run {len(runs) + 1} of at most {lab.settings.max_runs}")
-        runs.append(lab.fire(spec.workload, test, spec.limits, fresh=True))
+        turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
+        lab.onlooker.message(f"not sure yet, {turn}")
+        runs.append(lab.captioned(turn).fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
             return Trial(runs[-1].verdict, _loads(runs), runs[-1].findings)
         compared = lab.past.compare(history, [run.run for run in runs], spec.margins, spec.gating)
@@ -165,7 +188,7 @@ def judge(run: Run, limits: Sequence[Limit], *, strict: bool) -> Trial:
     """Judge one run against its absolute limits."""
     summary = summarise(run, latency_limits(limits))
     verdict = judge_contract(run, summary, limits, strict=strict)
-    return Trial(verdict, (LoadResult(run, summary),), servers(run, summary))
+    return Trial(verdict, (LoadResult(run, summary),), (*servers(run, summary), *timeline(run)))
 
 
 def unmeasured(reason: str) -> Trial:
