@@ -9,7 +9,7 @@ import httptools
 
 from pytest_ollama_perf.client import lines
 from pytest_ollama_perf.client.errortext import BODY_LIMIT, body_text, error_text
-from pytest_ollama_perf.load.backend import Request
+from pytest_ollama_perf.load.backend import Request, Stream
 from pytest_ollama_perf.sample import Counters, Outcome, Sample
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import Endpoint
@@ -194,6 +194,12 @@ class Exchange:
         if not self.finished:
             self._settle(outcome, error, max(at_ns, self.last_ns))
             self.finished = True
+
+    def under_way(self) -> Stream:
+        """Return how far the answer has come; may be asked from any thread."""
+        first, due = self._first_token_ns, self.request.scheduled_ns
+        start = self.sent_ns if due is None else due
+        return Stream(len(self._chunk_ns), None if first is None else first - start)
 
     def deadline(self) -> tuple[int, Outcome]:
         """Return the time on the clock by which something has to have happened, and what it is called if not."""

@@ -19,7 +19,7 @@ from pytest_ollama_perf.client.clock import ReceiveClock
 from pytest_ollama_perf.client.connection import Connection, SocketAddress, SocketIO, error_name, open_connection
 from pytest_ollama_perf.client.exchange import Exchange
 from pytest_ollama_perf.client.poller import make_poller
-from pytest_ollama_perf.load.backend import Request
+from pytest_ollama_perf.load.backend import Request, Stream
 from pytest_ollama_perf.sample import Outcome, Sample
 from pytest_ollama_perf.text import inert
 from pytest_ollama_perf.workload import Endpoint, Timeouts
@@ -127,6 +127,7 @@ class WireBackend:
         ]
         self._connect_timeout_s = connect_timeout_s
         self._io: SocketIO | None = None
+        self._under_way: set[Exchange] = set()
         self.connected = 0
         """Connections opened so far, those before the clock included."""
 
@@ -151,13 +152,19 @@ class WireBackend:
         """Send ``request`` and call ``record`` once with its sample, also when cancelled."""
         target = self._targets[request.target]
         exchange = Exchange(request, target.address.display, time.perf_counter_ns())
+        self._under_way.add(exchange)
         try:
             await self._exchange(target, exchange)
         except BaseException:  # a sample is owed whatever happens, Ctrl-C included
             exchange.fail(Outcome.CANCELLED, "the load was stopped", time.perf_counter_ns())
             raise
         finally:
+            self._under_way.discard(exchange)
             record(exchange.sample())
+
+    def under_way(self) -> list[Stream]:
+        """Return how far each request has come that is not done; may be asked from any thread."""
+        return [exchange.under_way() for exchange in list(self._under_way)]
 
     async def aclose(self) -> None:
         """Close every connection; requests under way end as cut off."""

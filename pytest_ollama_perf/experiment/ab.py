@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.bench import Onlooker
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.experiment.result import Host
 from pytest_ollama_perf.finding.comparison import Comparison, compare
 from pytest_ollama_perf.fleet import Server, place
-from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.marks import WORDS, LoadSpec, load_spec
 from pytest_ollama_perf.metric import PERCENTILES
 from pytest_ollama_perf.report.facts import public_url
@@ -254,7 +252,7 @@ class _Session:
         lab, servers = self._lab, self._servers[side.name]
         if self._is_shared and last is not side:
             self._make_room(side)
-        watched = replace(lab, onlooker=_Captioned(lab.onlooker, f"{where}, {side.name}"))
+        watched = lab.captioned(f"{where}, {side.name}")
         return watched.fire(side.spec.workload, self._test, fresh=True, servers=servers).loads[0]
 
     def _make_room(self, side: Side) -> None:
@@ -312,23 +310,6 @@ class _Session:
     def _ended(self, verdict: Verdict) -> Trial:
         loads = tuple(load for side in self._sides for load in self._loads[side.name])
         return Trial(verdict, loads, self._found())
-
-
-@dataclass(frozen=True)
-class _Captioned:
-    """An onlooker that hears where in the comparison a load belongs."""
-
-    onlooker: Onlooker
-    caption: str
-
-    def begin(self, model: str, duration_s: float | None = None) -> None:
-        self.onlooker.begin(f"{self.caption} {model}", duration_s)
-
-    def message(self, text: str) -> None:
-        self.onlooker.message(f"{self.caption}: {text}")
-
-    def update(self, progress: Progress) -> None:
-        self.onlooker.update(progress)
 
 
 def pooled(runs: Sequence[Run]) -> Run:

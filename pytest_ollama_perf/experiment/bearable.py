@@ -136,7 +136,7 @@ class _Search:
         return self.probes[-1].bearable
 
     def _fire(self, workload: Workload, where: str) -> Run:
-        trial = self.lab.fire(workload, self.test)
+        trial = self.lab.captioned(where).fire(workload, self.test)
         cannot = trial.verdict.word in {Word.INVALID, Word.ABORTED}
         self.parts.append(Part(where, trial if cannot else _measured(trial)))
         if cannot:

@@ -153,7 +153,8 @@ class _Starts:
         self.cold.append(_gone_before(lab.fire(self._cold_workload(), self.test, self.asked.cold.limits)))
         if self.cold[-1].verdict.word in {Word.INVALID, Word.ABORTED} or not self.cold[-1].loads[0].summary.ok:
             return False
-        self.warm.append(self.lab.fire(self.asked.warm.workload, self.test, self.asked.warm.limits))
+        lab = self.lab.captioned(f"cold start {again}, then warm")
+        self.warm.append(lab.fire(self.asked.warm.workload, self.test, self.asked.warm.limits))
         return self.warm[-1].verdict.word not in {Word.INVALID, Word.ABORTED}
 
     def _cold_workload(self) -> Workload:

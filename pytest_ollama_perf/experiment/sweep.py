@@ -119,8 +119,9 @@ class _Climb:
 
     def _level(self, at: At, spec: LoadSpec, *, alone: bool = False) -> Level:
         self._fired += 1
-        self.lab.onlooker.message(f"level {self._fired} of {len(self.asked.specs)}: {place(at)}")
-        trial = conduct(self.lab, spec, self.test)
+        level = f"level {self._fired} of {len(self.asked.specs)}"
+        self.lab.onlooker.message(f"{level}: {place(at)}")
+        trial = conduct(self.lab.captioned(level), spec, self.test)
         self.parts.append(Part(f"{place(at)}, alone" if alone else place(at), trial))
         middle = sorted(trial.loads, key=lambda load: _made(load.summary))[(len(trial.loads) - 1) // 2]
         verdict = trial.verdict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -47,3 +47,18 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection."""
+
+
+class Stream(NamedTuple):
+    """An answer that is still coming: chunks of text so far, and how long the first of them took."""
+
+    chunks: int
+    ttft_ns: int | None
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A backend that can say how the answers under way come along. It is asked from another thread."""
+
+    def under_way(self) -> list[Stream]:
+        """Return one value for each request that is not done."""

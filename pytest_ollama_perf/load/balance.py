@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from pytest_ollama_perf.load.backend import Backend, Request
+from pytest_ollama_perf.load.backend import Backend, Request, Stream, Streaming
 from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.workload import Balance
 
@@ -78,6 +78,10 @@ class Balanced:
             await self._backend.send(request, record)
         finally:
             self._balancer.done(request.target)
+
+    def under_way(self) -> list[Stream]:
+        """What the backend says of requests that are not done; nothing where it does not tell."""
+        return self._backend.under_way() if isinstance(self._backend, Streaming) else []
 
     async def aclose(self) -> None:
         """Close the backend."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
+from pytest_ollama_perf.load.backend import Stream
 from pytest_ollama_perf.sample import Sample
+
+_LATEST = 1000
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a load has come. Counts include warm-up; ``total`` is ``None`` where time alone ends the load.
 
-    ``tokens`` counts those of finished requests: the server's own count, or the chunks seen where it sent none.
+    ``tokens`` counts those of finished requests, by the server's own count or the chunks seen where it sent none, and
+    the chunks of answers under way. ``ttft_s`` is the median of the latest first tokens, ``None`` before any.
     """
 
     sent: int
@@ -22,6 +27,7 @@ class Progress:
     tokens: int
     elapsed_s: float
     total: int | None
+    ttft_s: float | None = None
 
     @property
     def in_flight(self) -> int:
@@ -45,6 +51,7 @@ class Recorder:
         self._failed = 0
         self._tokens = 0
         self._samples: list[Sample] = []
+        self.under_way: Callable[[], Sequence[Stream]] = tuple
 
     def begin(self, now_ns: int) -> None:
         """Start: connections stand, the first request is about to go out. ``now_ns`` is on the samples' clock."""
@@ -66,16 +73,25 @@ class Recorder:
         return tuple(sorted(self._samples, key=lambda sample: sample.index))
 
     def progress(self) -> Progress:
-        """Return how far the load has come; costs the same at any size."""
+        """Return how far the load has come; costs the same however long it has run, and the load's thread nothing."""
         failed, tokens, done = self._failed, self._tokens, len(self._samples)
+        streams = self.under_way()
         return Progress(
             sent=self._sent,
             done=done,
             failed=failed,
-            tokens=tokens,
+            tokens=tokens + sum(stream.chunks for stream in streams),
             elapsed_s=self._elapsed_s(),
             total=self.total,
+            ttft_s=self._ttft_s(streams),
         )
+
+    def _ttft_s(self, streams: Sequence[Stream]) -> float | None:
+        ended = [
+            one.first_token_ns - one.start_ns for one in self._samples[-_LATEST:] if one.first_token_ns is not None
+        ]
+        found = [*ended, *(stream.ttft_ns for stream in streams if stream.ttft_ns is not None)]
+        return median(found) / 1e9 if found else None
 
     def _elapsed_s(self) -> float:
         return 0.0 if self._began_ns is None else (self._clock() - self._began_ns) / 1e9

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from pytest_ollama_perf.load.backend import Backend
+from pytest_ollama_perf.load.backend import Backend, Streaming
 from pytest_ollama_perf.load.engine import Choose, fire
 from pytest_ollama_perf.load.plan import check, total_requests
 from pytest_ollama_perf.load.recorder import Progress, Recorder
@@ -185,6 +185,8 @@ class _Job:
 
     async def _load(self) -> None:
         backend = self._make_backend()
+        if isinstance(backend, Streaming):
+            self._recorder.under_way = backend.under_way
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watcher.lag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress_bar import ProgressBar
@@ -32,10 +33,15 @@ class BarPainter:
     def __init__(self, encoding: str, width: int | None = None) -> None:
         self._console = Console(file=_Memory(encoding), width=width, force_terminal=True, legacy_windows=False)
 
-    def line(self, model: str, text: str, share: float | None) -> str:
-        """Return one line that never wraps; without ``share`` it is ``text`` alone."""
+    def line(self, label: str, texts: Sequence[str], share: float | None) -> str:
+        """Return one line that never wraps: the first of ``texts`` that leaves room for the rest, else the last.
+
+        Without ``share`` it is a text alone.
+        """
         width = self._console.width - 1
-        row = [Text(cut(text, width))] if share is None else _with_bar(model, text, share, width)
+        taken = cells(_caption(label)) + 1 if _caption(label) else 0
+        text = next((each for each in texts if cells(each) + 1 + taken + _LEAST <= width), texts[-1])
+        row = [Text(cut(text, width))] if share is None else _with_bar(label, text, share, width)
         grid = Table.grid(padding=(0, 1))
         for _ in row:
             grid.add_column(no_wrap=True, overflow="crop")
@@ -45,12 +51,21 @@ class BarPainter:
         return drawn.get().partition("\n")[0]
 
 
-def _with_bar(model: str, text: str, share: float, width: int) -> list[Text | ProgressBar]:
-    """Keep what matters most: the numbers, then the bar, then the model's name."""
+def _caption(label: str) -> str:
+    """Return which of several loads it is: what stands before the model."""
+    return label.rpartition(", ")[0]
+
+
+def _with_bar(label: str, text: str, share: float, width: int) -> list[Text | ProgressBar]:
+    """Keep what matters most: the numbers, then which of several loads it is, then the bar, then the model's name."""
     room = width - cells(text) - 1
     if room < _LEAST:
         return [Text(cut(text, width))]
-    bar = min(_BAR, room)
+    fits = [each for each in (label, _caption(label)) if each and cells(each) + 1 + _LEAST <= room]
+    named = fits[0] if fits else ""
+    bar = min(_BAR, room - cells(named) - 1 if named else room)
     row: list[Text | ProgressBar] = [ProgressBar(total=1.0, completed=share, width=bar), Text(text)]
     room -= bar + 1
-    return [Text(cut_middle(model, room)), *row] if model and room >= _LEAST else row
+    if not named and room >= _LEAST:
+        named = cut_middle(label, room)
+    return [Text(named), *row] if named else row

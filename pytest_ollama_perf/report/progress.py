@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_ollama_perf.load.recorder import Progress
 from pytest_ollama_perf.report.layout import WIDTH, clean, cut
-from pytest_ollama_perf.verdict.wording import count, number
+from pytest_ollama_perf.verdict.wording import count, number, seconds
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.report.bar import BarPainter
@@ -39,7 +40,7 @@ class LiveProgress:
         self._width = width
         self._painter: BarPainter | None = None
         self._duration_s: float | None = None
-        self._model = ""
+        self._label = ""
         self._next_line_s = LINE_EVERY_S
         self._last_message = ""
 
@@ -54,8 +55,11 @@ class LiveProgress:
             self._painter = None
 
     def begin(self, model: str, duration_s: float | None = None) -> None:
-        """Say which model the next updates are about, and how long the load takes where time ends it."""
-        self._model, self._duration_s = clean(model, 100), duration_s
+        """Say what the next updates are about, and how long the load takes where time ends it.
+
+        That is a model, or behind the words that say which of several loads it is: ``level 3 of 5, llama3.2:3b``.
+        """
+        self._label, self._duration_s = clean(model, 100), duration_s
         self._next_line_s = LINE_EVERY_S
 
     def message(self, text: str) -> None:
@@ -65,7 +69,7 @@ class LiveProgress:
         """
         text = clean(text)
         if self._live:
-            self._draw(text, None)
+            self._draw([text], None)
         elif self._plain and (wording := re.sub(r"[\d.]+ s$", "", text)) != self._last_message:
             self._last_message = wording
             self._line(text)
@@ -73,22 +77,22 @@ class LiveProgress:
     def update(self, progress: Progress) -> None:
         """Show how far the load is; made to be called several times a second."""
         if self._live:
-            self._draw(describe(progress, self._duration_s), share_done(progress, self._duration_s))
+            self._draw(versions(progress, self._duration_s), share_done(progress, self._duration_s))
         elif self._plain and progress.elapsed_s >= self._next_line_s:
             self._next_line_s = progress.elapsed_s + LINE_EVERY_S
-            self._line(f"{self._model}: {describe(progress, self._duration_s)}".removeprefix(": "))
+            self._line(f"{self._label}: {describe(progress, self._duration_s)}".removeprefix(": "))
 
     def _line(self, text: str) -> None:
         self._write(f"\n  {cut(text, WIDTH - 2)}")
 
-    def _draw(self, text: str, share: float | None) -> None:
-        """Draw one line below the cursor and come back."""
+    def _draw(self, texts: Sequence[str], share: float | None) -> None:
+        """Draw one line below the cursor, with the first of ``texts`` that has room, and come back."""
         if self._painter is None:
             from pytest_ollama_perf.report.bar import BarPainter
 
             self._painter = BarPainter(self._encoding, self._width)
             self._write(_MAKE_ROOM_BELOW)
-        self._write(_GO_BELOW + self._painter.line(self._model, text, share) + _COME_BACK)
+        self._write(_GO_BELOW + self._painter.line(self._label, texts, share) + _COME_BACK)
 
     def _write(self, text: str) -> None:
         """Write in one piece what the file's encoding has; a terminal that is gone is no reason to lose a load."""
@@ -105,14 +109,20 @@ def share_done(progress: Progress, duration_s: float | None = None) -> float | N
 
 
 def describe(progress: Progress, duration_s: float | None = None) -> str:
-    """Return ``12/20 requests, 4 in flight, 310 tokens/s, 0 errors, 3 s left``."""
+    """Return ``12/20 requests, 4 in flight, 310 tokens/s, ttft 182 ms, 0 errors, 3 s left``."""
+    return versions(progress, duration_s)[0]
+
+
+def versions(progress: Progress, duration_s: float | None = None) -> list[str]:
+    """Return what there is to say, whole and then with less and less of what can be missed on a narrow terminal."""
     of = f"/{progress.total}" if progress.total is not None else ""
-    phrases = [f"{progress.done}{of} requests", f"{progress.in_flight} in flight"]
-    if progress.tokens and progress.elapsed_s:
-        phrases.append(f"{number(progress.tokens / progress.elapsed_s)} tokens/s")
-    phrases.append(count(progress.failed, "error"))
+    flying = f"{progress.in_flight} in flight"
+    speed = f"{number(progress.tokens / progress.elapsed_s)} tokens/s" if progress.tokens and progress.elapsed_s else ""
+    first = f"ttft {seconds(progress.ttft_s)}" if progress.ttft_s is not None else ""
     left = _left_s(progress, duration_s)
-    return ", ".join([*phrases, f"{left:.0f} s left"] if left is not None else phrases)
+    ending = [count(progress.failed, "error"), f"{left:.0f} s left" if left is not None else ""]
+    middles = [[flying, speed, first], [speed, first], [speed]]
+    return [", ".join(filter(None, [f"{progress.done}{of} requests", *middle, *ending])) for middle in middles]
 
 
 def _left_s(progress: Progress, duration_s: float | None) -> float | None:
