@@ -106,8 +106,10 @@ def together(facts: Mapping[str, ServerFacts], used: Sequence[Server]) -> Finger
 
 
 def _weights(servers: Sequence[Server]) -> str:
-    """Return how many servers there are, or where they differ their weights: ``2:1:1``."""
+    """Return how many servers there are, or where they differ their weights: ``2:1:1``; nothing for one."""
     weights = [server.weight for server in servers]
+    if len(weights) == 1:
+        return ""
     return str(len(weights)) if len(set(weights)) == 1 else ":".join(f"{weight:g}" for weight in weights)
 
 

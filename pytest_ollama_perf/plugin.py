@@ -23,7 +23,7 @@ ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
     Load: model, endpoint, stream, concurrency or rate, arrival, requests or
     duration, drain, warmup, think_time, prompt or prompts, prompt_words,
     prefix, raw, num_predict, num_ctx, temperature, seed, think, keep_alive,
-    options, cold, timeout.
+    options, cold, timeout, balance.
     Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
     max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
     limits={'ttft.p95': '<= 300ms'}.
