@@ -47,7 +47,7 @@ class SampleTable(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """
 
     count: Annotated[int, msgspec.Meta(ge=0)]
-    origin_ns: int
+    origin_ns: Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
     tick_us: Annotated[int, msgspec.Meta(ge=1)]
     index: Column = None
     client: Column = None
