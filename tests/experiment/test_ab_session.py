@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from run_makers import failure, one_after_another, run_of
 
-from pytest_ollama_perf.fleet import Server
 from pytest_ollama_perf.client.address import parse_address
 from pytest_ollama_perf.experiment.ab import read
+from pytest_ollama_perf.fleet import Server
 from pytest_ollama_perf.run import Fingerprint, ModelState, Run
 from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.trial import Lab, Trial
