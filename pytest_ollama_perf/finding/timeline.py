@@ -61,17 +61,24 @@ def timeline(run: Run) -> tuple[Timeline, ...]:
     long = asked.stages or (asked.duration_s is not None and asked.duration_s >= LEAST_S)
     if not samples or not long:
         return ()
-    begun = min(sample.start_ns for sample in samples)
+    course = Course(asked.stages) if asked.stages else None
+    begun = min(sample.start_ns for sample in samples) - _led_in_ns(course, closed=asked.rate is None)
     lasted = max((max(sample.done_ns for sample in samples) - begun) / 1e9, asked.duration_s or 0.0)
     width = next((each for each in _WIDTHS if lasted <= each * MOST_WINDOWS), _WIDTHS[-1])
     edges = begun + np.arange(math.ceil(lasted / width - 1e-9) + 1) * round(width * 1e9)
-    course = Course(asked.stages) if asked.stages else None
     made = tokens_by(samples, edges.astype(np.int64))
     spans = tuple(
         _span(_ended_in(samples, int(low), int(high)), number * width, width, float(tokens), course)
         for number, (low, high, tokens) in enumerate(zip(edges[:-1], edges[1:], made, strict=True))
     )
     return (Timeline(window_s=float(width), spans=spans, change=None if course else _change(spans)),)
+
+
+def _led_in_ns(course: Course | None, *, closed: bool) -> int:
+    """Return how long after the beginning of the stages the first request was due."""
+    if course is None:
+        return 0
+    return round(1e9 * (course.joins(0, 0.0) if closed else course.time_of(0.0)))
 
 
 def _ended_in(samples: Sequence[Sample], low: int, high: int) -> list[Sample]:

@@ -94,13 +94,14 @@ def left_out(loads: Iterable[LoadResult]) -> list[str]:
     runs = [load.run for load in loads]
     measured = [sample for run in runs for sample in run.measured]
     warmup = sum(len(run.warmup) for run in runs)
+    turns = sum(sample.turn > 1 for sample in measured)
     short = sum(_short(sample, run.workload) for run in runs for sample in run.measured)
     counted = (
         (warmup, f"{warmup} warm-up dropped"),
         (sum(sample.outcome is Outcome.LATE for sample in measured), "late"),
         (sum(sample.outcome is Outcome.CANCELLED for sample in measured), "cancelled"),
         (sum(sample.attempt > 1 for sample in measured), "retried"),
-        (sum(sample.turn > 1 for sample in measured), "later turns"),
+        (turns, f"{count(turns, 'later turn')} of chats"),
         (sum(bool(sample.counters.prompt_eval_cached_count) for sample in measured), "cached"),
         (short, "short"),
     )

@@ -57,9 +57,11 @@ def test_windows_are_few_and_of_round_lengths() -> None:
 
 def test_stages_show_their_level() -> None:
     stages = (Level(level=4, seconds=4, ramp=True), Level(level=4, seconds=4))
-    found = course(*every(1, 8), stages=stages, duration_s=8.0, concurrency=4)
+    # the first client joins after a second: there is room for it when the ramp has reached 1
+    found = course(*every(1, 7), stages=stages, duration_s=8.0, concurrency=4)
     assert found.window_s == 1.0
     assert [span.level for span in found.spans] == pytest.approx([0.5, 1.5, 2.5, 3.5, 4, 4, 4, 4])
+    assert [span.requests for span in found.spans] == [0, 1, 1, 1, 1, 1, 1, 1]
     assert found.change is None
 
 
