@@ -210,10 +210,15 @@ def epoch_of(history: History, now: Run, limit: int | None = None) -> Baseline:
 
 
 def since_acceptance(history: History) -> tuple[Run, ...]:
-    """Return the runs of the current epoch: those accepted last, and those saved since."""
-    if not history.acceptances:
+    """Return the runs of the current epoch: those accepted last, and those saved since.
+
+    A test may fire several loads; an acceptance counts for the load whose runs it lists, or for all when it lists none.
+    """
+    known = {run.id for run in history.runs}
+    ours = [one for one in history.acceptances if not one.runs or known & set(one.runs)]
+    if not ours:
         return history.runs
-    last = max(history.acceptances, key=lambda acceptance: acceptance.at)
+    last = max(ours, key=lambda acceptance: acceptance.at)
     return tuple(run for run in history.runs if run.id in last.runs or run.started_at >= last.at)
 
 

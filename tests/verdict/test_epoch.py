@@ -191,6 +191,12 @@ def test_accepting_starts_an_epoch_of_the_accepted_runs_and_what_came_after() ->
     assert epoch_of(history, make_run("x", 9.0)).apart == ()
 
 
+def test_accepting_one_load_of_a_test_leaves_the_history_of_its_others() -> None:
+    of_this_load = tuple(make_run(name, at) for name, at in (("a", 1.0), ("b", 3.0)))
+    of_another = Acceptance(test="t", at=4.0, why="the other level", runs=("z",))
+    assert ids(since_acceptance(History(runs=of_this_load, acceptances=(of_another,)))) == "ab"
+
+
 def test_the_newest_acceptance_counts_whatever_their_order() -> None:
     old, new = (Acceptance(test="t", at=at, why="w") for at in (2.0, 4.0))
     runs = tuple(make_run(name, at) for name, at in (("a", 1.0), ("b", 3.0), ("c", 5.0)))

@@ -182,9 +182,11 @@ def test_a_stream_that_came_faster_than_it_was_made_was_held_back():
     )
 
 
-def test_one_burst_among_many_streams_spoils_nothing():
-    problem = only(buffered(0, 64), *(sample(at, sent=at * 1000, tokens=64) for at in range(1, 20)))
-    assert not problem.spoils
+@pytest.mark.parametrize(("held", "spoils"), [(1, []), (2, []), (3, [False]), (10, [False]), (11, [True])])
+def test_a_proxy_holds_back_every_stream_a_busy_server_some_of_them(held, spoils):
+    streams = [sample(at, sent=at * 1000, tokens=64) for at in range(held, 20)]
+    problems_found = found(*(buffered(index, 64) for index in range(held)), *streams)
+    assert [problem.spoils for problem in problems_found] == spoils
 
 
 @pytest.mark.parametrize("chunks_a_read", [1, 2, 4])
