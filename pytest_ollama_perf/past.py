@@ -115,15 +115,16 @@ class Past:
         """Keep what is to be kept, and return the verdict with what the past adds to it."""
         self._family = self._family.after(compared.regressed_pairs)
         whole = _joined(verdict, compared, len(epoch_of(history, runs[0], LIMIT).runs), _damage(history))
-        if whole.word is Word.REGRESSED:
+        if compared.word is Word.REGRESSED:
             whole = msgspec.structs.replace(whole, accept=self._accept_command(runs[0].test))
         whole = msgspec.structs.replace(whole, hints=(*whole.hints, *drift(history, runs)))
-        return whole if whole.word in {Word.INVALID, Word.ABORTED} else self._kept(whole, runs)
+        return whole if whole.word in {Word.INVALID, Word.ABORTED} else self._kept(whole, runs, compared)
 
-    def _kept(self, verdict: Verdict, runs: Sequence[Run]) -> Verdict:
+    def _kept(self, verdict: Verdict, runs: Sequence[Run], compared: Compared) -> Verdict:
+        """Store the runs, those that are slower than history apart: a broken limit beside that changes nothing."""
         if not self._settings.save:
             return verdict
-        kind = Kind.REGRESSED if verdict.word is Word.REGRESSED else Kind.SAVED
+        kind = Kind.REGRESSED if compared.word is Word.REGRESSED else Kind.SAVED
         try:
             for run in runs:
                 self._store.add(run, kind)

@@ -169,7 +169,8 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
         return first
     runs = [first]
     compared = lab.past.compare(history, [first.run], spec.margins, spec.gating)
-    while compared.again and first.verdict.word is not Word.BROKEN:
+    # A broken contract has failed already; only what is to be stored has to be known better.
+    while compared.again and (lab.settings.save or first.verdict.word is not Word.BROKEN):
         turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
         lab.onlooker.message(f"not sure yet, {turn}")
         runs.append(lab.captioned(turn).fire(spec.workload, test, spec.limits, fresh=True))

@@ -147,6 +147,22 @@ def test_a_broken_limit_needs_no_second_run(tmp_path):
     assert bench.asked == [True]
 
 
+def test_a_slower_run_that_breaks_a_limit_too_is_kept_apart(tmp_path):
+    usual, slow = saved(tmp_path), {"ttft": 1000, "step": 150}
+    before = kept(usual)
+    trial, bench, _ = trial_of(settings_in(usual, save=True), slow, slow, slow, words={"min_tps": 1e6})
+    assert trial.verdict.word is Word.BROKEN
+    assert (kept(usual), apart(usual)) == (before, len(bench.asked))
+    assert "pytest-ollama-perf accept" in trial.verdict.accept
+
+
+def test_an_unchanged_run_that_breaks_a_limit_is_history(tmp_path):
+    before = kept(saved(tmp_path))
+    trial, _, _ = trial_of(settings_in(tmp_path, save=True), steady(1), words={"min_tps": 1e6})
+    assert trial.verdict.word is Word.BROKEN
+    assert (kept(tmp_path), apart(tmp_path)) == (before + 1, 0)
+
+
 def test_an_invalid_run_is_no_history(tmp_path):
     trial, _, _ = trial_of(settings_in(tmp_path, save=True), USUAL, words={"num_predict": 500})
     assert trial.verdict.word is Word.INVALID
