@@ -58,7 +58,7 @@ def of_clustered_quantile(found: Floats, owner: npt.NDArray[np.intp], value: flo
     sizes = sizes[sizes > 0]
     if len(sizes) < _GROUPS:
         return None
-    share = below.sum() / sizes.sum()
+    share = float(below.sum() / sizes.sum())
     spread = _half_width(below, sizes)
     ordered = np.sort(found)
     low, high = share - spread, share + spread

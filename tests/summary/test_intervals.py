@@ -141,3 +141,9 @@ def test_ten_times_slower_changes_nothing_but_the_scale(requests):
 def test_a_summary_can_be_sent_and_read_back():
     summary = summarise(run_of(*one_after_another(20)))
     assert msgspec.json.decode(msgspec.json.encode(summary), type=type(summary)) == summary
+
+
+def test_the_ends_of_intervals_are_plain_numbers():
+    found, owner = np.arange(100.0), np.repeat(np.arange(20), 5)
+    ends = interval.of_clustered_quantile(found, owner, interval.quantile(found, 0.5))
+    assert [type(end) for end in ends] == [float, float]
