@@ -1,0 +1,432 @@
+"""The reference, written from the code: a page asks for a table with a line ``<!-- generated: metrics -->``.
+
+Names, types, defaults, units and constants come from the package, so they cannot rot. What a word means to a person
+stands in ``meanings``; a word without a meaning stops the build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import meanings
+import msgspec
+
+from pytest_ollama_perf import cli, errors, plugin
+from pytest_ollama_perf.api import Ollama, Simulators
+from pytest_ollama_perf.contract.experiments import KINDS
+from pytest_ollama_perf.contract.json_schema import WORDS as TAKES
+from pytest_ollama_perf.contract.require import REQUIREMENTS
+from pytest_ollama_perf.experiment import ab, bearable, cold, result, sweep, swept
+from pytest_ollama_perf.marks import JUDGING, WORDS, load_spec
+from pytest_ollama_perf.metric import METRICS, STATS
+from pytest_ollama_perf.report.spec import TYPES
+from pytest_ollama_perf.sample import Outcome, Sample
+from pytest_ollama_perf.settings import OPTIONS, Option
+from pytest_ollama_perf.simulator.faults import HELP as FAULTS
+from pytest_ollama_perf.simulator.process import RunningSimulator
+from pytest_ollama_perf.simulator.url import KEYS
+from pytest_ollama_perf.store import directory, record
+from pytest_ollama_perf.verdict import epoch, gate
+from pytest_ollama_perf.verdict.family import FAMILY_ALPHA
+from pytest_ollama_perf.verdict.limits import limit_words
+from pytest_ollama_perf.verdict.run_value import POLICIES, PRIOR_DF
+from pytest_ollama_perf.verdict.words import FAILING, Word
+
+DOCS = Path(__file__).parent
+ASKED = re.compile(r"^<!-- generated: (?P<name>[a-z_]+) -->$", re.MULTILINE)
+
+
+def filled(text: str) -> str:
+    """Return the page ``text`` with every table that it asks for; ``KeyError`` where there is none of that name."""
+    return ASKED.sub(lambda asked: SECTIONS[asked["name"]]().strip(), text)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Fill pages as Sphinx reads them."""
+    app.connect("source-read", _read)
+    return {"parallel_read_safe": True}
+
+
+def _read(app: Any, page: str, source: list[str]) -> None:
+    source[0] = filled(source[0])
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [list(heads)]
+    lines += [["---"] * len(lines[0]), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def code(value: object) -> str:
+    """Return ``value`` as inline code."""
+    return f"`{value}`"
+
+
+def said(text: str) -> str:
+    """Return a docstring as Markdown."""
+    return inspect.cleandoc(text or "").replace("``", "`")
+
+
+def load_words() -> str:
+    """Return the words that shape a load."""
+    rows = [(code(word), takes(word), default(word), _meaning(meanings.LOAD, word)) for word in WORDS]
+    rows += [(code(word), meanings.JUDGING_TAKES[word], "-", _meaning(meanings.LOAD, word)) for word in JUDGING]
+    return table(("word", "takes", "default", "meaning"), rows)
+
+
+def _meaning(known: Mapping[str, str], word: str) -> str:
+    if word not in known:
+        raise KeyError(f"docs/meanings.py does not say what '{word}' means")
+    return known[word]
+
+
+def takes(word: str) -> str:
+    """Say what a word takes, from the schema of contract files."""
+    return meanings.TAKES[word] if word in meanings.TAKES else _takes(TAKES.get(word, {"type": "string"}))
+
+
+def _takes(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_takes(each) for each in schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(code(each) for each in schema["enum"])
+    kind = schema.get("type")
+    if kind == "array":
+        return f"a list of {_takes(schema['items'])}"
+    if kind == "string" and "pattern" in schema:
+        return "`'5%'`" if "%" in schema["pattern"] else "`'300ms'`"
+    names = {"integer": "whole number", "number": "number", "boolean": "True or False", "object": "mapping"}
+    least = f" from {schema['minimum']}" if schema.get("minimum") and kind == "integer" else ""
+    return names.get(str(kind), "text") + least
+
+
+def default(word: str) -> str:
+    """Return what a word is when nobody gives it: the field of a load that names nothing."""
+    if word in meanings.DEFAULTS:
+        return meanings.DEFAULTS[word]
+    workload = load_spec({"model": "any"}).workload
+    [field] = WORDS[word](word, meanings.EXAMPLES[word]) if word in meanings.EXAMPLES else [_field(word, workload)]
+    value = getattr(workload, field)
+    return code(getattr(value, "value", value))
+
+
+def _field(word: str, workload: Any) -> str:
+    fields = {field.name for field in msgspec.structs.fields(workload)}
+    return next(name for name in (word, f"{word}_s") if name in fields)
+
+
+def limit_table() -> str:
+    """Return the limit words of every metric."""
+    rows = []
+    for metric in METRICS.values():
+        words = [word for word in limit_words() if re.fullmatch(rf"(min|max)_((\w+?)_)?{metric.name}", word)]
+        own = [word for word in words if word.split("_", 1)[1] in {metric.name, *(f"{s}_{metric.name}" for s in STATS)}]
+        rows.append((code(metric.name), metric.unit.value, ", ".join(map(code, own))))
+    return table(("metric", "unit", "words"), rows)
+
+
+def experiment_words() -> str:
+    """Return the words that the other markers have of their own."""
+    kinds = {
+        "ollama_sweep": sweep.OWN_WORDS,
+        "ollama_max_concurrency": bearable.OWN_WORDS,
+        "ollama_cold_start": cold.OWN_WORDS,
+        "ollama_ab": (*ab.SIDES, *ab.JUDGING),
+    }
+    parts = []
+    for marker, words in kinds.items():
+        rows = [(code(word), _meaning(meanings.EXPERIMENTS[marker], word)) for word in words]
+        parts.append(f"### {marker}\n\n{meanings.MARKERS[marker]}\n\n{table(('word', 'meaning'), rows)}")
+    return "\n\n".join(parts)
+
+
+def options() -> str:
+    """Return every option with its ini key."""
+    rows = [(code(_flag(each)), code(each.key), each.ini_type, each.help.replace("%%", "%")) for each in OPTIONS]
+    return table(("option", "ini key", "ini type", "meaning"), rows)
+
+
+def _flag(option: Option) -> str:
+    return f"{option.flag}={option.metavar}" if option.metavar else option.flag
+
+
+def report_types() -> str:
+    """Return the types of reports."""
+    return table(("type", "what it is"), [(code(kind), _meaning(meanings.REPORTS, kind)) for kind in TYPES])
+
+
+def metrics() -> str:
+    """Return the metrics."""
+    rows = [
+        (code(each.name), each.unit.value, each.better.value, each.shape.value, each.help) for each in METRICS.values()
+    ]
+    return table(("metric", "unit", "better", "shape", "what it is"), rows)
+
+
+def policies() -> str:
+    """Return how each number is compared with history."""
+    rows = []
+    for one in POLICIES.values():
+        if not one.stat or one.metric.name == "ttft":
+            gating = "yes" if one.gating else "on request"
+            rows.append((code(one.name), f"{one.margin:.0%}", f"{one.prior_sd:.0%}", gating, one.least_requests))
+    return table(("number", "margin", "expected sd between runs", "gates", "least requests a run"), rows)
+
+
+def constants() -> str:
+    """Return the constants of the gate."""
+    rows = [
+        ("stored runs in a history, the newest", gate.WINDOW),
+        ("candidate runs, at most", gate.MAX_RUNS),
+        ("level of one (test, metric) pair", f"{gate.ALPHA:g}"),
+        ("level of a whole build", f"{FAMILY_ALPHA:g}"),
+        ("chance that one look passes a change of the whole margin", f"{gate._BETA:g}"),
+        ("a single run that looks no worse than this speaks against a change, p", f"{gate._SINGLE_ALPHA:g}"),
+        ("margins after which two runs are enough to convict", f"{gate._GROSS_MARGINS:g}"),
+        (
+            "Hampel filter: stored runs it needs, deviations it allows",
+            f"{gate._LEAST_FOR_FILTER}, {gate._DEVIATIONS:g}",
+        ),
+        ("smallest scale of the filter", f"{gate._LEAST_SCALE:.0%}"),
+        ("share of runs it may drop", f"{gate._MOST_DROPPED:.0%}"),
+        ("runs that the expected deviation is worth", f"{PRIOR_DF:g}"),
+    ]
+    return table(("constant", "value"), rows)
+
+
+def generations() -> str:
+    """Return the ranges of server versions whose counters mean the same."""
+    names = [name for _, name in epoch._GENERATIONS] + [epoch._NEWEST]
+    return table(("versions", "what differs"), [(name, _meaning(meanings.GENERATIONS, name)) for name in names])
+
+
+def outcomes() -> str:
+    """Return how a request can end."""
+    return table(("outcome", "meaning"), [(code(one.value), _meaning(meanings.OUTCOMES, one.value)) for one in Outcome])
+
+
+def verdicts() -> str:
+    """Return the words of verdicts."""
+    return table(
+        ("word", "fails the test", "meaning"),
+        [(code(word.value), _fails(word), _meaning(meanings.VERDICTS, word.value)) for word in Word],
+    )
+
+
+def _fails(word: Word) -> str:
+    if word in FAILING:
+        return "yes"
+    return "with `--ollama-strict`" if word in {Word.UNSURE, Word.INCOMPARABLE} else "no"
+
+
+def problems() -> str:
+    """Return the problems that a measurement can have."""
+    return table(("problem", "meaning"), [(name, _meaning(meanings.PROBLEMS, name)) for name in problem_names()])
+
+
+def doctor_problems() -> str:
+    """Return what ``doctor`` can find."""
+    names = problem_names(of_doctor=True)
+    return table(("finding", "meaning"), [(name, _meaning(meanings.DOCTOR, name)) for name in names])
+
+
+_DOCTOR = re.compile(r"/(cli/\w+|verdict/(ability|noise))\.py$")
+
+
+def problem_names(*, of_doctor: bool = False) -> list[str]:
+    """Return the name of every problem that a check of the package, or of its doctor, can find."""
+    package = Path(inspect.getfile(plugin)).parent
+    paths = [path for path in sorted(package.rglob("*.py")) if bool(_DOCTOR.search(path.as_posix())) is of_doctor]
+    sources = [path.read_text(encoding="utf-8") for path in paths]
+    return sorted({name for source in sources for name in re.findall(r'\bProblem\(\s*name="([^"]+)"', source)})
+
+
+def fixtures() -> str:
+    """Return the fixtures."""
+    rows = []
+    for name, found in vars(plugin).items():
+        if type(found).__name__ == "FixtureFunctionDefinition" or hasattr(found, "_pytestfixturefunction"):
+            rows.append((code(name), said(found.__doc__ or "")))
+    return table(("fixture", "what it gives"), rows)
+
+
+def api() -> str:
+    """Return the classes that a test holds in its hands."""
+    kinds = (
+        Ollama,
+        result.Result,
+        swept.SweepResult,
+        swept.CurveResult,
+        swept.LevelResult,
+        bearable.MaxConcurrency,
+        cold.ColdStartResult,
+        ab.ABResult,
+        Simulators,
+        RunningSimulator,
+    )
+    return "\n\n".join(_class(kind) for kind in kinds)
+
+
+def _class(kind: type) -> str:
+    rows = []
+    for name, member in vars(kind).items():
+        if name.startswith("_") and name != "__call__":
+            continue
+        if isinstance(member, property) or inspect.isfunction(member):
+            rows.append((code(_signature(name, member)), said(member.__doc__ or "")))
+    body = f"\n\n{table(('member', 'what it does'), rows)}" if rows else ""
+    return f"### {kind.__name__}\n\n{said(kind.__doc__ or '')}{body}"
+
+
+def _signature(name: str, member: Any) -> str:
+    if isinstance(member, property):
+        return name
+    parameters = [each for each in inspect.signature(member).parameters.values() if each.name != "self"]
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
+    shown = str(inspect.Signature(bare))
+    return shown if name == "__call__" else f"{'await ' if inspect.iscoroutinefunction(member) else ''}{name}{shown}"
+
+
+def sample_fields() -> str:
+    """Return the fields of a sample."""
+    rows = [(code(field.name), _type(field.type)) for field in msgspec.structs.fields(Sample)]
+    return f"{said(Sample.__doc__ or '')}\n\n{table(('field', 'type'), rows)}"
+
+
+def _type(kind: object) -> str:
+    text = kind.__name__ if isinstance(kind, type) else str(kind)
+    return code(re.sub(r"pytest_ollama_perf\.\w+\.", "", text))
+
+
+def commands() -> str:
+    """Return the help of every subcommand."""
+    os.environ.update(COLUMNS="80", NO_COLOR="1")
+    found = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
+    parts = [f"## {name}\n\n```text\n{parser.format_help().strip()}\n```" for name, parser in found.choices.items()]
+    return "\n\n".join(parts)
+
+
+def sim_keys() -> str:
+    """Return the keys of ``sim:`` URLs."""
+    rows = [(code(name), code(key.example), key.help) for name, key in KEYS.items()]
+    return table(("key", "example", "meaning"), rows)
+
+
+def faults() -> str:
+    """Return the scripted faults."""
+    return table(("fault", "what happens"), [(code(kind.value), text) for kind, text in FAULTS.items()])
+
+
+def contract_keys() -> str:
+    """Return what a contract file may hold beside words and metrics."""
+    parts = []
+    for name, kind in KINDS.items():
+        gates = [(code(gate_name), code(one.example)) for gate_name, one in kind.gates.items()]
+        heading = f'### \\[model."...".{name}\\]\n\nWords are those of `{kind.marker}`. Its own clauses:'
+        parts.append(f"{heading}\n\n{table(('key', 'example'), gates)}")
+    return "\n\n".join(parts)
+
+
+def requirements() -> str:
+    """Return the preconditions of contract files."""
+    rows = [(code(name), _meaning(meanings.REQUIREMENTS, name)) for name in REQUIREMENTS]
+    return table(("key", "what must hold"), rows)
+
+
+def report_schema() -> str:
+    """Return the types of the JSON report."""
+    schema = json.loads((DOCS / "report.schema.json").read_text(encoding="utf-8"))
+    return "\n\n".join(_definition(name, each) for name, each in schema["$defs"].items())
+
+
+def _definition(name: str, schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return f"### {name}\n\nOne of {', '.join(map(code, schema['enum']))}."
+    required = schema.get("required", ())
+    rows = [
+        (code(key), _json_type(value), "" if key in required else "may be absent")
+        for key, value in schema.get("properties", {}).items()
+    ]
+    text = said(schema.get("description", ""))
+    return f"### {name}\n\n{text}\n\n{table(('key', 'type', ''), rows)}"
+
+
+def _json_type(schema: Any) -> str:
+    if not isinstance(schema, Mapping):
+        return "anything"
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(_json_type(each) for each in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"list of {_json_type(schema['items'])}" if "items" in schema else "list"
+    if isinstance(inner := schema.get("additionalProperties"), Mapping):
+        return f"object of {_json_type(inner)}"
+    if "enum" in schema:
+        return ", ".join(map(code, schema["enum"]))
+    kind = schema.get("type", "anything")
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def store_layout() -> str:
+    """Return how a directory store lies on the disk."""
+    return f"```text\n{_after_heading(directory.__doc__ or '')}\n```"
+
+
+def record_layout() -> str:
+    """Return what a run record holds."""
+    rows = [(code(field.name), _type(field.type)) for field in msgspec.structs.fields(record.Record)]
+    return f"{said(_after_heading(record.__doc__ or ''))}\n\n{table(('key', 'type'), rows)}"
+
+
+def _after_heading(text: str) -> str:
+    return textwrap.dedent(text.partition("\n\n")[2]).strip()
+
+
+def error_tree() -> str:
+    """Return the errors as their module draws them."""
+    return f"```text\n{_after_heading(errors.__doc__ or '')}\n```"
+
+
+SECTIONS: Mapping[str, Callable[[], str]] = {
+    "load_words": load_words,
+    "limits": limit_table,
+    "experiment_words": experiment_words,
+    "options": options,
+    "report_types": report_types,
+    "metrics": metrics,
+    "policies": policies,
+    "constants": constants,
+    "generations": generations,
+    "outcomes": outcomes,
+    "verdicts": verdicts,
+    "problems": problems,
+    "doctor_problems": doctor_problems,
+    "fixtures": fixtures,
+    "api": api,
+    "sample": sample_fields,
+    "commands": commands,
+    "sim_keys": sim_keys,
+    "faults": faults,
+    "contract_keys": contract_keys,
+    "requirements": requirements,
+    "report_schema": report_schema,
+    "store_layout": store_layout,
+    "record": record_layout,
+    "errors": error_tree,
+}
+"""Every table that a page can ask for."""

@@ -1,0 +1,103 @@
+"""The site builds without a warning, needs no network, and its reference has every word of the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_snippets import DOCS, PAGES
+
+sys.path.insert(0, str(DOCS))
+
+import generated
+import meanings
+
+from pytest_ollama_perf import cli
+from pytest_ollama_perf.marks import known_words
+from pytest_ollama_perf.metric import METRICS
+from pytest_ollama_perf.settings import OPTIONS
+from pytest_ollama_perf.simulator.url import KEYS
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package)
+    out = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-d",
+        str(out / ".trees"),
+        str(DOCS),
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    for page in PAGES:
+        assert (site / page.relative_to(DOCS).with_suffix(".html")).is_file()
+    assert (site / "contract.schema.json").is_file()
+
+
+def test_the_site_asks_no_other_server_for_anything(site: Path) -> None:
+    loads = re.compile(r"""<(?:script|img|iframe|link(?! rel="canonical"))\b[^>]*(?:src|href)="(?:https?:)?//[^"]*""")
+    for page in site.rglob("*.html"):
+        assert not loads.findall(page.read_text(encoding="utf-8")), page.name
+    for sheet in site.rglob("*.css"):
+        found = re.findall(r"url\(\s*['\"]?(?:https?:)?//|@import\s+['\"]", sheet.read_text(encoding="utf-8"))
+        assert not found, sheet.name
+
+
+def _text(page: str) -> str:
+    return generated.filled((DOCS / page).read_text(encoding="utf-8"))
+
+
+def test_every_word_of_the_code_stands_in_the_reference() -> None:
+    marker, options = _text("reference/marker.md"), _text("reference/options.md")
+    assert [word for word in known_words() if f"`{word}`" not in marker] == []
+    assert [each.flag for each in OPTIONS if f"`{each.flag}" not in options or f"`{each.key}`" not in options] == []
+    assert [name for name in METRICS if f"`{name}`" not in _text("reference/metrics.md")] == []
+    assert [name for name in KEYS if f"`{name}`" not in _text("reference/simulator.md")] == []
+    assert [name for name in cli.COMMANDS if f"## {name}\n" not in _text("reference/commands.md")] == []
+
+
+def test_every_definition_of_the_schema_stands_in_the_reference() -> None:
+    schema = json.loads((DOCS / "report.schema.json").read_text(encoding="utf-8"))
+    page = _text("reference/report.md")
+    assert [name for name in schema["$defs"] if f"### {name}\n" not in page] == []
+
+
+def test_no_meaning_outlives_its_word() -> None:
+    assert [word for word in meanings.LOAD if word not in known_words()] == []
+    assert sorted(meanings.PROBLEMS) == generated.problem_names()
+    assert sorted(meanings.DOCTOR) == generated.problem_names(of_doctor=True)
+
+
+def test_every_section_that_can_be_generated_stands_on_a_page() -> None:
+    asked = {name for page in PAGES for name in generated.ASKED.findall(page.read_text(encoding="utf-8"))}
+    assert asked == set(generated.SECTIONS)
+    assert all(generated.SECTIONS[name]().strip() for name in asked)
+
+
+def test_defaults_in_the_reference_are_those_of_the_code() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?) \| .* \|$", generated.load_words(), re.MULTILINE))
+    assert (rows["num_predict"], rows["num_ctx"], rows["endpoint"]) == ("`64`", "`4096`", "`generate`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_lines_of_a_page_fit_its_editor(page: Path) -> None:
+    long = [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 130]
+    assert [line for line in long if not line.startswith(("|", "$", "llama3"))] == []
