@@ -118,13 +118,13 @@ class Past:
         if compared.word is Word.REGRESSED:
             whole = msgspec.structs.replace(whole, accept=self._accept_command(runs[0].test))
         whole = msgspec.structs.replace(whole, hints=(*whole.hints, *drift(history, runs)))
-        return whole if whole.word in {Word.INVALID, Word.ABORTED} else self._kept(whole, runs, compared)
+        # Runs slower than history are kept apart; a broken limit beside that changes nothing.
+        return self.keep(whole, runs, Kind.REGRESSED if compared.word is Word.REGRESSED else Kind.SAVED)
 
-    def _kept(self, verdict: Verdict, runs: Sequence[Run], compared: Compared) -> Verdict:
-        """Store the runs, those that are slower than history apart: a broken limit beside that changes nothing."""
-        if not self._settings.save:
+    def keep(self, verdict: Verdict, runs: Sequence[Run], kind: Kind = Kind.SAVED) -> Verdict:
+        """Store valid runs where that was asked for; the verdict then names what could not be stored."""
+        if not self._settings.save or verdict.word in {Word.INVALID, Word.ABORTED}:
             return verdict
-        kind = Kind.REGRESSED if compared.word is Word.REGRESSED else Kind.SAVED
         try:
             for run in runs:
                 self._store.add(run, kind)

@@ -309,7 +309,15 @@ class _Session:
 
     def _ended(self, verdict: Verdict) -> Trial:
         loads = tuple(load for side in self._sides for load in self._loads[side.name])
-        return Trial(verdict, loads, self._found())
+        return Trial(self._lab.past.keep(verdict, self._records()), loads, self._found())
+
+    def _records(self) -> list[Run]:
+        """Every turn under the name of its side: history and trend then know how each of the two has run."""
+        return [
+            msgspec.structs.replace(load.run, test=f"{self._test} {side.name}")
+            for side in self._sides
+            for load in self._loads[side.name]
+        ]
 
 
 def pooled(runs: Sequence[Run]) -> Run:

@@ -13,8 +13,10 @@ from run_makers import failure, one_after_another, run_of
 from pytest_ollama_perf.client.address import parse_address
 from pytest_ollama_perf.experiment.ab import read
 from pytest_ollama_perf.fleet import Server
+from pytest_ollama_perf.past import Past
 from pytest_ollama_perf.run import Fingerprint, ModelState, Run
 from pytest_ollama_perf.settings import Settings
+from pytest_ollama_perf.store.directory import DirectoryStore
 from pytest_ollama_perf.trial import Lab, Trial
 from pytest_ollama_perf.verdict.words import Word
 
@@ -86,7 +88,7 @@ class ScriptedBench:
 
 
 def lab_of(bench: ScriptedBench) -> Lab:
-    return Lab(bench, None, Silent())  # type: ignore[arg-type]
+    return Lab(bench, Past(bench.settings, 0), Silent())  # type: ignore[arg-type]
 
 
 def compared(bench: ScriptedBench, **words: Any) -> Trial:
@@ -251,3 +253,20 @@ def test_the_result_answers_for_each_metric():
     assert result.tps.low < result.tps.change < result.tps.high < 0
     with pytest.raises(AttributeError, match=r"'tpss' was not compared; did you mean 'tps'\? \(tps, ttft, latency"):
         _ = result.tpss
+
+
+def test_every_turn_of_a_comparison_becomes_history_where_that_is_asked_for(tmp_path):
+    def numbered(turn, number):
+        return 10.0
+
+    settings = Settings(urls=(HERE,), save=True, store=str(tmp_path / "kept"))
+    bench = ScriptedBench(numbered, settings=settings)
+    ids = iter(range(100))
+    measure = bench.measure
+    bench.measure = lambda *given, **words: msgspec.structs.replace(  # type: ignore[method-assign]
+        measure(*given, **words), id=f"r{next(ids)}", started_at=1_790_000_000.0, test="t"
+    )
+    assert compared(bench, **MODELS).verdict.word is Word.OK
+    store = DirectoryStore(tmp_path / "kept")
+    assert store.tests() == ("t baseline", "t candidate")
+    assert [len(store.history(test).runs) for test in store.tests()] == [8, 8]
