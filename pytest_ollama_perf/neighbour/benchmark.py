@@ -11,6 +11,7 @@ changed the bridge says so in one line and adds nothing.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Generator, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,12 +85,11 @@ def rows(result: TestResult) -> Iterator[Any]:
 
 
 def _row(result: TestResult, runs: Sequence[LoadResult], metric: str, suffix: str) -> Any:
-    from pytest_benchmark.stats import Metadata
-
     from pytest_ollama_perf.summary.values import request_values
 
     seconds = [value for load in runs for value in request_values(metric, [s for s in load.run.measured if s.ok])]
-    row = Metadata(_stand_in(result, runs, metric, suffix), iterations=1, options={})
+    stats: Any = importlib.import_module("pytest_benchmark.stats")  # untyped where it is old
+    row = stats.Metadata(_stand_in(result, runs, metric, suffix), iterations=1, options={})
     for value in seconds:
         row.update(value)
     if row:  # what its reports will ask of it, asked while it can still be left out

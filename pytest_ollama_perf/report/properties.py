@@ -53,9 +53,9 @@ def renewed(before: Iterable[tuple[str, object]], result: TestResult) -> list[tu
 def _of_load(runs: Sequence[LoadResult], prefix: str) -> Iterator[Property]:
     workload = runs[0].run.workload
     yield f"{prefix}model", clean(workload.model)
-    if workload.rate is None:
+    if workload.concurrency is not None:
         yield f"{prefix}concurrency", workload.concurrency
-    else:
+    if workload.rate is not None:
         yield f"{prefix}rate_per_s", workload.rate
     yield f"{prefix}runs", len(runs)
     yield f"{prefix}requests", sum(run.summary.requests for run in runs)
