@@ -47,3 +47,12 @@ def body_text(content_type: str, body: bytes) -> str:
     if "html" in content_type.lower() or body.lstrip()[:1] == b"<":
         return "an HTML page"
     return inert(body.decode("utf-8", "replace").strip())
+
+
+def place_text(location: str) -> str:
+    """Return where a redirect leads, on one line, without user, password and query: those may be secrets."""
+    scheme, found, rest = location.partition("?")[0].partition("#")[0].partition("://")
+    if not found:
+        return inert(scheme, 100)
+    authority, slash, path = rest.partition("/")
+    return inert(f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}", 100)

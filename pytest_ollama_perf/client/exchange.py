@@ -8,7 +8,7 @@ from __future__ import annotations
 import httptools
 
 from pytest_ollama_perf.client import lines
-from pytest_ollama_perf.client.errortext import BODY_LIMIT, body_text, error_text
+from pytest_ollama_perf.client.errortext import BODY_LIMIT, body_text, error_text, place_text
 from pytest_ollama_perf.load.backend import Request, Stream
 from pytest_ollama_perf.sample import Counters, Outcome, Sample
 from pytest_ollama_perf.text import inert
@@ -244,6 +244,8 @@ class Exchange:
         if encoding not in (b"identity", b""):
             shown = inert(encoding.decode("latin-1"), 40)
             self._problem = f"the answer is encoded ({shown}), but only identity was offered"
+            if self._take != self._error_body:
+                self._take = self._unreadable
 
     def on_message_complete(self) -> None:
         """Note the end of the answer; one of 1xx is none. The parser forgets about keep-alive right after this."""
@@ -299,6 +301,9 @@ class Exchange:
         room = BODY_LIMIT - self._rest_size
         if room > 0:
             self._keep(data[:room])
+
+    def _unreadable(self, data: bytes) -> None:
+        self.fail(Outcome.MALFORMED, self._problem)
 
     def _token(self, data: bytes) -> bool:
         """Take the commonest line, a further token of ``generate``, the short way; return whether it was one."""
@@ -414,7 +419,7 @@ class Exchange:
         content_type = self._headers.get(b"content-type", b"").decode("latin-1")
         text = f"HTTP {self._status}: {body_text(content_type, body)}"
         if b"location" in self._headers:
-            text += f" (redirect to {inert(self._headers[b'location'].decode('latin-1'), 100)} not followed)"
+            text += f" (redirect to {place_text(self._headers[b'location'].decode('latin-1'))} not followed)"
         self._settle(Outcome.BUSY if self._status == 503 else Outcome.HTTP_ERROR, text, self.last_ns)
 
     def _upstream(self) -> str:

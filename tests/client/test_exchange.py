@@ -237,6 +237,19 @@ def test_a_redirect_is_not_followed():
 
 
 @pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (b"https://bob:secret@elsewhere/login?token=secret", "https://elsewhere/login"),
+        (b"/login?token=secret", "/login"),
+        (b"https://elsewhere#secret", "https://elsewhere"),
+    ],
+)
+def test_a_redirect_shows_no_secrets(given, shown):
+    sample = answer(b"HTTP/1.1 302 Found\r\nLocation: " + given + b"\r\nContent-Length: 0\r\n\r\n")
+    assert sample.error == f"HTTP 302: empty answer (redirect to {shown} not followed)"
+
+
+@pytest.mark.parametrize(
     "line",
     [
         b"not json\n",
@@ -303,6 +316,19 @@ def test_an_encoded_answer_is_refused():
     )
     assert sample.outcome is Outcome.MALFORMED
     assert sample.error == "the answer is encoded (gzip), but only identity was offered"
+
+
+def test_an_encoded_answer_in_one_piece_is_called_that_too():
+    body = b"\x1f\x8b\n"
+    sample = answer(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n" + body)
+    assert sample.outcome is Outcome.MALFORMED
+    assert sample.error == "the answer is encoded (gzip), but only identity was offered"
+
+
+def test_an_encoded_refusal_is_a_refusal():
+    answered = b"HTTP/1.1 502 Bad Gateway\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b"
+    sample = answer(answered)
+    assert (sample.outcome, sample.status) == (Outcome.HTTP_ERROR, 502)
 
 
 def test_an_html_page_in_place_of_a_stream_is_called_that():
