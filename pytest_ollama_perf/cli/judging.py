@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -127,7 +127,9 @@ def _read(place: Path, flag: str, problems: list[str]) -> Iterator[Evidence]:
     """Yield the runs of every file at ``place`` by name; what cannot be read is added to ``problems``."""
     if not place.exists():
         raise ConfigError(f"{flag} {place}: there is no such folder")
-    files = sorted(place.rglob("*.json"), key=_natural) if place.is_dir() else [place]
+    aside = {"epochs", "regressed"} if flag == "--history" else {"epochs"}
+    found = (file for file in place.rglob("*.json") if not _beside_runs(file, aside))
+    files = sorted(found, key=_natural) if place.is_dir() else [place]
     for file in files:
         try:
             body = json.loads(file.read_bytes())
@@ -135,6 +137,12 @@ def _read(place: Path, flag: str, problems: list[str]) -> Iterator[Evidence]:
             yield from [_evidence(record, f"record {number}") for number, record in enumerate(records, start=1)]
         except _UNREADABLE as error:
             problems.append(f"{file}: {inert(str(error))}")
+
+
+def _beside_runs(path: Path, aside: Collection[str]) -> bool:
+    """Tell what a store keeps beside the runs of a test: its name, acceptances, runs that nobody accepted."""
+    folder = path.parent
+    return path.name == "test.json" or (folder.name in aside and (folder.parent / "test.json").exists())
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

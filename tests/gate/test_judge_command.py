@@ -7,7 +7,9 @@ from record_makers import record, records
 from run_makers import one_after_another, run_of, slower
 
 from pytest_ollama_perf.cli import main
+from pytest_ollama_perf.store.directory import DirectoryStore
 from pytest_ollama_perf.store.record import encode
+from pytest_ollama_perf.verdict.epoch import Kind
 
 SAME = [record(run) for run in range(10)]
 
@@ -218,6 +220,20 @@ def test_full_run_records_are_read_as_they_are_stored(folders, capsys):
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["test"], found["verdict"], sorted(found["metrics"])) == ("t", "regressed", ["tps", "ttft"])
     assert found["metrics"]["ttft"]["change"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_store_is_a_folder_of_runs(tmp_path, capsys):
+    usual = one_after_another(10)
+    late = [slower(one, 2) for one in usual]
+    stored, new = DirectoryStore(tmp_path / "stored"), DirectoryStore(tmp_path / "new")
+    for number in range(6):
+        stored.add(msgspec.structs.replace(run_of(*usual, test="t"), id=f"r{number}"))
+        stored.add(msgspec.structs.replace(run_of(*late, test="t"), id=f"s{number}"), Kind.REGRESSED)
+    stored.accept("t", why="tried", who="bob", at=1.0)
+    new.add(msgspec.structs.replace(run_of(*usual, test="t"), id="n"))
+    assert main(["judge", "--history", str(stored.root), "--candidates", str(new.root), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["metrics"]["tps"]["stored"]) == ("ok", 6)
 
 
 def test_runs_as_plain_json_are_read_in_a_batch(batch, capsys):
