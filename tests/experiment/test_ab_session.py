@@ -256,11 +256,8 @@ def test_the_result_answers_for_each_metric():
 
 
 def test_every_turn_of_a_comparison_becomes_history_where_that_is_asked_for(tmp_path):
-    def numbered(turn, number):
-        return 10.0
-
     settings = Settings(urls=(HERE,), save=True, store=str(tmp_path / "kept"))
-    bench = ScriptedBench(numbered, settings=settings)
+    bench = ScriptedBench(lambda turn, number: 10, settings=settings)
     ids = iter(range(100))
     measure = bench.measure
     bench.measure = lambda *given, **words: msgspec.structs.replace(  # type: ignore[method-assign]
