@@ -79,7 +79,7 @@ class _Follower:
         self._clock = clock
         self._complaint = b""
         self._unread = ""
-        self._stopping = False
+        self._silent = False
         self._threads = [self._thread(self._follow), self._thread(self._listen)]
 
     def _thread(self, run: Callable[[], None]) -> threading.Thread:
@@ -97,6 +97,7 @@ class _Follower:
                     raise Unreadable(f"more than {MOST_A_SECOND} lines a second")
                 self._take(line, at_ns, lines)
                 self.spent_ns = time.thread_time_ns()
+            self._silent = True
         except Unreadable as error:
             self._unread = f"the telemetry command printed what cannot be read: {error}"
         except (OSError, ValueError):  # the pipe was closed under us
@@ -124,7 +125,7 @@ class _Follower:
 
     def stop(self) -> None:
         """End the command and say what went wrong."""
-        ended = self._process.poll()
+        ended = self._ended()
         if ended is None:
             self._process.terminate()
             try:
@@ -138,6 +139,13 @@ class _Follower:
             if pipe is not None and not any(thread.is_alive() for thread in self._threads):
                 pipe.close()
         self._log.missing = self._unread or self._why_missing(ended)
+
+    def _ended(self) -> int | None:
+        """Return with what the command ended by itself, ``None`` while it runs; the end of its output comes first."""
+        if self._silent:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(_STOP_WITHIN_S)
+        return self._process.poll()
 
     def _why_missing(self, ended: int | None) -> str:
         if ended is not None:
