@@ -99,10 +99,12 @@ def _in_order(document: Document) -> list[TestEntry]:
 
 
 def _rows(document: Document) -> Iterator[str]:
-    numbers = medians(document)
+    numbers: dict[str, list[Number]] = {}
+    for number in medians(document):
+        numbers.setdefault(number.test, []).append(number)
     for test in _in_order(document):
-        mine = [number for number in numbers if number.test == clean(test.test)]
-        cells = (_mark(test.verdict), inline(test.test, 200), test.verdict.value, _main(mine))
+        main = _main(numbers.get(clean(test.test), []))
+        cells = (_mark(test.verdict), inline(test.test, 200), test.verdict.value, main)
         yield f"| {' | '.join(cells)} |"
 
 

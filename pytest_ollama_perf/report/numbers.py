@@ -8,7 +8,7 @@ from itertools import groupby
 
 import msgspec
 
-from pytest_ollama_perf.metric import METRICS, STATS, Unit
+from pytest_ollama_perf.metric import METRICS, STATS, Shape
 from pytest_ollama_perf.report import series
 from pytest_ollama_perf.report.json_report import Document, LoadEntry, MetricEntry, TestEntry
 from pytest_ollama_perf.report.layout import clean
@@ -16,12 +16,8 @@ from pytest_ollama_perf.report.layout import clean
 TYPICAL = ("", "p50", "p95", "p99")
 """What stands for a metric where one number a run has to do: its value, or these percentiles where it has none."""
 
-_UNITS = {
-    Unit.SECONDS: "s",
-    Unit.TOKENS_PER_SECOND: "tokens_per_s",
-    Unit.REQUESTS_PER_SECOND: "requests_per_s",
-    Unit.SHARE: "share",
-}
+_UNITS = {"B": "bytes", "°C": "celsius", "J/token": ""}
+"""Units that a name outside has in other letters, or already."""
 
 
 class Number(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +46,8 @@ class Number(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """What the number is called outside, its unit in the name: ``ttft_p50_s``."""
-        return "_".join(filter(None, (self.metric, self.stat, _UNITS[METRICS[self.metric].unit])))
+        unit = _UNITS.get(self.unit, self.unit.replace("/", "_per_"))
+        return "_".join(filter(None, (self.metric, self.stat, unit)))
 
     @property
     def benchmark(self) -> str:
@@ -111,7 +108,7 @@ def medians(document: Document) -> list[Number]:
 
 
 def _is_typical(number: Number) -> bool:
-    has_value = METRICS[number.metric].shape.value != "per request"
+    has_value = METRICS[number.metric].shape is not Shape.PER_REQUEST
     return number.stat == "" if has_value else number.stat in TYPICAL
 
 

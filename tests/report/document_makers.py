@@ -80,3 +80,11 @@ def busy(requests: int):
         samples.append(msgspec.structs.replace(one, **moved, chunk_ns=tuple(at + shift for at in one.chunk_ns)))
     assert samples[0].sent_ns == START
     return load(samples)
+
+
+def many(number_of: int, runs: int = 1, requests: int = 20) -> Document:
+    """A session of so many tests that differ in their names alone."""
+    one = document_of(judged(0, runs, requests))
+    names = (f"tests/test_chat.py::test_chat_speed[{number}]" for number in range(number_of))
+    tests = tuple(msgspec.structs.replace(one.tests[0], test=name) for name in names)
+    return msgspec.structs.replace(one, tests=tests)

@@ -29,7 +29,7 @@ SUMMARIES: Mapping[str, str] = MappingProxyType(
         "load_time": "ollama_perf_load_time_seconds",
     }
 )
-"""Metrics with one value for each request, and what they are called outside."""
+"""Metrics with one value for each request, all of them times, and what they are called outside."""
 
 GAUGES: Mapping[str, str] = MappingProxyType(
     {
@@ -40,6 +40,9 @@ GAUGES: Mapping[str, str] = MappingProxyType(
         "prefill_tps": "ollama_perf_prefill_tokens_per_second",
         "goodput": "ollama_perf_goodput_requests_per_second",
         "error_rate": "ollama_perf_error_ratio",
+        "gpu_memory": "ollama_perf_gpu_memory_bytes",
+        "gpu_temperature": "ollama_perf_gpu_temperature_celsius",
+        "joules_per_token": "ollama_perf_joules_per_token",
     }
 )
 

@@ -41,7 +41,13 @@
     { rootMargin: "300px" },
   );
   places.forEach((place) => seen.observe(place));
-  window.addEventListener("beforeprint", () => places.forEach(draw));
+  // Paper and machines cannot scroll: page.html#all, like printing, opens and draws everything at once.
+  const all = () => {
+    document.querySelectorAll("details").forEach((part) => { part.open = true; });
+    places.forEach(draw);
+  };
+  window.addEventListener("beforeprint", all);
+  if (window.location.hash === "#all") all();
 
   const button = document.getElementById("theme");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
