@@ -39,6 +39,7 @@ from pytest_ollama_perf.verdict.family import FAMILY_ALPHA
 from pytest_ollama_perf.verdict.limits import limit_words
 from pytest_ollama_perf.verdict.run_value import POLICIES, PRIOR_DF
 from pytest_ollama_perf.verdict.words import FAILING, Word
+from pytest_ollama_perf.workload import Timeouts
 
 DOCS = Path(__file__).parent
 ASKED = re.compile(r"^<!-- generated: (?P<name>[a-z_]+) -->$", re.MULTILINE)
@@ -100,14 +101,17 @@ def takes(word: str) -> str:
 
 def _takes(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_takes(each) for each in schema["anyOf"]))
+        kinds = [_takes(each) for each in schema["anyOf"]]
+        if any(kind.startswith("seconds") for kind in kinds):
+            kinds.remove("number")  # of seconds
+        return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
         return ", ".join(code(each) for each in schema["enum"])
     kind = schema.get("type")
     if kind == "array":
         return f"a list of {_takes(schema['items'])}"
     if kind == "string" and "pattern" in schema:
-        return "`'5%'`" if "%" in schema["pattern"] else "`'300ms'`"
+        return "`'5%'`" if "%" in schema["pattern"] else "seconds or `'300ms'`"
     names = {"integer": "whole number", "number": "number", "boolean": "True or False", "object": "mapping"}
     least = f" from {schema['minimum']}" if schema.get("minimum") and kind == "integer" else ""
     return names.get(str(kind), "text") + least
@@ -117,6 +121,9 @@ def default(word: str) -> str:
     """Return what a word is when nobody gives it: the field of a load that names nothing."""
     if word in meanings.DEFAULTS:
         return meanings.DEFAULTS[word]
+    if word == "timeout":
+        parts = msgspec.structs.asdict(Timeouts())
+        return ", ".join(f"{code(name.removesuffix('_s'))} {seconds:g}" for name, seconds in parts.items())
     workload = load_spec({"model": "any"}).workload
     [field] = WORDS[word](word, meanings.EXAMPLES[word]) if word in meanings.EXAMPLES else [_field(word, workload)]
     value = getattr(workload, field)

@@ -30,7 +30,7 @@ LOAD = {
     "options": "further options of Ollama, such as `{'num_thread': 4}`",
     "cold": "unload the model before the load, so that the first request loads it",
     "balance": "how requests are dealt out to several servers",
-    "timeout": "seconds in all, or a mapping with `connect`, `first_token`, `idle` and `total`",
+    "timeout": "how long a request may take in all; or its parts by name",
     "retries": "how often a request that met 502, 503 or 504 is sent again; the first attempt is kept and counted",
     "reuse_connections": "whether a client keeps its connection; without it every request pays for a new one",
     "limits": "absolute limits as a mapping, `{'ttft.p95': '<= 300ms'}`",
@@ -40,10 +40,15 @@ LOAD = {
 JUDGING_TAKES = {"limits": "mapping", "max_regression": "`'5%'` or mapping"}
 
 TAKES = {
+    "think_time": "seconds or `'300ms'`, or a pair of them",
+    "timeout": "seconds or `'300ms'`, or a mapping",
+    "dataset": "a path",
+    "images": "a path or a list of paths",
     "balance": "`round_robin`, `random`, `least_in_flight`",
     "stages": "a list of mappings",
     "keep_alive": "seconds or `'10m'`; -1 for ever",
 }
+"""What a word takes where the schema of contract files cannot say it."""
 
 EXAMPLES = {"think_time": 1, "prompt": "x", "prompts": ["x"], "timeout": 1}
 """Values of words whose field has another name, to learn which field that is."""
@@ -59,7 +64,6 @@ DEFAULTS = {
     "duration": "-",
     "options": "-",
     "think_time": "`0`",
-    "timeout": "`{'connect': 10, 'first_token': 600, 'idle': 60, 'total': 1800}`",
 }
 
 MARKERS = {

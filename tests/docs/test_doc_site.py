@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doc_snippets import DOCS, PAGES
@@ -18,9 +19,10 @@ import generated
 import meanings
 
 from pytest_ollama_perf import cli
+from pytest_ollama_perf.experiment import reader
 from pytest_ollama_perf.marks import known_words
 from pytest_ollama_perf.metric import METRICS
-from pytest_ollama_perf.settings import OPTIONS
+from pytest_ollama_perf.settings import OPTIONS, Settings
 from pytest_ollama_perf.simulator.url import KEYS
 
 
@@ -95,9 +97,31 @@ def test_every_section_that_can_be_generated_stands_on_a_page() -> None:
 def test_defaults_in_the_reference_are_those_of_the_code() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?) \| .* \|$", generated.load_words(), re.MULTILINE))
     assert (rows["num_predict"], rows["num_ctx"], rows["endpoint"]) == ("`64`", "`4096`", "`generate`")
+    assert rows["timeout"] == "`connect` 10, `first_token` 600, `idle` 60, `total` 1800"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_lines_of_a_page_fit_its_editor(page: Path) -> None:
     long = [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 130]
     assert [line for line in long if not line.startswith(("|", "$", "llama3"))] == []
+
+
+def read(marker: str, words: dict[str, Any], settings: Settings) -> Any:
+    function, _ = reader(marker)
+    return function(words, settings)
+
+
+def test_defaults_of_experiments_in_the_reference_are_those_of_the_code() -> None:
+    settings = Settings()
+    sweep = read("ollama_sweep", {"concurrency": [1, 2]}, settings)
+    search = read("ollama_max_concurrency", {"max_latency": 5}, settings)
+    starts = read("ollama_cold_start", {}, settings)
+    assert f"(default: {sweep.stop_success_rate:g})" in meanings.EXPERIMENTS["ollama_sweep"]["stop_success_rate"]
+    assert f"(default: {sweep.stop_latency_s:g} s)" in meanings.EXPERIMENTS["ollama_sweep"]["stop_latency"]
+    for word in ("start", "maximum", "repeats"):
+        assert f"(default: {getattr(search, word)})" in meanings.EXPERIMENTS["ollama_max_concurrency"][word]
+    success = next(limit for limit in search.spec.limits if limit.metric == "error_rate")
+    assert f"(default: {1 - success.bound:g})" in meanings.EXPERIMENTS["ollama_max_concurrency"]["success_rate"]
+    assert f"(default: {starts.repeats})" in meanings.EXPERIMENTS["ollama_cold_start"]["repeats"]
+    minutes = starts.cold.workload.timeouts.first_token_s / 60
+    assert f"(default: {minutes:g} minutes)" in meanings.EXPERIMENTS["ollama_cold_start"]["load_timeout"]
