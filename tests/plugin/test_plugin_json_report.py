@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pytest_ollama_perf.metric import METRICS
+from pytest_ollama_perf.metric import METRICS, TELEMETRY
 from pytest_ollama_perf.sample import Counters
 
 DOCUMENT = {"schema", "plugin_version", "started_at", "aborted", "tests"}
@@ -102,7 +102,7 @@ def test_metrics_are_called_what_they_are_called_everywhere(measured) -> None:
     document, _ = measured
     metrics = document["tests"][0]["loads"][0]["metrics"]
     assert set(metrics) <= set(METRICS)
-    assert set(metrics) >= set(METRICS) - {"ttfa", "goodput"}
+    assert set(metrics) >= set(METRICS) - {"ttfa", "goodput", *TELEMETRY}
     assert {name: (found["unit"], found["better"]) for name, found in metrics.items()} == {
         name: (METRICS[name].unit.value, METRICS[name].better.value) for name in metrics
     }

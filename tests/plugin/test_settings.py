@@ -42,6 +42,7 @@ GOOD = MappingProxyType(
         # option: (command line, ini, field, what the command line makes of it, what the ini makes of it, default)
         "url": (["a:1"], ["b:2", "c:3"], "urls", ("a:1",), ("b:2", "c:3"), ("http://127.0.0.1:11434",)),
         "baseline-url": ("a:1", " b:2 ", "baseline_url", "a:1", "b:2", None),
+        "allow-down": (True, True, "allow_down", True, True, False),
         "model": ("tiny", "mid", "model", "tiny", "mid", None),
         "report": (
             ["json:a.json"],
@@ -69,6 +70,7 @@ GOOD = MappingProxyType(
         "header": (["X-A: 1"], ["X-B: 2"], "headers", (("X-A", "1"),), (("X-B", "2"),), ()),
         "ca-file": (__file__, __file__, "ca_file", __file__, __file__, None),
         "insecure": (True, True, "insecure", True, True, False),
+        "telemetry": ("off", " ssh box smi ", "telemetry", "off", "ssh box smi", None),
         "server-env": (["A=1"], ["B=2=3", "C="], "server_env", {"A": "1"}, {"B": "2=3", "C": ""}, {}),
     }
 )

@@ -110,7 +110,7 @@ def test_a_wrong_word_says_in_one_line_what_would_be_right(word, value, message)
 
 
 def test_every_word_is_read_and_goes_the_way_its_metric_goes():
-    read = [limit_from_word(word, 0.5) for word in limit_words()]
+    read = [limit_from_word(word, "1GiB" if word == "max_gpu_memory" else 0.5) for word in limit_words()]
     assert {limit.metric for limit in read} == set(METRICS)
     assert all((limit.op == ">=") == METRICS[limit.metric].is_rate for limit in read)
     assert len(set(limit_words())) == len(limit_words())
