@@ -138,9 +138,7 @@ _LATER = ("balance", "stages", "weights", "turns", "retries", "reuse_connections
 """Fields that stored loads lack: at their defaults they do not show, so that those are still the same loads."""
 
 
-def prompt_set(
-    prompts: Sequence[str], messages: Sequence[Sequence[Message]] = (), images: Sequence[str] = ()
-) -> str:
+def prompt_set(prompts: Sequence[str], messages: Sequence[Sequence[Message]] = (), images: Sequence[str] = ()) -> str:
     """Return the hash of user-given ``prompts``, chats and images in their order, ``""`` when there are none."""
     if not prompts and not messages and not images:
         return ""

@@ -186,10 +186,7 @@ def unfold(table: SampleTable) -> tuple[Sample, ...]:
 
 
 def _unfold_words(table: SampleTable, numbers: Known) -> dict[str, Sequence[Any]]:
-    words = {
-        name: unpack_words(getattr(table, name), numbers)
-        for name in _TEXTS
-    }
+    words = {name: unpack_words(getattr(table, name), numbers) for name in _TEXTS}
     stages = [Stage(word) for word in unpack_words(table.stage, numbers)]
     outcomes = [Outcome(word) for word in unpack_words(table.outcome, numbers)]
     return words | {"stage": stages, "outcome": outcomes}

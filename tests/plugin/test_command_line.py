@@ -47,10 +47,12 @@ MARKER = """\
 @pytest.mark.ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
     It goes to the Ollama server (--ollama-url) before the test's body runs; a
     broken limit fails the test. All words have defaults.
-    Load: model, endpoint, stream, concurrency or rate, arrival, requests or
-    duration, drain, warmup, think_time, prompt or prompts, prompt_words,
-    prefix, raw, num_predict, num_ctx, temperature, seed, think, keep_alive,
-    options, cold, timeout.
+    Load: model, endpoint, stream, concurrency or rate or stages, arrival,
+    requests or duration, drain, warmup, think_time, prompt or prompts (with
+    weights: a mapping) or dataset, prompt_words, turns, images, prefix, raw,
+    num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold,
+    timeout, balance, retries, reuse_connections.
+    Stages: [{'concurrency': 8, 'ramp': '30s'}, {'concurrency': 8, 'for': '5m'}].
     Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
     max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
     limits={'ttft.p95': '<= 300ms'}.
