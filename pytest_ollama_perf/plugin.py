@@ -25,7 +25,7 @@ ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
     weights: a mapping) or dataset, prompt_words, turns, images, prefix, raw,
     num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold,
     timeout, balance, retries, reuse_connections.
-    Stages: [{'concurrency': 8, 'ramp': '30s'}, {'concurrency': 8, 'for': '5m'}].
+    Stages: [{'rate': 8, 'ramp': '30s'}, {'rate': 8, 'for': '5m'}].
     Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
     max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
     limits={'ttft.p95': '<= 300ms'}.
