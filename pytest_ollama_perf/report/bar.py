@@ -61,7 +61,10 @@ def _with_bar(label: str, text: str, share: float, width: int) -> list[Text | Pr
     room = width - cells(text) - 1
     if room < _LEAST:
         return [Text(cut(text, width))]
-    fits = [each for each in (label, _caption(label)) if each and cells(each) + 1 + _LEAST <= room]
+    caption = _caption(label)
+    fits = [each for each in (label, caption) if each and cells(each) + 1 + _LEAST <= room]
+    if caption and not fits and cells(caption) <= room:
+        return [Text(caption), Text(text)]
     named = fits[0] if fits else ""
     bar = min(_BAR, room - cells(named) - 1 if named else room)
     row: list[Text | ProgressBar] = [ProgressBar(total=1.0, completed=share, width=bar), Text(text)]

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 
 import anyio
@@ -476,3 +477,33 @@ def test_plain_http_at_a_tls_port_is_a_named_failure(run, fault_server):
     server = fault_server(FULL)
     (sample,) = fire(run, [Address("127.0.0.1", server.address.port, tls=True)], make_request(connect_s=0.2))
     assert sample.outcome in (Outcome.REFUSED, Outcome.CONNECT_TIMEOUT)
+
+
+def test_answers_under_way_tell_how_far_they_are_and_then_are_gone(run, fault_server):
+    more = threading.Event()
+
+    def answer(connection):
+        connection.sendall(HEAD + TOKEN + TOKEN)
+        more.wait(10)
+        connection.sendall(FINAL + b"0\r\n\r\n")
+
+    server = fault_server(answer)
+    seen = []
+
+    async def load():
+        backend = WireBackend([server.address])
+        async with anyio.create_task_group() as group:
+            group.start_soon(backend.send, make_request(), lambda sample: None)
+            with anyio.fail_after(10):
+                while not any(stream.chunks == 2 for stream in backend.under_way()):  # noqa: ASYNC110
+                    await anyio.sleep(0.001)
+            seen.extend(backend.under_way())
+            more.set()
+        seen.append(backend.under_way())
+        await backend.aclose()
+
+    run(load)
+    (stream, after) = seen
+    assert stream.chunks == 2
+    assert stream.ttft_ns > 0
+    assert after == []

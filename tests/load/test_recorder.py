@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from scripted import SECOND
 
+from pytest_ollama_perf.load.backend import Stream
 from pytest_ollama_perf.load.recorder import Progress, Recorder
 from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
 
@@ -49,3 +50,26 @@ def test_samples_taken_during_a_load_do_not_change_later():
     taken = recorder.samples()
     recorder.add(sample(1))
     assert len(taken) == 1
+
+
+def test_tokens_of_running_streams_count_and_their_first_tokens_too():
+    recorder = Recorder()
+    recorder.under_way = lambda: [Stream(7, 300_000_000), Stream(0, None)]
+    recorder.add(sample(counters=Counters(eval_count=64), first_token_ns=100_000_000, chunk_ns=(1,)))
+    recorder.add(sample(1, first_token_ns=200_000_000))
+    progress = recorder.progress()
+    assert progress.tokens == 71
+    assert progress.ttft_s == 0.2
+
+
+def test_ttft_of_an_open_loop_counts_from_the_scheduled_time():
+    recorder = Recorder()
+    recorder.add(sample(scheduled_ns=1 * SECOND, sent_ns=2 * SECOND, first_token_ns=3 * SECOND, done_ns=4 * SECOND))
+    assert recorder.progress().ttft_s == 2.0
+
+
+def test_the_latest_first_tokens_decide_what_ttft_is_now():
+    recorder = Recorder()
+    for index in range(3000):
+        recorder.add(sample(index, first_token_ns=1 * SECOND if index < 2000 else 3 * SECOND))
+    assert recorder.progress().ttft_s == 3.0

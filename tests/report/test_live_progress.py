@@ -207,6 +207,10 @@ def test_a_dumb_terminal_is_no_terminal(monkeypatch):
     assert shown(Written(tty=True), 0) == ""
 
 
+def test_what_pytest_writes_next_is_not_glued_to_a_line():
+    assert shown(Written(), 1).endswith("13 s left\n")
+
+
 def test_a_verbose_log_gets_a_line_now_and_then():
     assert shown(Written(), 1).splitlines() == [
         "",
@@ -224,3 +228,52 @@ def test_rich_is_imported_only_to_draw():
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+WHOLE = "12/20 requests, 4 in flight, 310 tokens/s, ttft 182 ms, 0 errors, 7 s left"
+
+
+def test_the_line_says_how_long_first_tokens_take():
+    assert describe(progress(ttft_s=0.1824)) == WHOLE
+
+
+def bar_at(width, label, **changes):
+    terminal = Terminal()
+    with LiveProgress(terminal, width=width) as live:
+        live.begin(label)
+        live.update(progress(ttft_s=0.182, **changes))
+        return terminal.screen[1].rstrip()
+
+
+@pytest.mark.parametrize(
+    ("width", "label", "line"),
+    [
+        (140, "level 3 of 5, llama3.2:3b", rf"level 3 of 5, llama3.2:3b ━+[╸╺]?━* {WHOLE}"),
+        (100, "level 3 of 5, llama3.2:3b", rf"level 3 of 5 ━+[╸╺]?━* {WHOLE}"),
+        (80, "level 3 of 5, llama3.2:3b", r"level 3 of 5 ━+[╸╺]?━* 12/20 requests, 310 tokens/s, 0 errors, 7 s left"),
+        (
+            80,
+            "run 2 of at most 3, llama3.2:3b",
+            r"run 2 of at most 3 ━+[╸╺]?━* 12/20 requests, 310 tokens/s, 0 errors, 7 s left",
+        ),
+        (
+            80,
+            "block 4 of 12, candidate, llama3.2:3b",
+            r"block 4 of 12, candidate 12/20 requests, 310 tokens/s, 0 errors, 7 s left",
+        ),
+        (80, "llama3.2:3b", r"━+[╸╺]?━* 12/20 requests, 310 tokens/s, ttft 182 ms, 0 errors, 7 s left"),
+        (40, "level 3 of 5, llama3.2:3b", r"12/20 requests, 310 tokens/s, 0 erro\.\.\."),
+    ],
+)
+def test_a_narrow_terminal_keeps_the_numbers_then_which_load_it_is(width, label, line):
+    shown = bar_at(width, label)
+    assert re.fullmatch(line, shown), shown
+    assert len(shown) < width
+
+
+def test_a_verbose_log_says_which_load_it_is():
+    file = Written()
+    with LiveProgress(file, verbosity=1) as live:
+        live.begin("level 3 of 5, m")
+        live.update(progress(elapsed_s=11.0))
+    assert file.getvalue().strip().startswith("level 3 of 5, m: 12/20 requests, 4 in flight, 282 tokens/s")
