@@ -399,8 +399,9 @@ class Room:
             terminalreporter.write_line(line.text, **line.style.markup)
         for written in self._written if self._verbosity >= 0 else ():
             terminalreporter.write_line(written)
-        for unwritten in self._unwritten:
-            terminalreporter.write_line(unwritten, red=True, bold=True)
+        unsaved = self.unsaved if self._verbosity < 0 else ()  # otherwise each block says it
+        for lost in (*self._unwritten, *unsaved):
+            terminalreporter.write_line(lost, red=True, bold=True)
 
     def _header_of_results(self) -> str:
         from pytest_ollama_perf.report.terminal import header

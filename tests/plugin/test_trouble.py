@@ -7,6 +7,9 @@ import socket
 
 import pytest
 
+from pytest_ollama_perf.errors import StoreError
+from pytest_ollama_perf.store.directory import DirectoryStore
+
 LOAD = "model='tiny', requests=20, warmup=0, num_predict=4"
 MARKED = f"@pytest.mark.ollama_load({LOAD})\ndef test_it():\n    pass"
 
@@ -166,3 +169,14 @@ def test_simulators_of_a_fixture_are_each_their_own_and_end_with_the_test(perf, 
                     socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=2)
     """)
     assert perf.run(url=nobody).counts == {"passed": 2}
+
+
+def test_a_quiet_build_says_why_it_could_not_save(perf, monkeypatch) -> None:
+    def full(store: object, run: object, kind: object) -> None:
+        raise StoreError("run 1 could not be saved: No space left on device")
+
+    monkeypatch.setattr(DirectoryStore, "add", full)
+    perf.write(MARKED)
+    found = perf.run("-q", "--ollama-save", "--ollama-store=history")
+    assert (found.status, found.counts) == (1, {"passed": 1})
+    assert found.out.count("No space left on device") == 1
