@@ -43,6 +43,7 @@ class LiveProgress:
         self._label = ""
         self._next_line_s = LINE_EVERY_S
         self._last_message = ""
+        self._lines = 0
 
     def __enter__(self) -> LiveProgress:
         return self
@@ -53,6 +54,8 @@ class LiveProgress:
         if self._painter is not None:
             self._write(_GO_BELOW + _COME_BACK)
             self._painter = None
+        if self._lines:
+            self._write("\n")
 
     def begin(self, model: str, duration_s: float | None = None) -> None:
         """Say what the next updates are about, and how long the load takes where time ends it.
@@ -83,6 +86,7 @@ class LiveProgress:
             self._line(f"{self._label}: {describe(progress, self._duration_s)}".removeprefix(": "))
 
     def _line(self, text: str) -> None:
+        self._lines += 1
         self._write(f"\n  {cut(text, WIDTH - 2)}")
 
     def _draw(self, texts: Sequence[str], share: float | None) -> None:
