@@ -78,7 +78,7 @@ def pace(workload: Workload) -> Iterator[str]:
     if workload.duration_s is not None:
         yield f"for {seconds(workload.duration_s)}"
     if workload.cold:
-        yield "each on a cold model"
+        yield "on a cold model"
 
 
 def _connections(loads: Iterable[LoadResult]) -> Iterator[str]:

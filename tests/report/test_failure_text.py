@@ -199,7 +199,7 @@ def test_many_loads_are_counted_not_listed():
 def test_an_open_loop_and_a_duration_are_named():
     timed = msgspec.structs.replace(WORKLOAD, concurrency=None, rate=2.5, requests=None, duration_s=30.0, cold=True)
     drawn = failure_text(result(Word.BROKEN, REASON, [load(workload=timed)])).splitlines()
-    assert drawn[1] == "  20 requests, 2.5 a second (poisson), for 30 s, each on a cold model,"
+    assert drawn[1] == "  20 requests, 2.5 a second (poisson), for 30 s, on a cold model,"
 
 
 def test_a_partly_offloaded_model_and_one_on_the_cpu_are_told_apart():
