@@ -342,7 +342,7 @@ def contract_keys() -> str:
     parts = []
     for name, kind in KINDS.items():
         gates = [(code(gate_name), code(one.example)) for gate_name, one in kind.gates.items()]
-        heading = f'### \\[model."...".{name}\\]\n\nWords are those of `{kind.marker}`. Its own clauses:'
+        heading = f'### `[model."...".{name}]`\n\nWords are those of `{kind.marker}`. Its own clauses:'
         parts.append(f"{heading}\n\n{table(('key', 'example'), gates)}")
     return "\n\n".join(parts)
 

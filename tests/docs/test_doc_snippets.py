@@ -40,8 +40,12 @@ def _id(value: object) -> str | None:
     return value.where if isinstance(value, Block) else None
 
 
+_OTHERS = ("OLLAMA_", "PYTEST_", "GITHUB_", "CI")
+"""Beginnings of variables that would change what is printed."""
+
+
 def _environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "PYTEST_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(_OTHERS)}
     here = str(Path(sys.executable).parent)
     return kept | {
         "COLUMNS": "80",
@@ -154,6 +158,21 @@ def test_json_is_json(block: Block) -> None:
         json.loads(text)
 
 
+@pytest.fixture
+def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A pytest with no plugin but ours."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    return pytester
+
+
+@pytest.mark.parametrize(
+    "line", ["pytest --ollama-sav", "pytest --ollama-report=htm:x", "pytest-ollama-perf acept x", "ls"]
+)
+def test_a_command_that_nobody_knows_is_noticed(line: str, alone: pytest.Pytester) -> None:
+    with pytest.raises((pytest.UsageError, SystemExit, AssertionError)):
+        _check(line, alone, "here")
+
+
 def _script_lines(value: object) -> list[str]:
     """Return every line of a workflow that a shell gets."""
     if isinstance(value, dict):
@@ -168,27 +187,26 @@ def _lines(script: object) -> list[str]:
 
 
 @pytest.mark.parametrize("block", every("yaml"), ids=_id)
-def test_workflows_are_yaml_and_call_us_with_options_that_exist(block: Block, pytester: pytest.Pytester) -> None:
+def test_workflows_are_yaml_and_call_us_with_options_that_exist(block: Block, alone: pytest.Pytester) -> None:
     yaml = pytest.importorskip("yaml")
     lines = _script_lines(yaml.safe_load(block.text))
     assert [line for line in lines if line.startswith("pytest ")]
     for line in lines:
-        _check(line, pytester, block.where)
+        _check(line, alone, block.where)
 
 
 @pytest.mark.parametrize("block", [block for block in every("console") if block.why], ids=_id)
-def test_commands_that_are_not_run_have_options_that_exist(block: Block, pytester: pytest.Pytester) -> None:
+def test_commands_that_are_not_run_have_options_that_exist(block: Block, alone: pytest.Pytester) -> None:
     for command in commands(block):
         assert not command.shown.strip(), "what is not run can show nothing"
-        _check(command.line, pytester, block.where)
+        _check(command.line, alone, block.where)
 
 
 def _check(line: str, pytester: pytest.Pytester, where: str) -> None:
-    """Let our own parsers read a command line; variables of the shell stand for nothing that matters."""
+    """Let our own parsers read a command line and refuse what they do not know; the shell's variables do not matter."""
     words = shlex.split(re.sub(r"\s\$SAVE\b", "", line.replace("$PERF_STORE", "sqlite:///perf.db")))
     if words[0] == "pytest":
-        config = pytester.parseconfig("-p", "no:cacheprovider", *words[1:])
-        assert config.getoption("ollama_url", None) is not NotImplemented, where
+        pytester.parseconfigure("-p", "pytest_ollama_perf.plugin", *words[1:])
     elif words[0] == "pytest-ollama-perf":
         cli.parser().parse_args(words[1:])
     else:
