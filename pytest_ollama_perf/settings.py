@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.metric import METRICS, PERCENTILES, TELEMETRY, Shape
-from pytest_ollama_perf.report.spec import ReportSpec
+from pytest_ollama_perf.report.spec import TYPES, ReportSpec
 from pytest_ollama_perf.report.spec import parse as parse_report
 from pytest_ollama_perf.words import did_you_mean
 
@@ -73,7 +73,12 @@ OPTIONS = (
         "with several servers: leave out those that do not answer, instead of counting their requests as failed",
     ),
     Option("model", "value", "the model of tests whose marker names none", "NAME"),
-    Option("report", "list", "write a report after the run, for example `json:perf.json`; repeatable", "TYPE:PATH"),
+    Option(
+        "report",
+        "list",
+        f"write a report after the run, for example `html:perf.html`; repeatable; types: {', '.join(TYPES)}",
+        "TYPE:PATH",
+    ),
     Option("strict", "flag", "fail tests whose verdict is unsure or incomparable, too"),
     Option(
         "store",

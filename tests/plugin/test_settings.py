@@ -9,8 +9,8 @@ from types import MappingProxyType
 import pytest
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.report.spec import ReportSpec
-from pytest_ollama_perf.settings import OPTIONS, Option, Settings, parse_margin, parse_percent, resolve
+from pytest_ollama_perf.report.spec import TYPES, ReportSpec
+from pytest_ollama_perf.settings import OPTIONS, GitHub, Option, Settings, parse_margin, parse_percent, resolve
 from pytest_ollama_perf.verdict.run_value import POLICIES
 
 
@@ -67,6 +67,7 @@ GOOD = MappingProxyType(
         ),
         "benchmark": (True, True, "benchmark", True, True, False),
         "no-properties": (True, True, "no_properties", True, True, False),
+        "no-github": (True, True, "github", None, None, None),
         "header": (["X-A: 1"], ["X-B: 2"], "headers", (("X-A", "1"),), (("X-B", "2"),), ()),
         "ca-file": (__file__, __file__, "ca_file", __file__, __file__, None),
         "insecure": (True, True, "insecure", True, True, False),
@@ -181,7 +182,8 @@ def test_an_api_key_that_cannot_be_sent_is_refused_without_being_repeated(key: s
         (
             "report",
             ["jsn:perf.json"],
-            "--ollama-report 'jsn:perf.json': unknown report type 'jsn'; did you mean 'json'?; valid types: json",
+            "--ollama-report 'jsn:perf.json': unknown report type 'jsn'; did you mean 'json'?; "
+            f"valid types: {', '.join(TYPES)}",
         ),
         ("margin", ["tps"], "--ollama-margin 'tps': expected METRIC=PERCENT, for example tps=5%"),
         (
@@ -261,3 +263,11 @@ def test_what_is_no_percentage_is_refused(given: object) -> None:
     assert str(caught.value) == (
         "max_regression=...: expected a percentage above 0%, such as 5%, or a share up to 1, such as 0.05"
     )
+
+
+def test_a_job_of_github_actions_is_known_by_its_environment() -> None:
+    job = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": "summary.md", "GITHUB_WORKSPACE": "/repository"}
+    assert settled(**job).github == GitHub("summary.md", "/repository")
+    assert settled(GITHUB_ACTIONS="true").github == GitHub("", "")
+    assert settled({"no-github": True}, **job).github is None
+    assert settled(GITHUB_STEP_SUMMARY="summary.md").github is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_ollama_perf.report.spec import TYPES
+
 GOOD = """
 @pytest.mark.ollama_load(model="tiny", requests=20, warmup=0, num_predict=2)
 def test_it():
@@ -35,7 +37,7 @@ def test_it():
         ("--ollama-server-env=X", "--ollama-server-env 'X': expected NAME=VALUE, for example OLLAMA_NUM_PARALLEL=4"),
         (
             "--ollama-report=xml:r.xml",
-            "--ollama-report 'xml:r.xml': unknown report type 'xml'; valid types: json",
+            f"--ollama-report 'xml:r.xml': unknown report type 'xml'; valid types: {', '.join(TYPES)}",
         ),
     ],
 )
