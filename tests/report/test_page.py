@@ -21,6 +21,7 @@ from pytest_ollama_perf.report.json_report import encode, read
 from pytest_ollama_perf.report.page import requests
 from pytest_ollama_perf.report.page.charts import PHASES
 from pytest_ollama_perf.report.page.view import view
+from pytest_ollama_perf.run import Gpu, Host, Telemetry
 from pytest_ollama_perf.sample import Outcome, Stage
 from pytest_ollama_perf.verdict.words import Word
 
@@ -251,6 +252,31 @@ def test_cold_starts_stand_beside_warm_ones():
 
 def test_a_finding_of_a_kind_unknown_here_is_told_in_its_own_words():
     assert "what it says" in page(with_findings(UNKNOWN)).decode()
+
+
+def test_gpus_and_machine_are_told_of_each_load():
+    gpu = Gpu(
+        name="NVIDIA H200",
+        utilization=0.93,
+        memory_bytes=3 * 1024**3,
+        memory_total_bytes=140 * 1024**3,
+        power_w=410.6,
+        max_power_w=520.0,
+        energy_j=1234.6,
+        max_temperature_c=61.0,
+        clock_mhz=1980.0,
+        min_clock_mhz=1755.0,
+        throttled={"power": 0.04},
+    )
+    host = Host(cpu_share=0.12, memory_bytes=8 * 1024**3)
+    told = Telemetry(gpus=(gpu,), host=host, missing="1 reading failed")
+    (test,) = view(document_of(result(loads=[load([sample(0)], telemetry=told)]))).tests
+    assert test.loads[0].facts[-3:] == (
+        "NVIDIA H200: 93 % busy, at most 3 of 140 GiB in use, 411 W (at most 520), 1235 J, at most 61 °C, "
+        "1980 MHz (at least 1755), throttled by power in 4 %",
+        "machine: 12 % of the CPUs busy, at most 8 GiB in use",
+        "telemetry: 1 reading failed",
+    )
 
 
 MARK = "HOSTILE"

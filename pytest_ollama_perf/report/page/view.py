@@ -11,7 +11,7 @@ from pytest_ollama_perf.metric import METRICS, STATS
 from pytest_ollama_perf.report import series
 from pytest_ollama_perf.report.json_report import Document, LoadEntry, MetricEntry, RowEntry, TestEntry, samples_of
 from pytest_ollama_perf.report.layout import clean
-from pytest_ollama_perf.report.page import charts, found, past, requests
+from pytest_ollama_perf.report.page import charts, found, machine, past, requests
 from pytest_ollama_perf.report.page.charts import Chart
 from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.verdict.wording import count, label, percent, show
@@ -265,6 +265,7 @@ def _facts(load: LoadEntry) -> Iterator[str]:
     yield f"{workload.rate:g} a second ({workload.arrival.value})" if workload.rate else f"{workload.clients} at once"
     yield f"{load.prompt_tokens} prompt and {load.output_tokens} output tokens in {show('latency', load.wall_s)}"
     yield from environment(load)
+    yield from machine.lines(load.telemetry)
     failed = {outcome: number for outcome, number in load.outcomes.items() if outcome != "ok"}
     if failed:
         yield "failed: " + ", ".join(f"{number} {outcome}" for outcome, number in failed.items())
