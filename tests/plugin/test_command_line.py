@@ -11,15 +11,20 @@ performance of models served by Ollama:
   --ollama-url=URL      the Ollama server to test: host, host:port or URL, as
                         OLLAMA_HOST accepts them; `sim:` or
                         `sim:?slots=4&tps=80` is the built-in simulator; repeat
-                        it for several servers (default: OLLAMA_HOST, else
+                        it for several servers, `http://gpu-box:11434#weight=2`
+                        gets twice its part (default: OLLAMA_HOST, else
                         127.0.0.1:11434)
   --ollama-baseline-url=URL
                         the server that ollama_ab and ollama.compare take as the
                         baseline; --ollama-url is the candidate
+  --ollama-allow-down   with several servers: leave out those that do not
+                        answer, instead of counting their requests as failed
   --ollama-model=NAME   the model of tests whose marker names none
   --ollama-report=TYPE:PATH
                         write a report after the run, for example
-                        `json:perf.json`; repeatable
+                        `html:perf.html`; repeatable; types: json, html,
+                        markdown, openmetrics, csv, benchstat, bencher,
+                        github-bigger, github-smaller
   --ollama-strict       fail tests whose verdict is unsure or incomparable, too
   --ollama-store=PLACE  where the history is kept: a folder (default:
                         .ollama-perf) or a database URL
@@ -31,12 +36,28 @@ performance of models served by Ollama:
   --ollama-margin=METRIC=PERCENT
                         how much worse than history is accepted, for example
                         `tps=5%` or `ttft.p95=25%`; repeatable
+  --ollama-benchmark    show pytest-benchmark the latencies of load tests: in
+                        its table, JSON and comparisons
+  --ollama-no-properties
+                        give tests no properties, for readers of JUnit XML that
+                        know them on suites only (Jenkins' xUnit plugin)
+  --ollama-no-github    in GitHub Actions: add no results to the job's summary,
+                        no annotations for failures
   --ollama-header='NAME: VALUE'
                         a header for every request, for example `X-Team: ml`;
                         repeatable; values are never shown
   --ollama-ca-file=FILE
                         certificate authorities (PEM) to trust for https servers
   --ollama-insecure     do not verify the certificates of https servers
+  --ollama-telemetry=COMMAND
+                        a command that prints what the server's GPU does while a
+                        load runs, as JSON lines or CSV of nvidia-smi, for
+                        example `ssh gpu-box nvidia-smi --query-gpu=index,name,d
+                        river_version,utilization.gpu,memory.used,memory.total,p
+                        ower.draw,temperature.gpu,clocks.sm,clocks_event_reasons
+                        .active --format=csv -l 1`; `off` reads nothing
+                        (default: the GPUs of this machine where the server runs
+                        on it; needs the extra gpu)
   --ollama-server-env=NAME=VALUE
                         a setting of the server that its API does not show, for
                         example `OLLAMA_NUM_PARALLEL=4`; part of the
