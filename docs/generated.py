@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import meanings
 import msgspec
@@ -320,10 +321,10 @@ def _type(kind: object) -> str:
 
 def commands() -> str:
     """Return the help of every subcommand."""
-    os.environ.update(COLUMNS="80", NO_COLOR="1")
-    found = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
-    parts = [f"## {name}\n\n```text\n{parser.format_help().strip()}\n```" for name, parser in found.choices.items()]
-    return "\n\n".join(parts)
+    with mock.patch.dict(os.environ, COLUMNS="80", NO_COLOR="1"):
+        found = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
+        helps = {name: parser.format_help().strip() for name, parser in found.choices.items()}
+    return "\n\n".join(f"## {name}\n\n```text\n{text}\n```" for name, text in helps.items())
 
 
 def sim_keys() -> str:

@@ -19,6 +19,7 @@ import generated
 import meanings
 
 from pytest_ollama_perf import cli
+from pytest_ollama_perf.client.exchange import UPSTREAM_HEADERS
 from pytest_ollama_perf.experiment import reader
 from pytest_ollama_perf.marks import known_words
 from pytest_ollama_perf.metric import METRICS
@@ -125,3 +126,8 @@ def test_defaults_of_experiments_in_the_reference_are_those_of_the_code() -> Non
     assert f"(default: {starts.repeats})" in meanings.EXPERIMENTS["ollama_cold_start"]["repeats"]
     minutes = starts.cold.workload.timeouts.first_token_s / 60
     assert f"(default: {minutes:g} minutes)" in meanings.EXPERIMENTS["ollama_cold_start"]["load_timeout"]
+
+
+def test_the_headers_that_name_an_upstream_are_all_named() -> None:
+    page = (DOCS / "howto/cluster.md").read_text(encoding="utf-8").lower()
+    assert [name for name in UPSTREAM_HEADERS if f"`{name.decode()}`" not in page] == []
