@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_ollama_perf.load.recorder import Progress
-from pytest_ollama_perf.report.layout import WIDTH, clean, cut
+from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut
 from pytest_ollama_perf.verdict.wording import count, number, seconds
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class LiveProgress:
             self._draw(versions(progress, self._duration_s), share_done(progress, self._duration_s))
         elif self._plain and progress.elapsed_s >= self._next_line_s:
             self._next_line_s = progress.elapsed_s + LINE_EVERY_S
-            self._line(f"{self._label}: {describe(progress, self._duration_s)}".removeprefix(": "))
+            told = versions(progress, self._duration_s)
+            lines = [f"{self._label}: {text}".removeprefix(": ") for text in told]
+            self._line(next((line for line in lines if cells(line) <= WIDTH - 2), lines[-1]))
 
     def _line(self, text: str) -> None:
         self._lines += 1

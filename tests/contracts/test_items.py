@@ -20,7 +20,7 @@ CLAUSES = ["tps >= 10", "ttft p50 <= 1us", "ttft regression <= 20%", "error_rate
 
 
 def outcomes(out: str) -> dict[str, str]:
-    return dict(re.findall(r"^(c\.ollama\.toml::.*?) (?:\n .*?)*(PASSED|FAILED)", out, re.MULTILINE))
+    return dict(re.findall(r"^(c\.ollama\.toml::.*?) (?:\n .*?)*\n?(PASSED|FAILED)", out, re.MULTILINE))
 
 
 def sent(contracts: Contracts) -> list[int]:

@@ -277,3 +277,11 @@ def test_a_verbose_log_says_which_load_it_is():
         live.begin("level 3 of 5, m")
         live.update(progress(elapsed_s=11.0))
     assert file.getvalue().strip().startswith("level 3 of 5, m: 12/20 requests, 4 in flight, 282 tokens/s")
+
+
+def test_a_line_in_a_log_leaves_out_what_it_has_no_room_for_rather_than_its_end():
+    file = Written()
+    with LiveProgress(file, verbosity=1) as live:
+        live.begin("level 3 of 5, llama3.2:3b")
+        live.update(progress(elapsed_s=11.0, ttft_s=0.182))
+    assert file.getvalue().strip() == "level 3 of 5, llama3.2:3b: 12/20 requests, 282 tokens/s, 0 errors, 7 s left"
