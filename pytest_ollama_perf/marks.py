@@ -50,7 +50,7 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
         ConfigError: a word or its value is wrong, or words contradict each other.
     """
     _refuse_unknown(words, known_words())
-    _refuse_both(words, ("prompt", "prompts", "dataset"))
+    _refuse_both(words, _ASKED)
     for word in ("concurrency", "rate", "requests", "duration") if "stages" in words else ():
         _refuse_both(words, ("stages", word))
     fields: dict[str, Any] = {}
@@ -59,6 +59,7 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
             read = WORDS[word](word, value)
             # what a dataset implies gives way to what is said
             fields = {**read, **fields} if word == "dataset" else {**fields, **read}
+    _refuse_idle(words)
     fields.setdefault("model", default_model or ANY_MODEL)
     workload = Workload(**_with_defaults(fields))
     check(msgspec.structs.replace(workload, model=workload.model or "not known yet"))
@@ -75,7 +76,7 @@ def _refuse_both(words: Mapping[str, Any], rivals: tuple[str, ...]) -> None:
 
 _PACES = ("concurrency", "rate", "stages")
 _ENDS = ("requests", "duration", "stages")
-_ASKED = ("prompt", "prompts", "dataset")
+_ASKED = ("prompt", "prompts", "dataset", "prompt_words")
 _RIVALS: Mapping[str, frozenset[str]] = {
     word: frozenset(other for rivals in (_PACES, _ENDS, _ASKED) if word in rivals for other in rivals if other != word)
     for word in (*_PACES, *_ENDS, *_ASKED)
@@ -93,9 +94,17 @@ def nearest(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             word: value
             for word, value in layer.items()
             if word not in merged and _RIVALS.get(word, frozenset()).isdisjoint(merged)
+            # what belongs to a replaced rate goes with it
+            if not (word == "arrival" and "rate" in layer and "concurrency" in merged)
         }
         merged.update(open_)
     return merged
+
+
+def _refuse_idle(words: Mapping[str, Any]) -> None:
+    """Refuse what would have no effect beside the other words."""
+    if "arrival" in words and not {"rate", "stages"} & set(words):
+        raise ConfigError(f"arrival={shown(words['arrival'])} has no effect without rate: give one, or leave it out")
 
 
 def known_words() -> tuple[str, ...]:

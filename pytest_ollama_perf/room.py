@@ -183,6 +183,8 @@ class Room:
             return unmeasured(str(error))
 
     def _measured(self, experiment: Experiment, test: str, stop: threading.Event | None = None) -> Trial:
+        # What says what was measured is there before the load: after Ctrl-C there is no time to import it.
+        from pytest_ollama_perf.report import failure, json_report, terminal  # noqa: F401
         from pytest_ollama_perf.trial import Lab
 
         lab = None
@@ -244,7 +246,7 @@ class Room:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         self._wrong = [f"{item.nodeid}: {error}" for item in items if (error := refusal(self._read, item))]
-        if not self._wrong and self._loads_in(items) and (error := refusal(self.bench)):
+        if not self._wrong and self._loads_in(items) and (error := refusal(self.bench) or refusal(self.past)):
             self._wrong = [error]
         if self._wrong and xdist.is_worker(self.config):
             items.clear()

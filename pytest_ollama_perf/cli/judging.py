@@ -74,9 +74,19 @@ def _judge_lines(lines: TextIO, options: argparse.Namespace) -> int:
         except _UNREADABLE as error:
             print(f"line {number}: {inert(str(error))}", file=sys.stderr)
             status = 2
-        else:
-            print(answer, flush=True)
+            answer = _json({"id": _id_of(line), "verdict": Word.UNSURE.value, "error": inert(str(error))})
+        print(answer, flush=True)
     return status
+
+
+def _id_of(line: str) -> object:
+    """Return the id of a line that could not be judged: who joins answers to cases must miss none."""
+    try:
+        body = json.loads(line)
+    except _UNREADABLE:
+        return None
+    found = body.get("id") if isinstance(body, dict) else None
+    return found if isinstance(found, (str, int)) else None
 
 
 def _judge_line(line: str, options: argparse.Namespace) -> str:
@@ -112,6 +122,8 @@ def _evidence(record: object, where: str) -> Evidence:
 def _judge_folders(options: argparse.Namespace) -> int:
     problems: list[str] = []
     history = list(_read(options.history, "--history", problems))
+    if problems and not history:
+        raise ConfigError(f"the history cannot be read, which is not the same as none: {problems[0]}")
     candidates = list(_read(options.candidates, "--candidates", problems))
     if not candidates and not problems:
         raise ConfigError(f"--candidates {options.candidates}: no *.json file in it")

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.run import ModelState, Run
 from pytest_ollama_perf.settings import parse_percent
 from pytest_ollama_perf.verdict.wording import percent
 from pytest_ollama_perf.words import shown
@@ -53,14 +53,23 @@ def _gpu_offload(name: str, value: object) -> Requirement:
         raise ConfigError(f"{name} = {shown(value)}: no more than 100% of a model can be in GPU memory")
 
     def broken(run: Run) -> str:
-        shares = [state.vram_share for state in run.before.values()]
-        wrong = [share for share in shares if share is None or not _OPS[op](round(share, 4), wanted)]
-        if shares and not wrong:
+        states = _telling(run)
+        wrong = [share for share in (state.vram_share for state in states) if not _fits(share, op, wanted)]
+        if not wrong and (states or run.workload.cold):
             return ""
         known = wrong[0] if wrong else None
         return "the server does not say" if known is None else f"{percent(known)} of the model is in GPU memory"
 
     return Requirement(name, str(value), broken)
+
+
+def _telling(run: Run) -> list[ModelState]:
+    """Return the model's states before the load; a cold load begins without one, and its warm sister shows it."""
+    return [state for state in run.before.values() if state.loaded or not run.workload.cold]
+
+
+def _fits(share: float | None, op: str, wanted: float) -> bool:
+    return share is not None and _OPS[op](round(share, 4), wanted)
 
 
 def _context_length(name: str, value: object) -> Requirement:
@@ -70,7 +79,7 @@ def _context_length(name: str, value: object) -> Requirement:
         raise ConfigError(f"{name} = {shown(value)}: expected 4096 or '>= 8192'")
 
     def broken(run: Run) -> str:
-        lengths = [state.context_length for state in run.before.values()]
+        lengths = [state.context_length for state in _telling(run)]
         wrong = [length for length in lengths if length is None or not _OPS[op](length, int(text))]
         if not wrong:
             return ""

@@ -54,6 +54,11 @@ class Result:
         """What each of several servers did, in the order given; nothing where there was one."""
         return self._servers.servers if self._servers else ()
 
+    @property
+    def metrics(self) -> dict[str, MetricSummary]:
+        """Every metric that exists for this load, by name."""
+        return self.summary.metrics
+
     def metric(self, name: str) -> MetricSummary:
         """Return the summary of one metric."""
         if name not in METRICS:

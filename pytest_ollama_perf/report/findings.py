@@ -19,7 +19,9 @@ def lines(finding: Finding, width: int) -> list[str]:
     importlib.import_module(module.replace(".finding.", ".report."))
     made = lines.dispatch(type(finding))
     if made is lines.dispatch(object):
-        raise TypeError(f"no text for a {type(finding).__name__}: {module} has no counterpart in report that registers it")
+        raise TypeError(
+            f"no text for a {type(finding).__name__}: {module} has no counterpart in report that registers it"
+        )
     return made(finding, width)
 
 

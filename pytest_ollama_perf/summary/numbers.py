@@ -11,7 +11,7 @@ import numpy as np
 
 from pytest_ollama_perf.metric import METRICS, PERCENTILES, STATS, Shape
 from pytest_ollama_perf.run import Run, Telemetry
-from pytest_ollama_perf.sample import Sample
+from pytest_ollama_perf.sample import Outcome, Sample
 from pytest_ollama_perf.summary import interval, window
 from pytest_ollama_perf.summary.interval import Interval
 from pytest_ollama_perf.summary.values import Floats, decoded, gaps, prefilled, values
@@ -71,13 +71,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(run: Run, latency_limits: Mapping[str, float] | None = None) -> Summary:
-    """Return the metrics of ``run`` over its measured samples.
+    """Return the metrics of ``run`` over its measured samples; those that were cancelled say nothing of the server.
 
     ``latency_limits`` (metric of one value per request -> seconds) defines goodput, which does not exist without it;
     of ``itl`` the longest gap of a request counts.
     """
     # In order of time, so that the order in which they were recorded cannot touch the last digit.
-    measured = sorted(run.measured, key=lambda sample: (sample.start_ns, sample.index, sample.done_ns))
+    ended = (sample for sample in run.measured if sample.outcome is not Outcome.CANCELLED)
+    measured = sorted(ended, key=lambda sample: (sample.start_ns, sample.index, sample.done_ns))
     if not measured:
         return Summary(warmup=len(run.warmup))
     succeeded = [sample for sample in measured if sample.ok]

@@ -28,7 +28,7 @@ def _slots(run: Run) -> Iterator[str]:
         where = f"{inert(url)}: " if len(urls) > 1 else ""
         waited = seconds(mean(sample.counters.queue_ns or 0 for sample in samples) / 1e9)
         ran = "requests ran one at a time" if slots == 1 else f"at most {slots} requests ran at once"
-        yield f"{where}{ran} and waited {waited} for it; OLLAMA_NUM_PARALLEL is probably {slots}"
+        yield f"{where}{ran} and waited {waited} for a slot; OLLAMA_NUM_PARALLEL is probably {slots}"
 
 
 _WAITING = 0.2

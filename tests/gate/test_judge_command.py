@@ -123,7 +123,10 @@ def test_garbage_is_named_by_line_and_the_others_are_judged(batch, capsys):
     )
     out, err = capsys.readouterr()
     assert status == 2
-    assert [json.loads(line)["id"] for line in out.splitlines()] == ["good", "good"]
+    answered = [json.loads(line) for line in out.splitlines()]
+    assert [one["id"] for one in answered] == ["good", None, None, 1, None, None, None, "good"]
+    assert [one["verdict"] for one in answered] == ["ok", *["unsure"] * 6, "ok"]
+    assert [one["id"] for one in answered if "error" not in one] == ["good", "good"]
     assert err.splitlines() == [
         "line 3: Expecting property name enclosed in double quotes: line 2 column 1 (char 2)",
         'line 4: expected an object {"id", "history", "candidates"}',
@@ -244,8 +247,9 @@ def test_runs_as_plain_json_are_read_in_a_batch(batch, capsys):
         {"history": [run], "candidates": [run | {"samples": 3}]},
     )
     found = answers(capsys)
-    assert [one["verdict"] for one in found] == ["ok"]
+    assert [one["verdict"] for one in found] == ["ok", "unsure"]
     assert found[0]["metrics"]["tps"]["stored"] == 6
+    assert found[1]["error"].startswith("candidates[0]: ")
 
 
 def test_damaged_files_are_named_and_the_rest_is_judged(folders, capsys):
@@ -306,3 +310,8 @@ def test_histories_of_one_run_to_many_are_never_mistaken_for_a_regression(batch,
     ]
     assert batch(*lines) == 0
     assert "regressed" not in {one["verdict"] for one in answers(capsys)}
+
+
+def test_a_history_of_damaged_files_alone_is_not_taken_for_none(folders, capsys):
+    assert main(folders([b"{", b"garbage"], [record(99)])) == 2
+    assert "the history cannot be read, which is not the same as none: " in capsys.readouterr().err

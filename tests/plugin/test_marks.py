@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.marks import WORDS, LoadSpec, known_words, load_spec, read_limits
+from pytest_ollama_perf.marks import WORDS, LoadSpec, known_words, load_spec, nearest, read_limits
 from pytest_ollama_perf.verdict.limits import Limit, limit_words
 from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Balance, Endpoint, Level, Prefix, Timeouts, Workload
 
@@ -85,7 +85,8 @@ def test_every_word_of_a_load_is_held_to_its_field_here() -> None:
 
 @pytest.mark.parametrize(("word", "value", "field", "made"), GOOD)
 def test_a_word_becomes_its_field(word: str, value: object, field: str, made: object) -> None:
-    assert getattr(workload(**{word: value}), field) == made
+    beside = {"rate": 2} if word == "arrival" else {}  # an arrival is that of a rate
+    assert getattr(workload(**{word: value}, **beside), field) == made
 
 
 def test_a_load_without_words_is_twenty_requests_one_at_a_time_behind_one_warmup() -> None:
@@ -409,3 +410,18 @@ def test_an_object_that_cannot_even_be_shown_is_refused_by_its_type(
 ) -> None:
     message = refused(**{word: wrap(Nasty())})
     assert "RuntimeError" not in message
+
+
+def test_an_arrival_without_a_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match="arrival='poisson' has no effect without rate: give one, or leave it out"):
+        load_spec({"model": "m", "concurrency": 4, "arrival": "poisson"})
+
+
+def test_the_arrival_of_a_replaced_rate_goes_with_it() -> None:
+    assert nearest([{"concurrency": 4}, {"rate": 2, "arrival": "constant"}]) == {"concurrency": 4}
+
+
+def test_the_length_of_synthetic_prompts_contradicts_a_prompt_and_gives_way_to_a_nearer_one() -> None:
+    with pytest.raises(ConfigError, match="prompt and prompt_words contradict each other"):
+        load_spec({"model": "m", "prompt": "hello", "prompt_words": 64})
+    assert nearest([{"prompt": "hello"}, {"prompt_words": 64}]) == {"prompt": "hello"}

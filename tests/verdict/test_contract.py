@@ -180,7 +180,7 @@ def test_aborted_before_invalid_before_broken():
     samples = [*one_after_another(20), failure(20, sent=4000, outcome=Outcome.CANCELLED)]
     stopped = run_of(*samples, aborted="Ctrl-C\x1b[31m")
     verdict = judge((), run=stopped, max_error_rate=0)
-    assert (verdict.word, verdict.reason) == (Word.ABORTED, "stopped after 21 requests: Ctrl-C[31m")
+    assert (verdict.word, verdict.reason) == (Word.ABORTED, "stopped after 20 requests: Ctrl-C[31m")
     reloaded = run_of(*one_after_another(20), sample(20, sent=4000, load=900))
     verdict = judge((), run=reloaded, min_tps=999)
     assert verdict.word is Word.INVALID

@@ -30,7 +30,7 @@ def test_requests_that_ran_one_at_a_time_on_the_real_server_are_seen():
     served = transcript("queue-one-slot")[1:]
     assert slots_seen(served) == 1
     assert hinted(*served) == (
-        "requests ran one at a time and waited 166 ms for it; OLLAMA_NUM_PARALLEL is probably 1",
+        "requests ran one at a time and waited 166 ms for a slot; OLLAMA_NUM_PARALLEL is probably 1",
     )
 
 
