@@ -36,7 +36,9 @@ def pytest_part(name: str) -> list[str]:
 
 
 def printed(arguments: list[str]) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "PYTEST_", "GITHUB_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "PYTEST_", "GITHUB_"))
+    }
     environment |= {"COLUMNS": "80", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "pytest_ollama_perf.plugin", "--color=no", "-c", os.devnull]
     done = subprocess.run(
