@@ -106,7 +106,7 @@ def left_out(loads: Iterable[LoadResult]) -> list[str]:
         (short, "short"),
     )
     phrases = [text if " " in text else f"{number_of} {text}" for number_of, text in counted if number_of]
-    return [*phrases, count(sum(not sample.ok for sample in measured), "error")]
+    return [*phrases, count(sum(map(_failed, measured)), "error")]
 
 
 def _short(sample: Sample, workload: Workload) -> bool:
@@ -161,9 +161,14 @@ def _processor(vram_share: float | None) -> str:
     return "CPU" if vram_share == 0 else f"{percent(vram_share)} GPU"
 
 
+def _failed(sample: Sample) -> bool:
+    """Whether the server or the network failed it: what was cancelled says nothing of either."""
+    return not sample.ok and sample.outcome is not Outcome.CANCELLED
+
+
 def errors(loads: Iterable[LoadResult]) -> list[str]:
     """Return failed requests by outcome, the most frequent first, each with one text: ``3 busy, e.g. "..."``."""
-    failed = [sample for load in loads for sample in load.run.measured if not sample.ok]
+    failed = [sample for load in loads for sample in load.run.measured if _failed(sample)]
     grouped = Counter(sample.outcome for sample in failed)
     return [f"{number_of} {outcome.value}{_example(failed, outcome)}" for outcome, number_of in grouped.most_common()]
 

@@ -48,7 +48,7 @@ throughput stops growing at 4 at once (205 tokens/s), limit min_knee=8
   x knee     >= 8        4
   4 loads, 160 requests, 15 warm-up dropped, 0 errors
   ollama 0.32.15, m
-  hint: at most 4 requests ran at once and waited 313 ms for it;
+  hint: at most 4 requests ran at once and waited 313 ms for a slot;
     OLLAMA_NUM_PARALLEL is probably 4"""
 
 
@@ -75,7 +75,7 @@ bearable concurrency 4, limit >= 8; 5 at once: ttft p95 326 ms, limit <= 200 ms:
   x bearable concurrency     >= 8        4
   6 loads, 155 requests, 26 warm-up dropped, 0 errors
   ollama 0.32.15, m
-  hint: at most 4 requests ran at once and waited 313 ms for it;
+  hint: at most 4 requests ran at once and waited 313 ms for a slot;
     OLLAMA_NUM_PARALLEL is probably 4"""
 
 
