@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+
+from pytest_ollama_perf.cli.server import add_settings
 
 LEAST_SESSIONS = 3
-SETTINGS = ("url", "header", "ca-file", "insecure", "server-env")
-"""Settings of the plugin that are options here, too, without ``--ollama-``."""
-
 DESCRIPTION = """\
 Say what this machine can measure and how much its numbers differ with nothing
 changed: an A/A campaign, what the gate can tell there, and margins worth setting.
@@ -61,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_words(parser)
-    _add_settings(parser)
+    add_settings(parser)
     parser.set_defaults(run=main)
 
 
@@ -69,17 +67,6 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the load of a session", "words of the marker")
     for word, (metavar, text) in WORDS.items():
         group.add_argument(f"--{word.replace('_', '-')}", dest=f"word_{word}", metavar=metavar, help=text)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from pytest_ollama_perf.settings import OPTIONS
-
-    group = parser.add_argument_group("the server")
-    for option in OPTIONS:
-        if option.name in SETTINGS:
-            shape: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
-            shape["action"] = {"value": "store", "list": "append", "flag": "store_true"}[option.kind]
-            group.add_argument(f"--{option.name}", dest=option.key, default=None, help=option.help, **shape)
 
 
 def main(options: argparse.Namespace) -> int:

@@ -16,13 +16,14 @@ from pytest_ollama_perf.bench import Bench
 from pytest_ollama_perf.cli import checkup
 from pytest_ollama_perf.cli.ceiling import measure_client
 from pytest_ollama_perf.cli.checkup import Campaign, Checkup
-from pytest_ollama_perf.cli.doctor import LEAST_SESSIONS, SETTINGS, WORDS
+from pytest_ollama_perf.cli.doctor import LEAST_SESSIONS, WORDS
 from pytest_ollama_perf.cli.screen import print_json
+from pytest_ollama_perf.cli.server import Given
 from pytest_ollama_perf.errors import ConfigError, OllamaPerfError, Unreachable
 from pytest_ollama_perf.marks import load_spec
 from pytest_ollama_perf.report.progress import LiveProgress
 from pytest_ollama_perf.run import Run
-from pytest_ollama_perf.settings import Option, resolve
+from pytest_ollama_perf.settings import resolve
 from pytest_ollama_perf.summary import summarise
 from pytest_ollama_perf.verdict.evidence import of_run
 from pytest_ollama_perf.verdict.run_value import policy, value
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Examine client and server, and say what was found."""
     if options.sessions < LEAST_SESSIONS:
         raise ConfigError(f"--sessions {options.sessions}: expected {LEAST_SESSIONS} or more")
-    settings = resolve(_Options(options))
+    settings = resolve(Given(options))
     workload = load_spec(_words(options), default_model=options.model).workload
     bench = Bench(settings, root=Path.cwd())
     try:
@@ -131,19 +132,6 @@ def _spoils(one: Run) -> list[Problem]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-class _Options:
-    """The command line as a source of settings."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-
-    def command_line(self, option: Option) -> object:
-        return getattr(self._options, option.key) if option.name in SETTINGS else None
-
-    def ini(self, option: Option) -> object:
-        return None
 
 
 def _words(options: argparse.Namespace) -> Mapping[str, Any]:

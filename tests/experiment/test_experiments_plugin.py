@@ -59,7 +59,7 @@ EXPERIMENTS = """
         sweep = await ollama.asweep(num_predict=[4, 8], requests=4, warmup=1, check=False)
         assert [level.num_predict for level in sweep.levels] == [4, 8]
 
-    @pytest.mark.ollama_max_concurrency(max_ttft=0.35, maximum=4, requests=10, min_concurrency=4, repeats=1, **LOAD)
+    @pytest.mark.ollama_max_concurrency(max_ttft=0.22, maximum=4, requests=10, min_concurrency=4, repeats=1, **LOAD)
     def test_search(ollama_max_concurrency):
         assert 1 <= ollama_max_concurrency.concurrency < 4
 
