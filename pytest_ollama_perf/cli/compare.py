@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pytest_ollama_perf.cli.place import add_place
+from pytest_ollama_perf.cli.rule import add_rule
 
 EPILOG = """\
 A and B are two runs (ids, beginnings of ids, or files) or two stores (folders or database URLs). Of stores, the newest
@@ -27,20 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("before", metavar="A", help="the baseline")
     parser.add_argument("after", metavar="B", help="what is judged")
-    parser.add_argument(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="judge this metric (tps, ttft, latency, ttft.p95, ...); may be repeated; default: those that gate",
-    )
-    parser.add_argument(
-        "--margin",
-        action="append",
-        default=[],
-        metavar="METRIC=PERCENT",
-        help="how much worse than A is accepted, as in tps=5%%; may be repeated",
-    )
+    add_rule(parser, than="A")
     parser.add_argument("--strict", action="store_true", help="exit with 1 also where nothing can be told (unsure)")
     add_place(parser)
     parser.set_defaults(run=main)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pytest_ollama_perf.cli.rule import add_rule
+
 EPILOG = """\
 A record is one JSON object, either a run as this package stores it or the minimal form
   {"test": "chat", "run": 7, "requests": [{"eval_tps": 84.1, "ttft_s": 0.18, "latency_s": 0.9}], "throughput_tps": 300}
@@ -36,20 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help='judge JSON lines {"id", "history": [records], "candidates": [records]}; - reads standard input',
     )
-    parser.add_argument(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="judge this metric (tps, ttft, latency, ttft.p95, ...); may be repeated; default: those that gate",
-    )
-    parser.add_argument(
-        "--margin",
-        action="append",
-        default=[],
-        metavar="METRIC=PERCENT",
-        help="how much worse than history is accepted, as in tps=5%%; may be repeated",
-    )
+    add_rule(parser, than="history")
     parser.add_argument(
         "--max-runs",
         type=int,
