@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 
-_HARMLESS = {"\n": " ", "\t": " ", "\r": " "}
+_BREAKS = "\n\t\r"
 
 
 def inert(text: str, limit: int = 300) -> str:
     """Return ``text`` on one line, at most ``limit`` long, without control, format or unassigned characters.
 
-    Escape sequences lose their ESC and so their meaning. A cut text ends in an ellipsis.
+    Every kind of space becomes the usual one. Escape sequences lose their ESC and so their meaning. A cut text ends in
+    an ellipsis.
     """
     kept = "".join(
-        _HARMLESS.get(char) or char
+        " " if char in _BREAKS or unicodedata.category(char) == "Zs" else char
         for char in text[: 4 * limit]
-        if char in _HARMLESS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+        if char in _BREAKS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     )
     return kept if len(kept) <= limit and len(text) <= 4 * limit else kept[: limit - 1] + "…"
