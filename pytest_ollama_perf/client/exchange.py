@@ -338,7 +338,8 @@ class Exchange:
         elif self._final:
             self.fail(Outcome.MALFORMED, "an object after the final one")
         elif answer or thinking:
-            self._text(bool(answer))
+            if self._streamed:
+                self._text(bool(answer))
             if self._heard is not None and answer:
                 self._heard.append(answer)
         if line.done:

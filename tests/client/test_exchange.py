@@ -83,10 +83,11 @@ def test_a_thinking_model_has_its_first_token_before_its_first_answer():
     assert sample.ok
 
 
-def test_an_answer_that_is_not_streamed_arrives_at_once():
+def test_an_answer_in_one_piece_does_not_show_when_its_first_token_came():
     sample = answer(whole(b'{"response":"all of it","done":true,"eval_count":4}'), stream=False)
     assert sample.ok
-    assert (sample.first_token_ns, sample.done_ns, sample.line_count) == (1010, 1010, 1)
+    assert (sample.first_token_ns, sample.first_answer_ns, sample.chunk_ns) == (None, None, ())
+    assert (sample.done_ns, sample.line_count) == (1010, 1)
     assert sample.counters.eval_count == 4
 
 
