@@ -16,7 +16,10 @@ from pytest_ollama_perf.load.plan import check
 from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.quantity import seconds
 from pytest_ollama_perf.settings import margin, parse_percent
-from pytest_ollama_perf.verdict.limits import Limit, limit_from_word, limit_words, parse_limit
+from pytest_ollama_perf.summary import unmeasurable
+from pytest_ollama_perf.verdict.limits import Limit, latency_limits, limit_from_word, limit_words, parse_limit
+from pytest_ollama_perf.verdict.run_value import GATING
+from pytest_ollama_perf.verdict.wording import label
 from pytest_ollama_perf.words import did_you_mean, shown
 from pytest_ollama_perf.workload import ANY_MODEL, Arrival, Balance, Endpoint, Prefix, Timeouts, Workload
 
@@ -64,7 +67,8 @@ def load_spec(words: Mapping[str, Any], *, default_model: str | None = None) -> 
     workload = Workload(**_with_defaults(fields))
     check(msgspec.structs.replace(workload, model=workload.model or "not known yet"))
     limits = read_limits({word: value for word, value in words.items() if word not in (*WORDS, "max_regression")})
-    margins = _margins(words.get("max_regression", {}))
+    margins = _margins(words.get("max_regression", {}), workload)
+    refuse_unmeasurable(workload, limits, margins)
     return LoadSpec(workload=workload, limits=_with_error_limit(limits), margins=margins)
 
 
@@ -105,6 +109,25 @@ def _refuse_idle(words: Mapping[str, Any]) -> None:
     """Refuse what would have no effect beside the other words."""
     if "arrival" in words and not {"rate", "stages"} & set(words):
         raise ConfigError(f"arrival={shown(words['arrival'])} has no effect without rate: give one, or leave it out")
+
+
+def refuse_unmeasurable(workload: Workload, limits: Iterable[Limit], margins: Iterable[str] = ()) -> None:
+    """Refuse limits and margins on numbers that no load of ``workload`` can have, before one is fired.
+
+    Raises:
+        ConfigError: there is one; the line names it and says why.
+    """
+    limits = tuple(limits)
+    for metric, written in (
+        *((limit.metric, label(limit.metric, limit.stat)) for limit in limits),
+        *((name.partition(".")[0], f"max_regression: {name}") for name in margins),
+    ):
+        if reason := unmeasurable(metric, workload):
+            raise ConfigError(f"{written}: {reason}, so no such load has it; leave it out")
+    if any(limit.metric == "goodput" for limit in limits) and not latency_limits(limits):
+        raise ConfigError(
+            "goodput counts the requests that meet every limit on a time: add one, such as max_p95_latency"
+        )
 
 
 def known_words() -> tuple[str, ...]:
@@ -164,13 +187,17 @@ def _with_error_limit(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
     return limits if named else (*limits, limit_from_word("max_error_rate", 0))
 
 
-def _margins(given: object) -> dict[str, float]:
-    """Read ``max_regression="10%"`` (tps and ttft) or ``max_regression={"tps": "5%", "ttft.p95": "25%"}``."""
+def _margins(given: object, workload: Workload) -> dict[str, float]:
+    """Read ``max_regression="10%"`` (tps and ttft, where the load has them) or ``{"tps": "5%", "ttft.p95": "25%"}``."""
     written = f"max_regression={shown(given)}"
     if isinstance(given, Mapping):
         return dict(margin(key if isinstance(key, str) else shown(key), value, written) for key, value in given.items())
     share = parse_percent(given, written)
-    return {"tps": share, "ttft": share}
+    usual = {name: share for name in GATING if not unmeasurable(name, workload)}
+    if not usual:
+        reason = unmeasurable(GATING[0], workload)
+        raise ConfigError(f"{written} is about {' and '.join(GATING)}: {reason}; write {{'latency': {shown(given)}}}")
+    return usual
 
 
 def _text(word: str, value: object) -> str:

@@ -17,7 +17,7 @@ from pytest_ollama_perf.contract.group import Group
 from pytest_ollama_perf.contract.require import REQUIREMENTS, Requirement, read_requirement
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.experiment.load import LoadTest
-from pytest_ollama_perf.marks import WORDS, LoadSpec, load_spec, nearest
+from pytest_ollama_perf.marks import WORDS, LoadSpec, load_spec, nearest, refuse_unmeasurable
 from pytest_ollama_perf.metric import METRICS
 from pytest_ollama_perf.report.facts import pace
 from pytest_ollama_perf.settings import Settings
@@ -342,6 +342,10 @@ def _group(reader: _Reader, model: str, name: str, spec: LoadSpec, clauses: Sequ
 
 def _check_clauses(reader: _Reader, spec: LoadSpec, clauses: Sequence[Clause], path: toml.Path) -> None:
     seen: set[str] = set()
+    bounds = [clause.limit for clause in clauses if clause.limit]
+    reader.attempt(
+        path, refuse_unmeasurable, spec.workload, bounds, [clause.margin[0] for clause in clauses if clause.margin]
+    )
     for clause in clauses:
         if clause.name in seen:
             reader.faults.append((clause.line, f"the clause '{clause.name}' stands twice"))

@@ -110,11 +110,28 @@ def _over_requests(workload: Workload, samples: Sequence[Sample]) -> list[Metric
 
 def _promised(name: str, workload: Workload) -> bool:
     """Whether the metric would exist had any request succeeded."""
-    if workload.endpoint is Endpoint.EMBED:
-        return name in {"latency", "load_time"}
-    if name == "ttfa":
-        return bool(workload.think)
-    return workload.stream or name not in {"ttft", "itl"}
+    return not unmeasurable(name, workload) and (name != "ttfa" or bool(workload.think))
+
+
+def unmeasurable(name: str, workload: Workload) -> str:
+    """Say why no load of ``workload`` can have the metric ``name``; empty where one may."""
+    if workload.endpoint is Endpoint.EMBED and name in _OF_TOKENS:
+        return "an embedding has no tokens of its own"
+    if not workload.stream and name in _OF_A_STREAM:
+        return "with stream=False nothing shows when a token came"
+    return ""
+
+
+_OF_A_STREAM = frozenset({"ttft", "ttfa", "itl"})
+_OF_TOKENS = _OF_A_STREAM | {
+    "tps",
+    "throughput",
+    "throughput_whole",
+    "tpot",
+    "queue",
+    "prefill_tps",
+    "joules_per_token",
+}
 
 
 def _metric(name: str, numbers: Floats, samples: Sequence[Sample]) -> MetricSummary:

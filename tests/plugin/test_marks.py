@@ -327,6 +327,45 @@ def test_max_regression_is_one_margin_or_one_for_each_number(given: object, marg
     assert load_spec({"max_regression": given}).margins == margins
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            {"endpoint": "embed", "min_tps": 5},
+            "tps: an embedding has no tokens of its own, so no such load has it; leave it out",
+        ),
+        (
+            {"stream": False, "max_p95_itl": 0.1},
+            "itl p95: with stream=False nothing shows when a token came, so no such load has it; leave it out",
+        ),
+        (
+            {"endpoint": "embed", "limits": {"queue.p50": "<= 1s"}},
+            "queue p50: an embedding has no tokens of its own, so no such load has it; leave it out",
+        ),
+        (
+            {"stream": False, "max_regression": {"ttft.p95": "25%"}},
+            "max_regression: ttft.p95: with stream=False nothing shows when a token came, so no such load has it; "
+            "leave it out",
+        ),
+        (
+            {"endpoint": "embed", "max_regression": "10%"},
+            "max_regression='10%' is about tps and ttft: an embedding has no tokens of its own; "
+            "write {'latency': '10%'}",
+        ),
+        (
+            {"min_goodput": 2, "max_mean_latency": 3},
+            "goodput counts the requests that meet every limit on a time: add one, such as max_p95_latency",
+        ),
+    ],
+)
+def test_what_no_such_load_can_have_is_refused_before_it_is_fired(words: dict[str, object], message: str) -> None:
+    assert refused(**words) == message
+
+
+def test_a_margin_for_the_usual_numbers_holds_for_those_the_load_has() -> None:
+    assert load_spec({"stream": False, "max_regression": "10%"}).margins == {"tps": 0.1}
+
+
 def test_a_long_value_is_cut_in_the_error() -> None:
     message = refused(prompts=["x" * 50, ""] * 1000)
     assert len(message) < 200

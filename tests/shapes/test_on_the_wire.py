@@ -10,8 +10,10 @@ import pytest
 from pytest_ollama_perf.bench import Bench
 from pytest_ollama_perf.errors import ConfigError
 from pytest_ollama_perf.marks import load_spec
+from pytest_ollama_perf.metric import METRICS, TELEMETRY
 from pytest_ollama_perf.run import Run
 from pytest_ollama_perf.settings import Settings
+from pytest_ollama_perf.summary import summarise, unmeasurable
 from pytest_ollama_perf.trial import judge
 from pytest_ollama_perf.verdict.words import Word
 
@@ -92,3 +94,12 @@ def test_a_request_that_a_full_server_turned_away_is_sent_again(tmp_path: Path) 
         assert retried[0].first_error.startswith("busy: HTTP 503: server busy")
         assert retried[0].first_sent_ns is not None
         assert retried[0].sent_ns - retried[0].first_sent_ns >= 250_000_000
+
+
+@pytest.mark.parametrize("words", [{}, {"stream": False}, {"endpoint": "embed"}])
+def test_what_a_load_is_said_not_to_have_it_has_not_and_all_else_it_may(bench: Bench, words: dict[str, object]) -> None:
+    if "endpoint" in words and bench.settings.model:
+        words = {**words, "model": "embed"}
+    run = measured(bench, **words)
+    found = set(summarise(run, {"latency": 10.0}).metrics)
+    assert found == {name for name in METRICS if not unmeasurable(name, run.workload)} - {"ttfa", *TELEMETRY}
