@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from pytest_ollama_perf.errors import OllamaPerfError
 
@@ -19,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="pytest-ollama-perf", description="Performance tests for models served by Ollama."
     )
+    root.add_argument("--version", action="version", version=f"%(prog)s {version('pytest-ollama-perf')}")
     subparsers = root.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"pytest_ollama_perf.cli.{name}").add_parser(subparsers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +438,10 @@ def test_a_terminal_without_unicode_gets_plain_bars(shelf: Shelf) -> None:
     )
     assert b"?" not in done.stdout
     assert any(line.startswith(b"tps  ") for line in done.stdout.splitlines())
+
+
+def test_the_command_tells_its_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"pytest-ollama-perf {version('pytest-ollama-perf')}\n"
