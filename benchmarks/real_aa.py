@@ -10,6 +10,11 @@ The slow server is the same server and model: its engine is stopped and continue
 does it, so that only its speed changes and the runs stay comparable (another model or num_thread would rightly begin a
 new epoch). That needs Linux and a server on this machine that may be sent signals.
 
+On a machine of few cores the system moves server, engine and this program about, and short runs show it. On one core,
+and with longer runs, they differ less:
+
+    taskset -c 0 COMMAND-THAT-SERVES -- python benchmarks/real_aa.py --requests 200
+
 What other programs take of the cores is printed beside every build: nobody can tell a slower model from a machine that
 is shared out. ``--quiet 0.2`` waits before every build, stored, unchanged or slowed, until they take less than that
 share, for ``--patience`` seconds at most. Exit status 1 when a bar is missed.

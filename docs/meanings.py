@@ -187,7 +187,8 @@ DOCTOR = {
     "drift": "the sessions got slower, or faster, one after the other",
     "event loop": "the slower event loop is in use",
     "failed requests": "requests of a session failed",
-    "noisy": "sessions differ so much that the usual margin cannot be told",
+    "noisy": "sessions differ so much that the usual margin cannot be told; longer runs steady them, and cores "
+    "of its own for a model on the CPU",
     "noisy beyond use": "sessions differ so much that no gate can work",
     "open files": "the limit on open files is below what many clients need",
     "stopped": "the campaign was ended early",

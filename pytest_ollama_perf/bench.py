@@ -171,6 +171,17 @@ class Bench:
         done = msgspec.structs.replace(_filled(draft, fired, log), after=states(servers, whole.model))
         return self._identified(done, servers)
 
+    def rest_s(self, before: Run) -> float:
+        """Return the seconds to wait until the next run can be evidence beside ``before``.
+
+        What slows a machine for a moment slows runs that follow at once alike. A simulator has no such moments.
+        """
+        simulated = self.simulated
+        if simulated and all(simulated):
+            return 0.0
+        spacing = self.settings.run_spacing_s
+        return min(spacing, max(0.0, before.started_at + spacing - time.time()))
+
     def _identified(self, run: Run, servers: Sequence[Server]) -> Run:
         """Add to the fingerprint what only the load could show.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
@@ -41,6 +41,7 @@ class Compared:
     changed: tuple[str, ...]
     again: bool
     regressed_pairs: int = 0
+    hints: tuple[str, ...] = ()
     past: Chronicle | None = None
 
 
@@ -109,6 +110,7 @@ class Past:
             changed=tuple(map(str, baseline.changed)) if found.word is not Word.OK else (),
             again=found.again,
             regressed_pairs=sum(metric.word is Word.REGRESSED for metric in found.metrics),
+            hints=_powerless(runs[0], everywhere, names) if gating is None else (),
         )
 
     def conclude(self, verdict: Verdict, compared: Compared, runs: Sequence[Run], history: History) -> Verdict:
@@ -117,7 +119,7 @@ class Past:
         whole = _joined(verdict, compared, len(epoch_of(history, runs[0], LIMIT).runs), _damage(history))
         if compared.word is Word.REGRESSED:
             whole = msgspec.structs.replace(whole, accept=self._accept_command(runs[0].test))
-        whole = msgspec.structs.replace(whole, hints=(*whole.hints, *drift(history, runs)))
+        whole = msgspec.structs.replace(whole, hints=(*whole.hints, *compared.hints, *drift(history, runs)))
         # Runs slower than history are kept apart; a broken limit beside that changes nothing.
         return self.keep(whole, runs, Kind.REGRESSED if compared.word is Word.REGRESSED else Kind.SAVED)
 
@@ -190,6 +192,15 @@ def _gating(run: Run, margins: Mapping[str, float], *, asked: Mapping[str, float
         for name in dict.fromkeys([*GATING, *margins])
         if name in asked or (_has(evidence.values(POLICIES[name].metric.name)) and not _refused(POLICIES[name], run))
     ]
+
+
+def _powerless(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tuple[str, ...]:
+    """Say of each margin set for all tests that it has no say in this one, and why."""
+    return tuple(
+        f"--ollama-margin {name} has no say here: {_refused(POLICIES[name], run) or 'the load has no such number'}"
+        for name in everywhere
+        if name not in gating
+    )
 
 
 def _has(values: Sequence[float]) -> bool:

@@ -22,6 +22,8 @@ from pytest_ollama_perf.words import did_you_mean
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_STORE = ".ollama-perf"
 MAX_RUNS = 3
+RUN_SPACING_S = 10.0
+_MOST_SPACING_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,13 @@ OPTIONS = (
         "N",
     ),
     Option(
+        "run-spacing",
+        "value",
+        "how far apart the starts of these runs are at least, for short runs in a row share one mood of the machine; "
+        f"not waited for on the simulator (default: {RUN_SPACING_S:g})",
+        "SECONDS",
+    ),
+    Option(
         "margin",
         "list",
         "how much worse than history is accepted, for example `tps=5%%` or `ttft.p95=25%%`; repeatable",
@@ -165,6 +174,7 @@ class Settings:
     save: bool = False
     require_baseline: bool = False
     max_runs: int = MAX_RUNS
+    run_spacing_s: float = RUN_SPACING_S
     margins: Mapping[str, float] = field(default_factory=dict)
     benchmark: bool = False
     no_properties: bool = False
@@ -205,6 +215,7 @@ def resolve(source: Source, environment: Mapping[str, str] = os.environ) -> Sett
         save=bool(raw["save"]),
         require_baseline=bool(raw["require-baseline"]),
         max_runs=_max_runs(raw["max-runs"]),
+        run_spacing_s=_run_spacing(raw["run-spacing"]),
         margins=dict(_parse_list(raw["margin"], "--ollama-margin", parse_margin)),
         benchmark=bool(raw["benchmark"]),
         no_properties=bool(raw["no-properties"]),
@@ -333,6 +344,13 @@ def _max_runs(given: str | None) -> int:
     if str(given).strip() not in {str(number) for number in range(1, MAX_RUNS + 1)}:
         raise ConfigError(f"--ollama-max-runs {str(given)!r}: expected a whole number from 1 to {MAX_RUNS}")
     return int(given)
+
+
+def _run_spacing(given: str | None) -> float:
+    seconds = RUN_SPACING_S if given is None else _float(given)
+    if not 0.0 <= seconds <= _MOST_SPACING_S:
+        raise ConfigError(f"--ollama-run-spacing {given!r}: expected seconds from 0 to {_MOST_SPACING_S:g}")
+    return seconds
 
 
 def _ca_file(given: str | None) -> str | None:

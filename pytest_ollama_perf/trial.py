@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -172,13 +174,21 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     # A broken contract has failed already; only what is to be stored has to be known better.
     while compared.again and (lab.settings.save or first.verdict.word is not Word.BROKEN):
         turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
-        lab.onlooker.message(f"not sure yet, {turn}")
+        _wait(lab, runs[-1].run, turn)
         runs.append(lab.captioned(turn).fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
             return Trial(runs[-1].verdict, _loads(runs), runs[-1].findings)
         compared = lab.past.compare(history, [run.run for run in runs], spec.margins, spec.gating)
     verdict = lab.past.conclude(first.verdict, compared, [run.run for run in runs], history)
     return Trial(verdict, _loads(runs), runs[-1].findings, compared=compared)
+
+
+def _wait(lab: Lab, before: Run, turn: str) -> None:
+    """Say why there is one more run, and wait until it may begin."""
+    while left := lab.bench.rest_s(before):
+        lab.onlooker.message(f"not sure yet, {turn} in {math.ceil(left)} s")
+        time.sleep(min(left, 1.0))
+    lab.onlooker.message(f"not sure yet, {turn}")
 
 
 def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:

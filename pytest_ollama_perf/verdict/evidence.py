@@ -9,8 +9,9 @@ from types import MappingProxyType
 
 from pytest_ollama_perf.metric import METRICS, Shape
 from pytest_ollama_perf.run import Run
+from pytest_ollama_perf.sample import Sample
 from pytest_ollama_perf.summary import request_values, summarise
-from pytest_ollama_perf.verdict.run_value import Policy, run_value
+from pytest_ollama_perf.verdict.run_value import Policy, cost, run_value, scatter
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Evidence:
     """One run. ``requests`` counts the measured ones, ``None`` where nobody recorded them.
 
     ``values`` returns the values of a metric in its own unit, failed requests being infinite times and rates of 0, and
-    nothing for a metric that was not recorded. ``at`` orders the runs of a test: a time, or the number of the run.
+    nothing for a metric that was not recorded; ``in_time_order`` says whether they stand as the requests were sent.
+    ``at`` orders the runs of a test: a time, or the number of the run.
     """
 
     test: str
@@ -26,22 +28,35 @@ class Evidence:
     requests: int | None
     values: Callable[[str], Sequence[float]]
     at: float | None = None
+    in_time_order: bool = False
 
     def reading(self, policy: Policy) -> float:
         """Return the run value for ``policy``; ``NaN`` where the run has no data for it."""
         return math.nan if self.requests == 0 else run_value(policy, self.values(policy.metric.name))
 
+    def scatter(self, policy: Policy) -> float:
+        """Return how much the requests alone let ``reading`` vary (a standard error); 0 where they do not tell."""
+        if policy.stat or policy.metric.shape is Shape.PER_RUN:
+            return 0.0
+        costs = [cost(policy, value) for value in self.values(policy.metric.name)]
+        return scatter(costs, in_time_order=self.in_time_order)
+
 
 def of_run(run: Run) -> Evidence:
     """Return what ``run`` says. Its metrics are computed when they are asked for."""
-    return Evidence(run.test, run.id, len(run.measured), lambda metric: _values(run, metric), run.started_at)
+    measured = sorted(run.measured, key=lambda sample: sample.start_ns)
+
+    def values(metric: str) -> Sequence[float]:
+        return _values(run, measured, metric)
+
+    return Evidence(run.test, run.id, len(measured), values, run.started_at, in_time_order=True)
 
 
-def _values(run: Run, metric: str) -> Sequence[float]:
+def _values(run: Run, measured: Sequence[Sample], metric: str) -> Sequence[float]:
     if metric == "load_time" and run.load_time_s is not None:
         return [run.load_time_s]
     if METRICS[metric].shape is not Shape.PER_RUN:
-        return request_values(metric, run.measured)
+        return request_values(metric, measured)
     found = summarise(run).metrics.get(metric)
     return [] if found is None or found.value is None else [found.value]
 

@@ -4,6 +4,9 @@ A moderated t prediction interval (Smyth 2004: the variance between runs is shru
 around the stored runs that pass a Hampel filter, and up to three candidate runs, each on a freshly loaded model. Any
 run may show that all is well. That something is wrong is said after the last, and only if every run agrees: a machine
 that is slow for a while is slow for two runs as often as not, and two that may convict double the false alarms.
+
+Where stored runs differ more than is usual, what is beyond the usual comes in spells (a busy neighbour, heat, where the
+system put a process), and the runs of one build share a spell: to convict, three of them count little more than one.
 """
 
 from __future__ import annotations
@@ -31,6 +34,15 @@ _SINGLE_ALPHA = 0.35
 
 _GROSS_MARGINS = 4.0
 """A regression this many margins large is not asked for its last run."""
+
+_SPELL_SDS = 1.2
+"""Between-run deviations beyond this many usual ones are put down to spells."""
+
+_SPELL_MARGINS = 2.5
+"""A difference this many margins large is put down to no spell ..."""
+
+_WILD_MARGINS = 1.4
+"""... unless those of this machine are so large."""
 
 _POWER = 0.80
 _MOST_RUNS_NAMED = 20
@@ -63,25 +75,35 @@ class Rule:
             raise ValueError(f"{self}: margin must be 0 or more, prior_sd and prior_df above 0, max_runs at least 1")
 
     @classmethod
-    def of(cls, policy: Policy, margin: float | None = None, max_runs: int = MAX_RUNS) -> Rule:
-        """Return the rule of ``policy``, with a ``margin`` of one's own where one is given."""
-        return cls(policy.margin if margin is None else margin, policy.prior_sd, max_runs=max_runs)
+    def of(cls, policy: Policy, margin: float | None = None, max_runs: int = MAX_RUNS, least_sd: float = 0.0) -> Rule:
+        """Return the rule of ``policy``, with a ``margin`` of one's own where one is given; runs are expected to differ
+        by ``least_sd`` at least."""
+        return cls(policy.margin if margin is None else margin, max(policy.prior_sd, least_sd), max_runs=max_runs)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the stored runs say: mean and standard deviation of a run's cost, with ``df`` degrees of freedom."""
+    """What the stored runs say: mean and standard deviation of a run's cost, with ``df`` degrees of freedom.
+
+    ``spell_sd`` is the part of ``sd`` that the runs of one build share.
+    """
 
     mean: float
     sd: float
+    spell_sd: float
     df: float
     kept: tuple[float, ...]
     dropped: tuple[float, ...]
     notes: tuple[str, ...] = ()
 
-    def se(self, runs: int) -> float:
+    def se(self, runs: int, spell_sd: float = 0.0) -> float:
         """Return the standard error of the difference between ``runs`` candidate runs and the stored ones."""
-        return self.sd * math.sqrt(1.0 / runs + 1.0 / len(self.kept))
+        return _se(self.sd, spell_sd, runs, len(self.kept))
+
+
+def _se(sd: float, spell_sd: float, runs: int, stored: int) -> float:
+    shared = spell_sd**2
+    return math.sqrt((sd**2 - shared) / runs + shared + sd**2 / stored)
 
 
 @dataclass(frozen=True)
@@ -126,12 +148,29 @@ class _Evidence:
         return math.fsum(self.runs) / len(self.runs) - self.baseline.mean if max(self.runs) < math.inf else math.inf
 
     @property
-    def se(self) -> float:
-        return self.baseline.se(len(self.runs))
-
-    @property
     def limit(self) -> float:
         return math.log1p(self.rule.margin)
+
+    @property
+    def spell_sd(self) -> float:
+        """How much of the difference a spell may explain."""
+        explains = self.wild or abs(self.d) < _SPELL_MARGINS * self.limit
+        return self.baseline.spell_sd if explains else 0.0
+
+    @property
+    def wild(self) -> bool:
+        """Whether the machine's spells alone are larger than what is to be told."""
+        return self.baseline.spell_sd > _WILD_MARGINS * self.limit
+
+    @property
+    def se(self) -> float:
+        return self.baseline.se(len(self.runs), self.spell_sd)
+
+    @property
+    def ok(self) -> bool:
+        """Whether so large a slow-down as the margin can be ruled out. A spell is no reason to ask for more runs."""
+        baseline = self.baseline
+        return self.d + _t(1.0 - _BETA, baseline.df) * baseline.se(len(self.runs)) < self.limit
 
     def p(self, difference: float, se: float) -> float:
         return float(stdtr(self.baseline.df, -difference / se))
@@ -174,8 +213,9 @@ def fit(history: Iterable[float], rule: Rule) -> Baseline | None:
     mean = math.fsum(kept) / len(kept)
     squares = math.fsum((run - mean) ** 2 for run in kept)
     df = rule.prior_df + len(kept) - 1
-    sd = math.sqrt((rule.prior_df * rule.prior_sd**2 + squares) / df)
-    return Baseline(mean, sd, df, kept, dropped, (*notes, *_thin(len(kept))))
+    variance = (rule.prior_df * rule.prior_sd**2 + squares) / df
+    spell_sd = math.sqrt(max(0.0, variance - (_SPELL_SDS * rule.prior_sd) ** 2))
+    return Baseline(mean, math.sqrt(variance), spell_sd, df, kept, dropped, (*notes, *_thin(len(kept))))
 
 
 def _without_outliers(stored: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
@@ -211,7 +251,7 @@ def _thin(count: int) -> tuple[str, ...]:
 def _word(evidence: _Evidence) -> Word:
     if evidence.moved(-1):
         return Word.FASTER
-    if evidence.d + _t(1.0 - _BETA, evidence.baseline.df) * evidence.se < evidence.limit:
+    if evidence.ok:
         return Word.OK
     if evidence.may_regress(len(evidence.runs)) and evidence.moved(+1):
         return Word.REGRESSED
@@ -233,13 +273,22 @@ def _report(evidence: _Evidence) -> Judgement:
         change=_relative(d),
         low=_relative(d - reach),
         high=_relative(d + reach),
-        detectable=_relative((_t(1.0 - ALPHA, df) + _t(_POWER, df)) * se),
+        detectable=_relative(_detectable(evidence)),
         baseline=evidence.baseline,
         more_runs=more_runs,
         more_stored=more_stored,
         again=word is Word.UNSURE and runs < evidence.rule.max_runs,
         notes=evidence.baseline.notes,
     )
+
+
+def _detectable(evidence: _Evidence) -> float:
+    """Return the difference that these runs would show four times in five."""
+    baseline, runs = evidence.baseline, len(evidence.runs)
+    deviations = _t(1.0 - ALPHA, baseline.df) + _t(_POWER, baseline.df)
+    within_spells = deviations * baseline.se(runs, baseline.spell_sd)
+    beyond_spells = max(_SPELL_MARGINS * evidence.limit, deviations * baseline.se(runs))
+    return within_spells if evidence.wild else min(within_spells, beyond_spells)
 
 
 def _settling(evidence: _Evidence) -> tuple[int | None, int | None]:
@@ -256,9 +305,10 @@ def _settling(evidence: _Evidence) -> tuple[int | None, int | None]:
 
 
 def _decides(evidence: _Evidence, runs: int, stored: int, df: float) -> bool:
-    se = evidence.baseline.sd * math.sqrt(1.0 / runs + 1.0 / stored)
-    if evidence.d + _t(1.0 - _BETA, df) * se < evidence.limit:
+    sd = evidence.baseline.sd
+    if evidence.d + _t(1.0 - _BETA, df) * _se(sd, 0.0, runs, stored) < evidence.limit:
         return True
+    se = _se(sd, evidence.spell_sd, runs, stored)
     significant = evidence.d >= evidence.limit / 2 and float(stdtr(df, -evidence.d / se)) < evidence.alpha
     return significant and evidence.may_regress(runs)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from pytest_ollama_perf.verdict.evidence import Evidence, in_order
 from pytest_ollama_perf.verdict.family import Family, holm
-from pytest_ollama_perf.verdict.gate import ALPHA, MAX_RUNS, Judgement, Rule, judge
+from pytest_ollama_perf.verdict.gate import ALPHA, MAX_RUNS, WINDOW, Judgement, Rule, judge
 from pytest_ollama_perf.verdict.run_value import GATING, POLICIES, Policy, change, policy, value
 from pytest_ollama_perf.verdict.wording import count, label, percent, show_apart
 from pytest_ollama_perf.verdict.words import Row, Word, worst
@@ -169,13 +170,19 @@ def _metric(
     max_runs: int,
     alpha: float,
 ) -> MetricVerdict:
-    rule = Rule.of(one, margins.get(one.name), max_runs)
+    rule = Rule.of(one, margins.get(one.name), max_runs, _scatter(one, [*stored[-WINDOW:], *fresh]))
     history = tuple(run.reading(one) for run in stored)
     candidates = tuple(run.reading(one) for run in fresh)
     fewest = min((run.requests for run in fresh if run.requests), default=one.least_requests)
     return MetricVerdict(
         one, rule, history, candidates, judge(history, candidates, rule, min(alpha, ALPHA)), one.refusal(fewest)
     )
+
+
+def _scatter(one: Policy, runs: Sequence[Evidence]) -> float:
+    """Return how much runs differ at least, judging by the requests of each: by the usual run, not by a stalled one."""
+    found = [run.scatter(one) for run in runs]
+    return median(found) if found else 0.0
 
 
 def _name(metric: MetricVerdict) -> str:

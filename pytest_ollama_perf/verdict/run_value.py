@@ -27,6 +27,10 @@ _FAILED_WEIGHT = 0.01
 """A percentile is infinite where failed requests carry more of its estimate than this."""
 
 
+_BATCHES = 5
+_LEAST_IN_BATCH = 4
+
+
 @dataclass(frozen=True)
 class Policy:
     """How one number of a run is compared with history.
@@ -161,6 +165,26 @@ def run_value(policy: Policy, values: Iterable[float]) -> float:
 def _trimmed_mean(costs: Sequence[float]) -> float:
     cut = int(_TRIMMED * len(costs))
     return math.fsum(costs[cut : len(costs) - cut]) / (len(costs) - 2 * cut) if costs[-1 - cut] < math.inf else math.inf
+
+
+def scatter(costs: Sequence[float], *, in_time_order: bool) -> float:
+    """Return how far the trimmed mean of ``costs`` may lie from that of another run that differs in nothing.
+
+    It is the standard error as the requests of one run tell it, 0 where they are too few to tell; failed ones have no
+    say. Neighbours in time resemble each other, which the means of five batches allow for (batch means, Conway 1963);
+    where the order is not known, the winsorized standard deviation is taken as if they did not (Tukey & McLaughlin
+    1963).
+    """
+    known = np.array([one for one in costs if one < math.inf])
+    if in_time_order and len(known) >= _BATCHES * _LEAST_IN_BATCH:
+        means = [_trimmed_mean(sorted(batch)) for batch in np.array_split(known, _BATCHES)]
+        return float(np.std(means, ddof=1)) / math.sqrt(_BATCHES)
+    if len(known) < _LEAST_IN_BATCH:
+        return 0.0
+    known.sort()
+    cut = int(_TRIMMED * len(known))
+    winsorized = np.clip(known, known[cut], known[-1 - cut])
+    return float(np.std(winsorized, ddof=1)) / ((1.0 - 2.0 * _TRIMMED) * math.sqrt(len(known)))
 
 
 def quantile(costs: Sequence[float], share: float) -> float:

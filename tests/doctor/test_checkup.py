@@ -64,7 +64,7 @@ def test_a_blunt_margin_comes_with_what_to_type(capsys):
     found = Checkup(HEALTHY, campaign((100, 106, 95, 103, 97, 104)))
     assert found.healthy
     print_server(found)
-    assert "margins that this machine can tell: pytest --ollama-margin tps=11%" in printed(capsys)
+    assert "margins that this machine can tell: pytest --ollama-margin tps=13%" in printed(capsys)
 
 
 def test_a_machine_too_noisy_to_gate_is_not_healthy(capsys):

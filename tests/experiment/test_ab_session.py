@@ -73,6 +73,9 @@ class ScriptedBench:
     def completed(self, workload, servers=()):
         return workload
 
+    def rest_s(self, before):
+        return 0.0
+
     def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
         server = (servers or self.servers)[0].name
         turn = Turn(workload.model, workload.options, server, fresh, workload.requests)

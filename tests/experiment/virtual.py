@@ -87,6 +87,9 @@ class VirtualBench:
     def completed(self, workload, servers=()):
         return workload
 
+    def rest_s(self, before):
+        return 0.0
+
     def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
         self.fired.append(workload)
         self.fresh.append(fresh)

@@ -3,10 +3,10 @@ import math
 import msgspec
 import pytest
 from record_makers import record
-from run_makers import failure, one_after_another, run_of
+from run_makers import failure, one_after_another, run_of, sample
 
 from pytest_ollama_perf.verdict.evidence import in_order, of_minimal, of_run
-from pytest_ollama_perf.verdict.run_value import POLICIES
+from pytest_ollama_perf.verdict.run_value import POLICIES, scatter
 
 
 def readings(evidence, *names):
@@ -99,3 +99,19 @@ def test_runs_are_ordered_by_time_or_number_where_all_have_one():
     assert [one.run for one in in_order(mixed)] == ["3", "b", "1"]
     times = [of_run(msgspec.structs.replace(run_of(), id=str(at), started_at=at)) for at in (5.0, 4.0)]
     assert [one.run for one in in_order(times)] == ["4.0", "5.0"]
+
+
+def test_a_run_tells_its_scatter_from_its_requests_as_they_were_sent():
+    samples = [sample(number, sent=2000 * number, step=10 + number // 4) for number in range(20)]
+    run = run_of(*samples)
+    expected = scatter([math.log(10 + number // 4) for number in range(20)], in_time_order=True)
+    for shuffled in (samples, samples[::-1], samples[7:] + samples[:7]):
+        found = of_run(msgspec.structs.replace(run, samples=tuple(shuffled)))
+        assert found.scatter(POLICIES["tps"]) == pytest.approx(expected)
+        assert found.scatter(POLICIES["ttft"]) == 0.0
+
+
+def test_only_the_usual_value_of_requests_has_a_scatter():
+    found = of_run(run_of(*[sample(number, sent=2000 * number, step=10 + number) for number in range(20)]))
+    assert found.scatter(POLICIES["tps"]) > 0.0
+    assert [found.scatter(POLICIES[name]) for name in ("throughput", "latency.p95", "load_time", "queue")] == [0.0] * 4

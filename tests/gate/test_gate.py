@@ -37,6 +37,50 @@ def test_the_numbers_are_those_of_the_moderated_prediction_interval():
     assert found.detectable == pytest.approx(math.expm1((t.ppf(0.99, 6) + t.ppf(0.80, 6)) * se))
 
 
+def test_runs_that_differ_more_than_is_usual_share_the_excess_within_a_build():
+    history = steady(10, sd=0.06)
+    variance = (3 * 0.02**2 + 9 * 0.06**2) / 12
+    shared = variance - (1.2 * 0.02) ** 2
+    found = [judge(history, [0.10] * runs, RULE) for runs in (1, 2, 3)]
+    for runs, one in enumerate(found, 1):
+        assert one.se == pytest.approx(math.sqrt((variance - shared) / runs + shared + variance / 10))
+    assert found[2].p > 0.01 > t.sf(0.10 / math.sqrt(variance * (1 / 3 + 1 / 10)), 12)
+    assert found[2].word is Word.UNSURE
+
+
+def test_runs_that_differ_as_is_usual_count_one_by_one():
+    for sd in (0.001, 0.02, 0.023):
+        found = judge(steady(10, sd=sd), [0.05] * 3, RULE)
+        assert found.se == pytest.approx(found.baseline.sd * math.sqrt(1 / 3 + 1 / 10))
+
+
+def test_two_and_a_half_margins_are_put_down_to_no_spell():
+    history, limit = steady(10, sd=0.057), math.log(1.05)
+    below, above = (judge(history, [share * limit] * 3, RULE) for share in (2.49, 2.51))
+    assert above.se == pytest.approx(above.baseline.sd * math.sqrt(1 / 3 + 1 / 10))
+    assert below.se > 1.3 * above.se
+    assert (below.word, above.word) == (Word.UNSURE, Word.REGRESSED)
+    assert math.log1p(above.detectable) == pytest.approx(2.5 * limit)
+
+
+def test_where_spells_are_as_large_as_the_difference_they_may_explain_it():
+    history, limit = steady(10, sd=0.085), math.log(1.05)
+    found = judge(history, [3 * limit] * 3, RULE)
+    assert found.baseline.spell_sd > 1.4 * limit
+    assert found.word is Word.UNSURE
+    assert found.se == pytest.approx(found.baseline.se(3, found.baseline.spell_sd))
+    deviations = t.ppf(0.99, 12) + t.ppf(0.80, 12)
+    assert math.log1p(found.detectable) == pytest.approx(deviations * found.se)
+
+
+def test_a_spell_is_no_reason_for_more_runs_where_all_is_well():
+    history = steady(20, sd=0.028)
+    found = judge(history, [0.0] * 3, RULE)
+    assert found.baseline.spell_sd > 0.01
+    assert t.ppf(0.955, 22) * found.se > math.log(1.05) - 0.015
+    assert found.word is Word.OK
+
+
 def test_without_a_stored_run_everything_is_new():
     assert judge([], [0.0], RULE).word is Word.NEW
     assert judge([math.inf, math.nan], [0.0], RULE).word is Word.NEW

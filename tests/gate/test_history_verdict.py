@@ -8,6 +8,7 @@ from record_makers import record, records
 from pytest_ollama_perf.verdict.evidence import of_minimal
 from pytest_ollama_perf.verdict.family import Family
 from pytest_ollama_perf.verdict.history import judge_build, judge_test
+from pytest_ollama_perf.verdict.run_value import POLICIES
 from pytest_ollama_perf.verdict.words import Word
 
 
@@ -146,6 +147,26 @@ def test_the_order_of_requests_and_records_is_irrelevant(history, random):
         one["requests"] = [request | {"ttft_s": 0.2 + random.random()} for request in one["requests"]]
     mixed = [one | {"requests": one["requests"][::-1]} for one in random.sample(stored, len(stored))]
     assert verdict(stored, [record(99)]).metrics == verdict(mixed, [record(99)]).metrics
+
+
+def uneven(run, factor=1.0):
+    """A run whose requests differ widely."""
+    steps = (0.6, 1.0, 1.7, 0.8, 1.3, 0.5, 2.0, 1.0, 0.7, 1.5)
+    return {"run": run, "requests": [{"eval_tps": 80.0 / (factor * step)} for step in steps]}
+
+
+def test_requests_that_differ_widely_make_runs_that_may_differ():
+    found = [verdict([build(0)], [build(1, 1.25)] * 3) for build in (record, uneven)]
+    assert [one.word for one in found] == [Word.REGRESSED, Word.UNSURE]
+    expected = of_minimal(uneven(0)).scatter(POLICIES["tps"])
+    assert found[1].metrics[0].rule.prior_sd == pytest.approx(expected)
+    assert expected > 0.1
+    assert found[0].metrics[0].rule.prior_sd == 0.02
+
+
+def test_one_stalled_run_does_not_blunt_the_gate():
+    stalled = [*(record(run) for run in range(9)), uneven(9)]
+    assert verdict(stalled, [record(99, 1.1)] * 3, "tps").metrics[0].rule.prior_sd == 0.02
 
 
 def test_failures_are_reported_as_they_are():

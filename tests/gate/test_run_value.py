@@ -8,7 +8,7 @@ from scipy.stats import trim_mean
 from scipy.stats.mstats import hdquantiles
 
 from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.verdict.run_value import GATING, POLICIES, change, cost, policy, run_value, value
+from pytest_ollama_perf.verdict.run_value import GATING, POLICIES, change, cost, policy, run_value, scatter, value
 
 TPS, TTFT, P95 = POLICIES["tps"], POLICIES["ttft"], POLICIES["latency.p95"]
 times = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)
@@ -88,6 +88,35 @@ def test_the_order_of_requests_is_irrelevant(values, random):
     random.shuffle(shuffled)
     for one in (TPS, TTFT, P95):
         assert run_value(one, shuffled) == run_value(one, values)
+
+
+def test_the_scatter_of_requests_in_time_order_is_that_of_five_batches():
+    costs = [level + small for level in (0.0, 0.1, -0.1, 0.2, 0.0) for small in (0.0, 0.01, -0.01, 0.0)]
+    expected = np.std([0.0, 0.1, -0.1, 0.2, 0.0], ddof=1) / math.sqrt(5)
+    assert scatter(costs, in_time_order=True) == pytest.approx(expected)
+    assert scatter([*costs, math.inf], in_time_order=True) == pytest.approx(expected)
+
+
+def test_the_scatter_of_requests_in_no_order_is_that_of_their_winsorized_mean():
+    costs = [0.3, 0.0, 0.1, -5.0, 0.2]
+    expected = np.std([0.0, 0.0, 0.1, 0.2, 0.2], ddof=1) / (0.6 * math.sqrt(5))
+    assert scatter(costs, in_time_order=False) == pytest.approx(expected)
+    assert scatter(costs[::-1], in_time_order=True) == pytest.approx(expected)
+
+
+def test_requests_too_few_to_tell_have_no_scatter():
+    for costs in ([], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0, math.inf]):
+        assert scatter(costs, in_time_order=False) == 0.0
+
+
+def test_the_batches_of_independent_requests_tell_the_standard_error():
+    draws = np.random.default_rng(5).normal(size=(2000, 50))
+    by_batch, by_request = (
+        math.sqrt(np.mean([scatter(row, in_time_order=order) ** 2 for row in draws])) for order in (True, False)
+    )
+    true = np.std([run_value(TTFT, np.exp(row)) for row in draws])
+    assert by_batch == pytest.approx(true, rel=0.1)
+    assert by_request == pytest.approx(true, rel=0.1)
 
 
 def test_margins_priors_and_least_requests_are_those_of_the_method():

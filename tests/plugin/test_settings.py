@@ -57,6 +57,7 @@ GOOD = MappingProxyType(
         "save": (True, True, "save", True, True, False),
         "require-baseline": (True, True, "require_baseline", True, True, False),
         "max-runs": ("1", "2", "max_runs", 1, 2, 3),
+        "run-spacing": ("0", "2.5", "run_spacing_s", 0.0, 2.5, 10.0),
         "margin": (
             ["tps=5%"],
             ["ttft.p95=0.3", "qps=40%"],
@@ -172,6 +173,10 @@ def test_an_api_key_that_cannot_be_sent_is_refused_without_being_repeated(key: s
         ("max-runs", "4", "--ollama-max-runs '4': expected a whole number from 1 to 3"),
         ("max-runs", "two", "--ollama-max-runs 'two': expected a whole number from 1 to 3"),
         ("max-runs", "", "--ollama-max-runs '': expected a whole number from 1 to 3"),
+        ("run-spacing", "-1", "--ollama-run-spacing '-1': expected seconds from 0 to 3600"),
+        ("run-spacing", "nan", "--ollama-run-spacing 'nan': expected seconds from 0 to 3600"),
+        ("run-spacing", "3601", "--ollama-run-spacing '3601': expected seconds from 0 to 3600"),
+        ("run-spacing", "10 s", "--ollama-run-spacing '10 s': expected seconds from 0 to 3600"),
         ("ca-file", "/no/such.pem", "--ollama-ca-file '/no/such.pem': no such file"),
         (
             "server-env",

@@ -42,12 +42,25 @@ class ScriptedBench:
     asked: list[bool] = field(default_factory=list)
     partial: object = None
 
+    def rest_s(self, before):
+        return 0.0
+
     def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
         self.asked.append(fresh)
         number = next(NUMBERS)
         samples = one_after_another(20, tokens=64, **self.speeds.pop(0))
         run = run_of(*samples, test=test, fingerprint=self.fingerprint, started_at=1_790_000_000.0 + 1000 * number)
         return msgspec.structs.replace(run, id=f"run{number}", session=f"session{number}", workload=workload)
+
+
+@dataclass
+class Patient(ScriptedBench):
+    """Lets each further run wait; ``waits`` are the seconds that are left at each look."""
+
+    waits: list[float] = field(default_factory=lambda: [2.5, 1.5, 0.5, 0.0, 0.0])
+
+    def rest_s(self, before):
+        return self.waits.pop(0)
 
 
 def settings_in(folder: Path, **fields) -> Settings:
@@ -222,6 +235,20 @@ def test_more_gating_pairs_in_a_build_ask_for_more_evidence(tmp_path):
     assert among_many.verdict.word is Word.UNSURE
 
 
+def test_a_further_run_waits_its_turn_and_says_for_how_long(tmp_path, monkeypatch):
+    settings = settings_in(saved(tmp_path))
+    slow = {"ttft": 1000, "step": 112}
+    bench, told, slept = Patient(settings, [slow] * 3), [], []
+    onlooker = Silent()
+    onlooker.message = told.append
+    monkeypatch.setattr("time.sleep", slept.append)
+    trial = conduct(Lab(bench, Past(settings, 2), onlooker), load_spec({"model": "m"}), TEST)
+    assert (trial.verdict.word, len(trial.loads)) == (Word.REGRESSED, 3)
+    turn = "not sure yet, run 2 of at most 3"
+    assert told == [f"{turn} in 3 s", f"{turn} in 2 s", f"{turn} in 1 s", turn, "not sure yet, run 3 of at most 3"]
+    assert slept == [1.0, 1.0, 0.5]
+
+
 @pytest.mark.parametrize(("runs", "word"), [(1, Word.REGRESSED), (2, Word.REGRESSED)])
 def test_max_runs_bounds_what_a_verdict_may_take(tmp_path, runs, word):
     slow = {"ttft": 1000, "step": 110}
@@ -235,6 +262,16 @@ def test_a_margin_on_the_marker_beats_the_one_for_all_tests(tmp_path):
     settings = settings_in(tmp_path, margins={"tps": 0.02})
     trial, _, _ = trial_of(settings, slow, slow, slow, words={"max_regression": {"tps": "25%"}})
     assert trial.verdict.word is Word.OK
+
+
+def test_a_margin_for_all_tests_that_has_no_say_in_one_is_named(tmp_path):
+    saved(tmp_path)
+    settings = settings_in(tmp_path, margins={"tps": 0.02, "latency.p95": 0.25, "goodput": 0.1})
+    trial, _, _ = trial_of(settings, steady(0), steady(1), steady(2))
+    assert trial.verdict.hints == (
+        "--ollama-margin latency.p95 has no say here: latency.p95 cannot gate on 20 requests a run: it needs 200",
+        "--ollama-margin goodput has no say here: goodput cannot gate on 20 requests a run: it needs 50",
+    )
 
 
 def test_a_drift_is_a_warning_with_its_start(tmp_path):
