@@ -205,8 +205,10 @@ def constants() -> str:
         ("a single run that looks no worse than this speaks against a change, p", f"{gate._SINGLE_ALPHA:g}"),
         ("margins after which two runs are enough to convict", f"{gate._GROSS_MARGINS:g}"),
         ("usual deviations between runs beyond which a spell is assumed", f"{gate._SPELL_SDS:g}"),
-        ("margins that no spell explains", f"{gate._SPELL_MARGINS:g}"),
-        ("margins of a spell that explains them all the same", f"{gate._WILD_MARGINS:g}"),
+        (
+            "a change that no spell explains: margins, and deviations of the spells",
+            f"{gate._SPELL_MARGINS:g}, {gate._SPELL_DEVIATIONS:g}",
+        ),
         (
             "Hampel filter: stored runs it needs, deviations it allows",
             f"{gate._LEAST_FOR_FILTER}, {gate._DEVIATIONS:g}",

@@ -32,14 +32,15 @@ REPORTED = ("latency", "throughput")
 
 @dataclass(frozen=True)
 class Compared:
-    """New runs against the past: the verdict's parts, whether one more run is asked for, and that past as a report is
-    to show it, where one is to be written."""
+    """New runs against the past: the verdict's parts, whether one more run is asked for, whether these look slower, and
+    that past as a report is to show it, where one is to be written."""
 
     word: Word
     reason: str
     rows: tuple[Row, ...]
     changed: tuple[str, ...]
     again: bool
+    suspect: bool = False
     regressed_pairs: int = 0
     hints: tuple[str, ...] = ()
     past: Chronicle | None = None
@@ -109,6 +110,7 @@ class Past:
             rows=(*(metric.row for metric in found.metrics), *_beside(beside)),
             changed=tuple(map(str, baseline.changed)) if found.word is not Word.OK else (),
             again=found.again,
+            suspect=found.suspect,
             regressed_pairs=sum(metric.word is Word.REGRESSED for metric in found.metrics),
             hints=_powerless(runs[0], everywhere, names) if gating is None else (),
         )

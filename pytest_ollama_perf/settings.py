@@ -100,8 +100,8 @@ OPTIONS = (
     Option(
         "run-spacing",
         "value",
-        "how far apart the starts of these runs are at least, for short runs in a row share one mood of the machine; "
-        f"not waited for on the simulator (default: {RUN_SPACING_S:g})",
+        "how far apart these runs begin at least where the first looks slower: short runs in a row share a mood of the "
+        f"machine; not waited for on the simulator (default: {RUN_SPACING_S:g})",
         "SECONDS",
     ),
     Option(

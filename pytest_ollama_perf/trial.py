@@ -174,7 +174,9 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     # A broken contract has failed already; only what is to be stored has to be known better.
     while compared.again and (lab.settings.save or first.verdict.word is not Word.BROKEN):
         turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
-        _wait(lab, runs[-1].run, turn)
+        if compared.suspect:
+            _wait(lab, runs[-1].run, turn)
+        lab.onlooker.message(f"not sure yet, {turn}")
         runs.append(lab.captioned(turn).fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
             return Trial(runs[-1].verdict, _loads(runs), runs[-1].findings)
@@ -184,11 +186,10 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
 
 
 def _wait(lab: Lab, before: Run, turn: str) -> None:
-    """Say why there is one more run, and wait until it may begin."""
+    """Wait until the next run may speak against a build beside the one ``before``."""
     while left := lab.bench.rest_s(before):
         lab.onlooker.message(f"not sure yet, {turn} in {math.ceil(left)} s")
         time.sleep(min(left, 1.0))
-    lab.onlooker.message(f"not sure yet, {turn}")
 
 
 def _loads(trials: Sequence[Trial]) -> tuple[LoadResult, ...]:

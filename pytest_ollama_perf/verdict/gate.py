@@ -39,10 +39,8 @@ _SPELL_SDS = 1.2
 """Between-run deviations beyond this many usual ones are put down to spells."""
 
 _SPELL_MARGINS = 2.5
-"""A difference this many margins large is put down to no spell ..."""
-
-_WILD_MARGINS = 1.4
-"""... unless those of this machine are so large."""
+_SPELL_DEVIATIONS = 2.0
+"""A difference that is this many margins and this many deviations of the spells large is put down to none of them."""
 
 _POWER = 0.80
 _MOST_RUNS_NAMED = 20
@@ -113,8 +111,9 @@ class Judgement:
     ``low``..``high`` is the 95 % interval of ``change``; ``p`` the chance of a difference at least as bad with nothing
     changed; ``detectable`` the change that these runs would show four times in five. ``more_runs`` and ``more_stored``
     say what would settle an unsure verdict if the difference stays as it is: so many candidate runs or, where no number
-    of them would, so many stored ones, each in all. ``again`` asks for one more candidate run now. Without a baseline
-    or without data the numbers are ``NaN``.
+    of them would, so many stored ones, each in all. ``again`` asks for one more candidate run now; ``suspect`` says
+    that the difference is large enough for further runs to convict. Without a baseline or without data the numbers are
+    ``NaN``.
     """
 
     word: Word
@@ -131,6 +130,7 @@ class Judgement:
     more_runs: int | None = None
     more_stored: int | None = None
     again: bool = False
+    suspect: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -152,15 +152,14 @@ class _Evidence:
         return math.log1p(self.rule.margin)
 
     @property
-    def spell_sd(self) -> float:
-        """How much of the difference a spell may explain."""
-        explains = self.wild or abs(self.d) < _SPELL_MARGINS * self.limit
-        return self.baseline.spell_sd if explains else 0.0
+    def beyond_spells(self) -> float:
+        """The difference that no spell explains."""
+        return max(_SPELL_MARGINS * self.limit, _SPELL_DEVIATIONS * self.baseline.spell_sd)
 
     @property
-    def wild(self) -> bool:
-        """Whether the machine's spells alone are larger than what is to be told."""
-        return self.baseline.spell_sd > _WILD_MARGINS * self.limit
+    def spell_sd(self) -> float:
+        """How much of the difference a spell may explain."""
+        return self.baseline.spell_sd if abs(self.d) < self.beyond_spells else 0.0
 
     @property
     def se(self) -> float:
@@ -175,10 +174,13 @@ class _Evidence:
     def p(self, difference: float, se: float) -> float:
         return float(stdtr(self.baseline.df, -difference / se))
 
+    def notable(self, difference: float) -> bool:
+        return difference >= self.limit / 2
+
     def moved(self, sign: int) -> bool:
         """Whether the cost went up (``sign`` +1) or down (-1) by half the margin or more, and every run agrees."""
         difference = sign * self.d
-        if not (difference >= self.limit / 2 and self.p(difference, self.se) < self.alpha):
+        if not (self.notable(difference) and self.p(difference, self.se) < self.alpha):
             return False
         se = self.baseline.se(1)
         return all(self.p(sign * (run - self.baseline.mean), se) < _SINGLE_ALPHA for run in self.runs)
@@ -278,6 +280,7 @@ def _report(evidence: _Evidence) -> Judgement:
         more_runs=more_runs,
         more_stored=more_stored,
         again=word is Word.UNSURE and runs < evidence.rule.max_runs,
+        suspect=evidence.notable(d),
         notes=evidence.baseline.notes,
     )
 
@@ -286,9 +289,8 @@ def _detectable(evidence: _Evidence) -> float:
     """Return the difference that these runs would show four times in five."""
     baseline, runs = evidence.baseline, len(evidence.runs)
     deviations = _t(1.0 - ALPHA, baseline.df) + _t(_POWER, baseline.df)
-    within_spells = deviations * baseline.se(runs, baseline.spell_sd)
-    beyond_spells = max(_SPELL_MARGINS * evidence.limit, deviations * baseline.se(runs))
-    return within_spells if evidence.wild else min(within_spells, beyond_spells)
+    beyond_spells = max(evidence.beyond_spells, deviations * baseline.se(runs))
+    return min(deviations * baseline.se(runs, baseline.spell_sd), beyond_spells)
 
 
 def _settling(evidence: _Evidence) -> tuple[int | None, int | None]:
@@ -309,7 +311,7 @@ def _decides(evidence: _Evidence, runs: int, stored: int, df: float) -> bool:
     if evidence.d + _t(1.0 - _BETA, df) * _se(sd, 0.0, runs, stored) < evidence.limit:
         return True
     se = _se(sd, evidence.spell_sd, runs, stored)
-    significant = evidence.d >= evidence.limit / 2 and float(stdtr(df, -evidence.d / se)) < evidence.alpha
+    significant = evidence.notable(evidence.d) and float(stdtr(df, -evidence.d / se)) < evidence.alpha
     return significant and evidence.may_regress(runs)
 
 

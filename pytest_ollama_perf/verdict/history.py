@@ -107,6 +107,11 @@ class TestVerdict:
             metric.judgement.again and not metric.refusal for metric in self.metrics
         )
 
+    @property
+    def suspect(self) -> bool:
+        """Whether some metric looks so much worse that further runs could convict it."""
+        return any(metric.judgement.suspect and not metric.refusal for metric in self.metrics)
+
 
 def judge_test(
     history: Iterable[Evidence],

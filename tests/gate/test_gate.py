@@ -64,13 +64,20 @@ def test_two_and_a_half_margins_are_put_down_to_no_spell():
 
 
 def test_where_spells_are_as_large_as_the_difference_they_may_explain_it():
-    history, limit = steady(10, sd=0.085), math.log(1.05)
-    found = judge(history, [3 * limit] * 3, RULE)
-    assert found.baseline.spell_sd > 1.4 * limit
-    assert found.word is Word.UNSURE
-    assert found.se == pytest.approx(found.baseline.se(3, found.baseline.spell_sd))
-    deviations = t.ppf(0.99, 12) + t.ppf(0.80, 12)
-    assert math.log1p(found.detectable) == pytest.approx(deviations * found.se)
+    history, limit = steady(20, sd=0.09), math.log(1.05)
+    spell_sd = fit(history, RULE).spell_sd
+    assert 2.0 * spell_sd > 2.5 * limit
+    below, above = (judge(history, [share * spell_sd] * 3, RULE) for share in (1.99, 2.01))
+    assert below.se == pytest.approx(below.baseline.se(3, spell_sd))
+    assert above.se == pytest.approx(above.baseline.se(3))
+    assert (below.word, above.word) == (Word.UNSURE, Word.REGRESSED)
+    shown = (t.ppf(0.99, 22) + t.ppf(0.80, 22)) * above.se
+    assert math.log1p(above.detectable) == pytest.approx(max(2.0 * spell_sd, shown))
+
+
+@pytest.mark.parametrize(("difference", "suspect"), [(-0.2, False), (0.024, False), (0.025, True), (math.inf, True)])
+def test_a_build_is_suspect_from_half_the_margin(difference, suspect):
+    assert judge(steady(10), [difference], RULE).suspect is suspect
 
 
 def test_a_spell_is_no_reason_for_more_runs_where_all_is_well():
@@ -248,6 +255,13 @@ def test_more_margin_never_turns_ok_into_regressed(history, runs, one, other):
     narrow, wide = sorted((one, other))
     if judge(history, runs, Rule(narrow, 0.02)).word is Word.OK:
         assert judge(history, runs, Rule(wide, 0.02)).word is not Word.REGRESSED
+
+
+@given(histories, candidates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_more_margin_never_makes_a_regression(history, runs, one, other):
+    narrow, wide = sorted((one, other))
+    if judge(history, runs, Rule(wide, 0.02)).word is Word.REGRESSED:
+        assert judge(history, runs, Rule(narrow, 0.02)).word is Word.REGRESSED
 
 
 any_cost = st.floats(-745, 745) | st.just(math.inf) | st.just(math.nan)

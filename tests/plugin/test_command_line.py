@@ -34,9 +34,9 @@ performance of models served by Ollama:
   --ollama-max-runs=N   how many runs, each on a freshly loaded model, a verdict
                         against history may take: 1 to 3 (default: 3)
   --ollama-run-spacing=SECONDS
-                        how far apart the starts of these runs are at least, for
-                        short runs in a row share one mood of the machine; not
-                        waited for on the simulator (default: 10)
+                        how far apart these runs begin at least where the first
+                        looks slower: short runs in a row share a mood of the
+                        machine; not waited for on the simulator (default: 10)
   --ollama-margin=METRIC=PERCENT
                         how much worse than history is accepted, for example
                         `tps=5%` or `ttft.p95=25%`; repeatable

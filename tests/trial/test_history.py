@@ -235,7 +235,7 @@ def test_more_gating_pairs_in_a_build_ask_for_more_evidence(tmp_path):
     assert among_many.verdict.word is Word.UNSURE
 
 
-def test_a_further_run_waits_its_turn_and_says_for_how_long(tmp_path, monkeypatch):
+def test_a_further_run_waits_where_the_first_looks_slower_and_says_for_how_long(tmp_path, monkeypatch):
     settings = settings_in(saved(tmp_path))
     slow = {"ttft": 1000, "step": 112}
     bench, told, slept = Patient(settings, [slow] * 3), [], []
@@ -247,6 +247,14 @@ def test_a_further_run_waits_its_turn_and_says_for_how_long(tmp_path, monkeypatc
     turn = "not sure yet, run 2 of at most 3"
     assert told == [f"{turn} in 3 s", f"{turn} in 2 s", f"{turn} in 1 s", turn, "not sure yet, run 3 of at most 3"]
     assert slept == [1.0, 1.0, 0.5]
+
+
+def test_where_only_history_is_thin_nothing_waits(tmp_path):
+    settings = settings_in(saved(tmp_path, 1))
+    bench = Patient(settings, [USUAL] * 3)
+    trial = conduct(Lab(bench, Past(settings, 2), Silent()), load_spec({"model": "m"}), TEST)
+    assert (trial.verdict.word, len(trial.loads)) == (Word.UNSURE, 3)
+    assert len(bench.waits) == 5
 
 
 @pytest.mark.parametrize(("runs", "word"), [(1, Word.REGRESSED), (2, Word.REGRESSED)])
