@@ -59,24 +59,42 @@ TWO_MODES = "the stored runs fall into two groups, none was left out"
 class Rule:
     """What the gate needs to know of a metric; ``margin`` is a share (0.05: 5 % worse is accepted).
 
+    ``scatter`` is how much the requests of a run alone let its value vary (``Evidence.scatter``); where that is more
+    than the deviation between runs that is usual, it is expected between runs too.
+
     Raises:
-        ValueError: a negative margin, a prior that is not above 0 (it keeps the gate from certainty), no runs at all.
+        ValueError: a negative margin or scatter, a prior that is not above 0 (it keeps the gate from certainty), no
+            runs at all.
     """
 
     margin: float
     prior_sd: float
     prior_df: float = PRIOR_DF
     max_runs: int = MAX_RUNS
+    scatter: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.margin >= 0.0 and self.prior_sd > 0.0 and self.prior_df > 0.0 and self.max_runs >= 1):
-            raise ValueError(f"{self}: margin must be 0 or more, prior_sd and prior_df above 0, max_runs at least 1")
+        priors = self.prior_sd > 0.0 and self.prior_df > 0.0
+        if not (priors and self.margin >= 0.0 and self.scatter >= 0.0 and self.max_runs >= 1):
+            raise ValueError(
+                f"{self}: margin and scatter must be 0 or more, prior_sd and prior_df above 0, max_runs at least 1"
+            )
 
     @classmethod
-    def of(cls, policy: Policy, margin: float | None = None, max_runs: int = MAX_RUNS, least_sd: float = 0.0) -> Rule:
-        """Return the rule of ``policy``, with a ``margin`` of one's own where one is given; runs are expected to differ
-        by ``least_sd`` at least."""
-        return cls(policy.margin if margin is None else margin, max(policy.prior_sd, least_sd), max_runs=max_runs)
+    def of(cls, policy: Policy, margin: float | None = None, max_runs: int = MAX_RUNS, scatter: float = 0.0) -> Rule:
+        """Return the rule of ``policy``, with a ``margin`` of one's own where one is given."""
+        margin = policy.margin if margin is None else margin
+        return cls(margin, policy.prior_sd, max_runs=max_runs, scatter=scatter)
+
+    @property
+    def expected_sd(self) -> float:
+        """The deviation between runs to expect before any history is seen."""
+        return max(self.prior_sd, self.scatter)
+
+    @property
+    def usual_sd(self) -> float:
+        """The deviation between runs beyond which there are spells."""
+        return _SPELL_SDS * self.prior_sd
 
 
 @dataclass(frozen=True)
@@ -153,7 +171,9 @@ class _Evidence:
 
     @property
     def beyond_spells(self) -> float:
-        """The difference that no spell explains."""
+        """The difference that no spell explains: none, where already the requests of one run show them."""
+        if self.rule.scatter > self.rule.usual_sd:
+            return math.inf
         return max(_SPELL_MARGINS * self.limit, _SPELL_DEVIATIONS * self.baseline.spell_sd)
 
     @property
@@ -215,8 +235,8 @@ def fit(history: Iterable[float], rule: Rule) -> Baseline | None:
     mean = math.fsum(kept) / len(kept)
     squares = math.fsum((run - mean) ** 2 for run in kept)
     df = rule.prior_df + len(kept) - 1
-    variance = (rule.prior_df * rule.prior_sd**2 + squares) / df
-    spell_sd = math.sqrt(max(0.0, variance - (_SPELL_SDS * rule.prior_sd) ** 2))
+    variance = (rule.prior_df * rule.expected_sd**2 + squares) / df
+    spell_sd = math.sqrt(max(0.0, variance - rule.usual_sd**2))
     return Baseline(mean, math.sqrt(variance), spell_sd, df, kept, dropped, (*notes, *_thin(len(kept))))
 
 

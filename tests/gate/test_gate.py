@@ -75,6 +75,24 @@ def test_where_spells_are_as_large_as_the_difference_they_may_explain_it():
     assert math.log1p(above.detectable) == pytest.approx(max(2.0 * spell_sd, shown))
 
 
+def test_the_scatter_of_requests_is_the_least_deviation_that_is_expected():
+    history, rule = steady(10, sd=0.01), Rule(margin=0.05, prior_sd=0.02, scatter=0.05)
+    found = fit(history, rule)
+    assert found.sd == pytest.approx(math.sqrt((3 * 0.05**2 + 9 * 0.01**2) / 12))
+    assert found.spell_sd == pytest.approx(math.sqrt(found.sd**2 - 0.024**2))
+    little = Rule(margin=0.05, prior_sd=0.02, scatter=0.019)
+    assert fit(history, little) == fit(history, RULE)
+
+
+def test_where_requests_show_spells_no_difference_is_beyond_them():
+    history = steady(10, sd=0.04)
+    rule = Rule(margin=0.05, prior_sd=0.02, scatter=0.025)
+    assert fit(history, RULE).spell_sd > 0.02
+    for rule_of, shared in ((RULE, False), (rule, True)):
+        found = judge(history, [0.30] * 3, rule_of)
+        assert found.se == pytest.approx(found.baseline.se(3, found.baseline.spell_sd if shared else 0.0))
+
+
 @pytest.mark.parametrize(("difference", "suspect"), [(-0.2, False), (0.024, False), (0.025, True), (math.inf, True)])
 def test_a_build_is_suspect_from_half_the_margin(difference, suspect):
     assert judge(steady(10), [difference], RULE).suspect is suspect
@@ -232,7 +250,9 @@ def test_where_no_candidate_runs_would_settle_it_stored_runs_are_asked_for():
     assert 0.02 + reach[5] < math.log(1.05) < 0.02 + reach[4]
 
 
-@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"prior_sd": 0.0}, {"prior_df": 0.0}, {"max_runs": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"margin": -0.1}, {"prior_sd": 0.0}, {"prior_df": 0.0}, {"max_runs": 0}, {"scatter": -0.1}]
+)
 def test_an_impossible_rule_is_refused(wrong):
     with pytest.raises(ValueError, match="prior_sd and prior_df above 0"):
         Rule(**{"margin": 0.05, "prior_sd": 0.02} | wrong)

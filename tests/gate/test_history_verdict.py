@@ -159,14 +159,14 @@ def test_requests_that_differ_widely_make_runs_that_may_differ():
     found = [verdict([build(0)], [build(1, 1.25)] * 3) for build in (record, uneven)]
     assert [one.word for one in found] == [Word.REGRESSED, Word.UNSURE]
     expected = of_minimal(uneven(0)).scatter(POLICIES["tps"])
-    assert found[1].metrics[0].rule.prior_sd == pytest.approx(expected)
+    assert found[1].metrics[0].rule.scatter == pytest.approx(expected)
     assert expected > 0.1
-    assert found[0].metrics[0].rule.prior_sd == 0.02
+    assert found[0].metrics[0].rule.scatter == pytest.approx(0.0)
 
 
 def test_one_stalled_run_does_not_blunt_the_gate():
     stalled = [*(record(run) for run in range(9)), uneven(9)]
-    assert verdict(stalled, [record(99, 1.1)] * 3, "tps").metrics[0].rule.prior_sd == 0.02
+    assert verdict(stalled, [record(99, 1.1)] * 3, "tps").metrics[0].rule.scatter == pytest.approx(0.0)
 
 
 def test_failures_are_reported_as_they_are():
