@@ -112,7 +112,7 @@ class Past:
             again=found.again,
             suspect=found.suspect,
             regressed_pairs=sum(metric.word is Word.REGRESSED for metric in found.metrics),
-            hints=_powerless(runs[0], everywhere, names) if gating is None else (),
+            hints=(*(_powerless(runs[0], everywhere, names) if gating is None else ()), *_too_short(found)),
         )
 
     def conclude(self, verdict: Verdict, compared: Compared, runs: Sequence[Run], history: History) -> Verdict:
@@ -203,6 +203,14 @@ def _powerless(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tu
         for name in everywhere
         if name not in gating
     )
+
+
+def _too_short(found: TestVerdict) -> tuple[str, ...]:
+    """Say what would tell more where the requests of single runs scatter too widely for a verdict to be sure of."""
+    wide = [metric.policy.name for metric in found.metrics if metric.rule.scatter > metric.rule.usual_sd]
+    if not wide or found.word not in {Word.UNSURE, Word.REGRESSED}:
+        return ()
+    return (f"{' and '.join(wide)} of one run scatter widely: longer runs would tell more (requests, num_predict)",)
 
 
 def _has(values: Sequence[float]) -> bool:

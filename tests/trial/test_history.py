@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from run_makers import one_after_another, run_of
+from run_makers import one_after_another, run_of, sample
 
 from pytest_ollama_perf.errors import StoreError
 from pytest_ollama_perf.marks import load_spec
@@ -280,6 +280,19 @@ def test_a_margin_for_all_tests_that_has_no_say_in_one_is_named(tmp_path):
         "--ollama-margin latency.p95 has no say here: latency.p95 cannot gate on 20 requests a run: it needs 200",
         "--ollama-margin goodput has no say here: goodput cannot gate on 20 requests a run: it needs 50",
     )
+
+
+def test_runs_too_short_to_tell_are_named_where_a_verdict_is_not_green(tmp_path, monkeypatch):
+    def uneven(count, step, **fields):
+        return [sample(at, sent=20_000 * at, step=step + 30 * (at // 5), **fields) for at in range(count)]
+
+    monkeypatch.setitem(ScriptedBench.measure.__globals__, "one_after_another", uneven)
+    saved(tmp_path, 3)
+    hint = "tps of one run scatter widely: longer runs would tell more (requests, num_predict)"
+    unsure, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 112}] * 3)
+    assert (unsure.verdict.word, unsure.verdict.hints) == (Word.UNSURE, (hint,))
+    green, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 70}] * 3)
+    assert (green.verdict.word, green.verdict.hints) == (Word.FASTER, ())
 
 
 def test_a_drift_is_a_warning_with_its_start(tmp_path):
