@@ -7,8 +7,6 @@ metric does not have is absent.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
@@ -23,6 +21,7 @@ from pytest_ollama_perf.report.layout import WIDTH, clean
 from pytest_ollama_perf.report.result import LoadResult, TestResult
 from pytest_ollama_perf.run import Fingerprint, ModelState, ServerFacts, Telemetry, Watch
 from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
+from pytest_ollama_perf.store.atomic import write_over
 from pytest_ollama_perf.summary import MetricSummary
 from pytest_ollama_perf.verdict.chronicle import Chronicle
 from pytest_ollama_perf.verdict.words import Row, Word
@@ -363,33 +362,7 @@ def write(path: Path, content: bytes, *, option: str = "--ollama-report") -> Non
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{option}: {path} is no regular file; give the path of a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        write_over(path, content)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ConfigError(f"{option}: cannot write {path}: {why}; give a path that can be written") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

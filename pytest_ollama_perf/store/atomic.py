@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ABANDONED_S = 3600.0
@@ -16,10 +17,20 @@ def write_once(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` and see it on the disk; ``FileExistsError`` where there is one. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
+    _place(path, data, _publish)
+
+
+def write_over(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` in place of what is there, and see it on the disk. Raises ``OSError``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _place(path, data, os.replace)
+
+
+def _place(path: Path, data: bytes, name: Callable[[Path, Path], None]) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         _write(temporary, data)
-        _publish(temporary, path)
+        name(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
