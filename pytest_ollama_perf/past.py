@@ -207,7 +207,7 @@ def _powerless(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tu
 
 def _too_short(found: TestVerdict) -> tuple[str, ...]:
     """Say what would tell more where the requests of single runs scatter too widely for a verdict to be sure of."""
-    wide = [metric.policy.name for metric in found.metrics if metric.rule.scatter > metric.rule.usual_sd]
+    wide = [metric.policy.name for metric in found.metrics if metric.rule.scattered]
     if not wide or found.word not in {Word.UNSURE, Word.REGRESSED}:
         return ()
     return (f"{' and '.join(wide)} of one run scatter widely: longer runs would tell more (requests, num_predict)",)

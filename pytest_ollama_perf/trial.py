@@ -174,9 +174,10 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     # A broken contract has failed already; only what is to be stored has to be known better.
     while compared.again and (lab.settings.save or first.verdict.word is not Word.BROKEN):
         turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
+        why = f"not sure yet, {turn}"
         if compared.suspect:
-            _wait(lab, runs[-1].run, turn)
-        lab.onlooker.message(f"not sure yet, {turn}")
+            _wait(lab, runs[-1].run, why)
+        lab.onlooker.message(why)
         runs.append(lab.captioned(turn).fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is Word.INVALID:
             return Trial(runs[-1].verdict, _loads(runs), runs[-1].findings)
@@ -185,10 +186,10 @@ def conduct(lab: Lab, spec: LoadSpec, test: str) -> Trial:
     return Trial(verdict, _loads(runs), runs[-1].findings, compared=compared)
 
 
-def _wait(lab: Lab, before: Run, turn: str) -> None:
+def _wait(lab: Lab, before: Run, why: str) -> None:
     """Wait until the next run may speak against a build beside the one ``before``."""
     while left := lab.bench.rest_s(before):
-        lab.onlooker.message(f"not sure yet, {turn} in {math.ceil(left)} s")
+        lab.onlooker.message(f"{why} in {math.ceil(left)} s")
         time.sleep(min(left, 1.0))
 
 

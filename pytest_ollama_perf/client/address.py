@@ -117,9 +117,9 @@ def _auth(userinfo: str) -> tuple[str, str] | None:
 
 
 def _wrong(text: str, why: str) -> ConfigError:
-    shown, query, _ = text.partition("?")
     if "@" in text:
         scheme, found, _ = text.partition("://")
-        shown, query, _ = f"{scheme + found if found else ''}***@{text.rpartition('@')[2]}".partition("?")
+        text = f"{scheme + found if found else ''}***@{text.rpartition('@')[2]}"
+    shown, query, _ = text.partition("?")
     shown += "?***" if query else ""
     return ConfigError(f"wrong server address '{inert(shown, 100)}': {why}; {_FORMS}")

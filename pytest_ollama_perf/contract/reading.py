@@ -328,7 +328,8 @@ def _group(reader: _Reader, model: str, name: str, spec: LoadSpec, clauses: Sequ
         clauses = [*clauses, _no_errors()]
     margins = dict(clause.margin for clause in clauses if clause.margin)
     limits = tuple(clause.limit for clause in clauses if clause.limit)
-    _check_clauses(reader, spec, clauses, path)
+    reader.attempt(path, refuse_unmeasurable, spec.workload, limits, margins)
+    _check_clauses(reader, spec, clauses)
     spec = msgspec.structs.replace(spec, limits=limits, margins=margins, gating=tuple(margins))
     place = ", ".join(pace(spec.workload))
     return Group(
@@ -340,12 +341,8 @@ def _group(reader: _Reader, model: str, name: str, spec: LoadSpec, clauses: Sequ
     )
 
 
-def _check_clauses(reader: _Reader, spec: LoadSpec, clauses: Sequence[Clause], path: toml.Path) -> None:
+def _check_clauses(reader: _Reader, spec: LoadSpec, clauses: Sequence[Clause]) -> None:
     seen: set[str] = set()
-    bounds = [clause.limit for clause in clauses if clause.limit]
-    reader.attempt(
-        path, refuse_unmeasurable, spec.workload, bounds, [clause.margin[0] for clause in clauses if clause.margin]
-    )
     for clause in clauses:
         if clause.name in seen:
             reader.faults.append((clause.line, f"the clause '{clause.name}' stands twice"))

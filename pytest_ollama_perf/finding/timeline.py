@@ -86,15 +86,15 @@ def _ended_in(samples: Sequence[Sample], low: int, high: int) -> list[Sample]:
 
 
 def _span(ended: Sequence[Sample], begin: float, width: float, tokens: float, course: Course | None) -> Span:
-    ttft = np.sort(np.array(request_values("ttft", ended)))
+    ttft = sorted(request_values("ttft", ended))
     return Span(
         begin_s=float(begin),
         end_s=float(begin + width),
         requests=len(ended),
         failed=sum(not sample.ok for sample in ended),
         throughput=tokens / width,
-        ttft_p50_s=_ranked(ttft.tolist(), 0.50),
-        ttft_p95_s=_ranked(ttft.tolist(), 0.95),
+        ttft_p50_s=_ranked(ttft, 0.50),
+        ttft_p95_s=_ranked(ttft, 0.95),
         level=_level(course, begin, width) if course else None,
     )
 

@@ -6,7 +6,7 @@ What each metric counts for one successful request (all from one clock or from t
 metric     value                                                        does not exist for
 ========== ============================================================ ===========================================
 latency    done minus start; an open loop starts at the scheduled time  -
-ttft       first token minus start                                      embed; a response without text
+ttft       first token minus start                                      embed; responses in one piece, without text
 ttfa       first answer token minus start; inf when it only thought     runs in which no model thought first
 tpot       eval_duration / (eval_count - 1)                             fewer than two tokens
 itl        every gap between two chunks, so many values per request     fewer than two chunks

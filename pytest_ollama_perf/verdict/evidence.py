@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def of_run(run: Run) -> Evidence:
     """Return what ``run`` says. Its metrics are computed when they are asked for."""
     measured = sorted(run.measured, key=lambda sample: sample.start_ns)
 
+    @functools.cache
     def values(metric: str) -> Sequence[float]:
         return _values(run, measured, metric)
 

@@ -96,6 +96,11 @@ class Rule:
         """The deviation between runs beyond which there are spells."""
         return _SPELL_SDS * self.prior_sd
 
+    @property
+    def scattered(self) -> bool:
+        """Whether already the requests of one run show spells."""
+        return self.scatter > self.usual_sd
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -172,7 +177,7 @@ class _Evidence:
     @property
     def beyond_spells(self) -> float:
         """The difference that no spell explains: none, where already the requests of one run show them."""
-        if self.rule.scatter > self.rule.usual_sd:
+        if self.rule.scattered:
             return math.inf
         return max(_SPELL_MARGINS * self.limit, _SPELL_DEVIATIONS * self.baseline.spell_sd)
 
@@ -188,8 +193,11 @@ class _Evidence:
     @property
     def ok(self) -> bool:
         """Whether so large a slow-down as the margin can be ruled out. A spell is no reason to ask for more runs."""
-        baseline = self.baseline
-        return self.d + _t(1.0 - _BETA, baseline.df) * baseline.se(len(self.runs)) < self.limit
+        return self.rules_out(len(self.runs), len(self.baseline.kept), self.baseline.df)
+
+    def rules_out(self, runs: int, stored: int, df: float) -> bool:
+        """Whether this difference, found in so many runs, would rule the margin out."""
+        return self.d + _t(1.0 - _BETA, df) * _se(self.baseline.sd, 0.0, runs, stored) < self.limit
 
     def p(self, difference: float, se: float) -> float:
         return float(stdtr(self.baseline.df, -difference / se))
@@ -327,10 +335,9 @@ def _settling(evidence: _Evidence) -> tuple[int | None, int | None]:
 
 
 def _decides(evidence: _Evidence, runs: int, stored: int, df: float) -> bool:
-    sd = evidence.baseline.sd
-    if evidence.d + _t(1.0 - _BETA, df) * _se(sd, 0.0, runs, stored) < evidence.limit:
+    if evidence.rules_out(runs, stored, df):
         return True
-    se = _se(sd, evidence.spell_sd, runs, stored)
+    se = _se(evidence.baseline.sd, evidence.spell_sd, runs, stored)
     significant = evidence.notable(evidence.d) and float(stdtr(df, -evidence.d / se)) < evidence.alpha
     return significant and evidence.may_regress(runs)
 
