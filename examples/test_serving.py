@@ -21,7 +21,7 @@ def test_steady_arrivals(num_predict, ollama_load):
 
 
 def test_prompt_length(ollama):
-    """Loads from code: with a prompt eight times as long, the decode rate must stay above 20 %."""
+    """Loads from code: with a prompt eight times as long, the decode rate stays above 20 % of the original."""
     short = ollama.load(prompt_words=32)
     long = ollama.load(prompt_words=256)
     assert long.tps > 0.2 * short.tps
