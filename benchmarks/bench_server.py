@@ -16,7 +16,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from pytest_ollama_perf.client.clock import ANCILLARY_BYTES, ReceiveClock, enable
+from pytest_ollama_perf.client.clock import ANCILLARY_BYTES, ReceiveClock, enable_receive_stamps
 
 
 def chunk(body: bytes) -> bytes:
@@ -87,7 +87,7 @@ class Server:
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            enable(sock)
+            enable_receive_stamps(sock)
             self.streams[sock.fileno()] = Stream(sock)
             self.epoll.register(sock, select.EPOLLIN)
 
@@ -112,7 +112,7 @@ class Server:
         at = lowered.find(b"x-request-id: ")
         stream.request_id = head[at + 14 :].split(b"\r\n", 1)[0].decode() if at >= 0 else ""
         stream.read_ns, stream.sent = now, 0
-        stream.arrived_ns = self.stamps.stamp(ancillary, now)
+        stream.arrived_ns = self.stamps.to_arrival_ns(ancillary, now)
         if self.pace.gap_s:
             heapq.heappush(self.due, (now + int(self.pace.first_s * 1e9), stream.sock.fileno(), stream))
         else:

@@ -20,10 +20,10 @@ import httpx
 import uvloop
 
 from pytest_ollama_perf.client.address import parse_address
-from pytest_ollama_perf.client.wire import WireBackend
-from pytest_ollama_perf.load.backend import Request
-from pytest_ollama_perf.sample import Sample, Stage
-from pytest_ollama_perf.workload import Endpoint, Timeouts
+from pytest_ollama_perf.client.backend import HttpBackend
+from pytest_ollama_perf.core.sample import Phase, Sample
+from pytest_ollama_perf.core.workload import Endpoint, Timeouts
+from pytest_ollama_perf.loadgen.backend import Request
 
 BODY = b'{"model":"bench","prompt":" word","stream":true,"raw":true,"options":{"num_predict":64,"num_ctx":4096}}'
 Report = dict[str, object]
@@ -45,7 +45,7 @@ async def closed_loop(streams: int, each: int, send: Callable[[int, int], Awaita
 
 
 async def ours(port: int, streams: int, each: int) -> Report:
-    backend = WireBackend([parse_address(f"127.0.0.1:{port}")])
+    backend = HttpBackend([parse_address(f"127.0.0.1:{port}")])
     samples: list[Sample] = []
     await backend.connect(streams)
 
@@ -55,7 +55,7 @@ async def ours(port: int, streams: int, each: int) -> Report:
             client=number,
             target=0,
             request_id=f"{number}-{turn}",
-            stage=Stage.MEASURED,
+            stage=Phase.MEASURED,
             endpoint=Endpoint.GENERATE,
             stream=True,
             body=BODY,

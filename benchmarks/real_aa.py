@@ -37,20 +37,19 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pytest_ollama_perf.bench import Bench
-from pytest_ollama_perf.marks import LoadSpec, load_spec
-from pytest_ollama_perf.past import Past, gating_pairs
+from pytest_ollama_perf.analysis.epochs import RunKind
+from pytest_ollama_perf.analysis.noise import find_noise_problems, measure_noise
+from pytest_ollama_perf.analysis.run_value import GATING_METRICS, build_evidence, get_policy
+from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
+from pytest_ollama_perf.harness.harness import Harness
+from pytest_ollama_perf.harness.history import RunHistory, count_gating_pairs
+from pytest_ollama_perf.metrics.format import format_percent
 from pytest_ollama_perf.report.progress import LiveProgress
-from pytest_ollama_perf.run import Run
-from pytest_ollama_perf.settings import Settings
 from pytest_ollama_perf.store import open_store
-from pytest_ollama_perf.trial import Lab, Trial, conduct
-from pytest_ollama_perf.verdict.epoch import Kind
-from pytest_ollama_perf.verdict.evidence import of_run
-from pytest_ollama_perf.verdict.noise import measure_noise, noticed
-from pytest_ollama_perf.verdict.run_value import GATING, policy
-from pytest_ollama_perf.verdict.wording import percent
-from pytest_ollama_perf.verdict.words import Word
 
 TEST = "real_aa"
 PERIOD_S = 0.006
@@ -61,10 +60,12 @@ def main() -> int:
     if given.throttle:
         throttle(given.throttle, given.factor)
         return 0
-    spec = load_spec({"model": given.model, "requests": given.requests, "num_predict": given.tokens, "num_ctx": 2048})
+    spec = build_load_spec(
+        {"model": given.model, "requests": given.requests, "num_predict": given.tokens, "num_ctx": 2048}
+    )
     with tempfile.TemporaryDirectory() as store:
         settings = Settings(urls=(os.environ["OLLAMA_HOST"],), store=store, save=True)
-        bench = Bench(settings, root=Path.cwd())
+        bench = Harness(settings, root=Path.cwd())
         try:
             return examine(bench, spec, given)
         finally:
@@ -89,7 +90,7 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def examine(bench: Bench, spec: LoadSpec, given: argparse.Namespace) -> int:
+def examine(bench: Harness, spec: LoadSpec, given: argparse.Namespace) -> int:
     began = time.perf_counter()
     say(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
     others = Others(listening(urlsplit(bench.servers[0].address.url).port or 0), given.quiet, given.patience)
@@ -155,22 +156,22 @@ def cpu_ticks(pid: int) -> int:
     return 0
 
 
-def remember(bench: Bench, spec: LoadSpec, count: int, others: Others) -> None:
+def remember(bench: Harness, spec: LoadSpec, count: int, others: Others) -> None:
     """Make a history of ``count`` runs."""
     store = open_store(bench.settings.store)
     for number in range(1, count + 1):
         with others.watched() as share, LiveProgress(sys.stderr) as progress:
             run = bench.measure(spec.workload, TEST, fresh=True, onlooker=progress)
-        store.add(run, Kind.SAVED)
+        store.add(run, RunKind.SAVED)
         say(f"stored {number}: {readings([run])}; others {share[0]:.0%}")
     store.close()
 
 
-def build(bench: Bench, spec: LoadSpec, title: str, others: Others) -> Trial:
+def build(bench: Harness, spec: LoadSpec, title: str, others: Others) -> Evaluation:
     """Do what one build does."""
-    past = Past(bench.settings, gating_pairs(spec.margins))
+    past = RunHistory(bench.settings, count_gating_pairs(spec.margins))
     with others.watched() as share, LiveProgress(sys.stderr) as progress:
-        trial = conduct(Lab(bench, past, progress), spec, TEST)
+        trial = run_load(ExperimentContext(bench, past, progress), spec, TEST)
     past.close()
     runs = [load.run for load in trial.loads]
     word = trial.verdict.word.value
@@ -180,32 +181,32 @@ def build(bench: Bench, spec: LoadSpec, title: str, others: Others) -> Trial:
 
 def readings(runs: Sequence[Run]) -> str:
     def one(run: Run, name: str) -> str:
-        cost = of_run(run).reading(policy(name))
+        cost = build_evidence(run).compute_cost(get_policy(name))
         return f"{math.exp(-cost):.0f} /s" if name == "tps" else f"{math.exp(cost) * 1e3:.2f} ms"
 
-    return "; ".join(", ".join(one(run, name) for name in GATING) for run in runs)
+    return "; ".join(", ".join(one(run, name) for name in GATING_METRICS) for run in runs)
 
 
-def noise(bench: Bench, spec: LoadSpec) -> None:
+def noise(bench: Harness, spec: LoadSpec) -> None:
     """Say how much the unchanged runs differ."""
     store = open_store(bench.settings.store)
-    evidence = [of_run(run) for run in store.history(TEST, limit=None).runs]
+    evidence = [build_evidence(run) for run in store.read_history(TEST, limit=None).runs]
     store.close()
-    for name in GATING:
-        found = measure_noise(policy(name), [run.reading(policy(name)) for run in evidence])
+    for name in GATING_METRICS:
+        found = measure_noise(get_policy(name), [run.compute_cost(get_policy(name)) for run in evidence])
         if found:
             say(
-                f"{name}: sd between {len(found.costs)} unchanged runs {percent(round(found.sd, 4))}, "
-                f"range {percent(round(math.expm1(max(found.costs) - min(found.costs)), 4))}, "
-                f"three runs show {percent(round(found.detectable[-1], 4))}"
+                f"{name}: sd between {len(found.costs)} unchanged runs {format_percent(round(found.sd, 4))}, "
+                f"range {format_percent(round(math.expm1(max(found.costs) - min(found.costs)), 4))}, "
+                f"three runs show {format_percent(round(found.detectable[-1], 4))}"
             )
-            for problem in noticed([found]):
+            for problem in find_noise_problems([found]):
                 say(f"  {problem.text}")
 
 
-def verdict(unchanged: Sequence[Trial], slow: Sequence[Trial], given: argparse.Namespace) -> int:
-    alarms = sum(trial.verdict.word is Word.REGRESSED for trial in unchanged)
-    caught = sum(trial.verdict.word is Word.REGRESSED for trial in slow)
+def verdict(unchanged: Sequence[Evaluation], slow: Sequence[Evaluation], given: argparse.Namespace) -> int:
+    alarms = sum(trial.verdict.word is VerdictStatus.REGRESSED for trial in unchanged)
+    caught = sum(trial.verdict.word is VerdictStatus.REGRESSED for trial in slow)
     for name, trials in (("unchanged", unchanged), ("slowed", slow)):
         words = Counter(trial.verdict.word.value for trial in trials)
         runs = sum(len(trial.loads) for trial in trials) / max(1, len(trials))

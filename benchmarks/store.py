@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "store"))
 
 from store_makers import make_run
 
-from pytest_ollama_perf.store import Store, open_store
-from pytest_ollama_perf.store.record import decode, encode
+from pytest_ollama_perf.store import open_store
+from pytest_ollama_perf.store.base import Store
+from pytest_ollama_perf.store.record import decode_run, encode_run
 
 TARGET_MS = 50.0
 TARGET_BYTES = 10_000
@@ -57,7 +58,7 @@ def fill(store: Store, count: int) -> None:
 
 def milliseconds(store: Store, test: str) -> float:
     started = time.perf_counter()
-    history = store.history(test)
+    history = store.read_history(test)
     took = 1000 * (time.perf_counter() - started)
     assert len(history.runs) == PER_TEST
     assert not history.damaged
@@ -85,13 +86,13 @@ def measure(place: str, count: int, repeats: int) -> bool:
 
 
 def size() -> bool:
-    worst = max(len(encode(run)) for run in runs(40))
+    worst = max(len(encode_run(run)) for run in runs(40))
     good = worst < TARGET_BYTES
     print(f"a run of 50 requests of 64 tokens: {worst} bytes; target < {TARGET_BYTES}: {'met' if good else 'MISSED'}")
-    data = encode(next(runs(40)))
+    data = encode_run(next(runs(40)))
     started = time.perf_counter()
     for _ in range(100):
-        decode(data, "x")
+        decode_run(data, "x")
     print(f"decoding it: {10 * (time.perf_counter() - started):.2f} ms")
     return good
 

@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "telemetry"))
 
 from fake_nvml import FakeNvml
 
-from pytest_ollama_perf.telemetry.host import this_host
-from pytest_ollama_perf.telemetry.nvml import NvmlGpus, installed
-from pytest_ollama_perf.telemetry.sampler import EVERY_S, Sampler
+from pytest_ollama_perf.telemetry.nvml import NvmlGpus, import_nvml
+from pytest_ollama_perf.telemetry.sampler import SAMPLE_INTERVAL_S, LocalSampler, make_host_meter
 
 TURN_S = 0.5
 
@@ -49,19 +48,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0)
     seconds = parser.parse_args().seconds
-    gpus = NvmlGpus(installed())
+    gpus = NvmlGpus(import_nvml())
     what = "this machine's GPUs"
     if not gpus:
         gpus, what = NvmlGpus(FakeNvml(gpus=8)), "a stand-in for 8 GPUs"
-    sampler = Sampler(gpus, this_host())
-    with sampler.reading() as log:
+    sampler = LocalSampler(gpus, make_host_meter())
+    with sampler.record() as log:
         time.sleep(seconds)
-    print(f"{what}: {len(log.host)} readings, one every {EVERY_S} s, {log.cpu_share:.3%} of a core")
+    print(f"{what}: {len(log.host)} readings, one every {SAMPLE_INTERVAL_S} s, {log.cpu_share:.3%} of a core")
     print(f"one reading: {log.cpu_share * seconds / len(log.host) * 1e3:.2f} ms of CPU")
     ratios = []
     for _ in range(max(4, int(seconds / TURN_S / 2))):
         pair = []
-        for beside in (sampler.reading(), nullcontext()):
+        for beside in (sampler.record(), nullcontext()):
             with beside:
                 pair.append(counted(TURN_S))
         ratios.append(pair[0] / pair[1])

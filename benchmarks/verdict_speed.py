@@ -14,16 +14,16 @@ import time
 import numpy as np
 from noise import WORLDS, requests
 
-from pytest_ollama_perf.verdict.evidence import Evidence, of_minimal
-from pytest_ollama_perf.verdict.history import judge_build, judge_test
+from pytest_ollama_perf.analysis.regression import judge_build, judge_test
+from pytest_ollama_perf.analysis.run_value import RunEvidence, parse_minimal_record
 
 STORED, REQUESTS, TESTS = 20, 50, 200
 
 
-def runs(test: int, rng: np.random.Generator) -> list[Evidence]:
+def runs(test: int, rng: np.random.Generator) -> list[RunEvidence]:
     costs = requests(rng, WORLDS["clean"].runs(rng, 1, STORED + 1)[0], REQUESTS)
     return [
-        of_minimal(
+        parse_minimal_record(
             {
                 "test": f"test_{test}",
                 "run": number,

@@ -19,16 +19,14 @@ import numpy as np
 from noise import WORLDS, Floats, World, requests
 from scipy.stats import mannwhitneyu, t
 
-from pytest_ollama_perf.verdict.ab import LOOKS, REQUESTS_PER_SIDE, compare
-from pytest_ollama_perf.verdict.evidence import Evidence, of_minimal
-from pytest_ollama_perf.verdict.family import Family
-from pytest_ollama_perf.verdict.gate import Rule, judge
-from pytest_ollama_perf.verdict.history import judge_test
-from pytest_ollama_perf.verdict.run_value import POLICIES, run_value
-from pytest_ollama_perf.verdict.trend import REFERENCE, Point, trend
-from pytest_ollama_perf.verdict.words import Word
+from pytest_ollama_perf.analysis.ab import LOOKS, REQUESTS_PER_SIDE, compare_costs
+from pytest_ollama_perf.analysis.drift import REFERENCE_RUNS, DriftPoint, detect_drift
+from pytest_ollama_perf.analysis.gate import ErrorBudget, GateRule, judge_runs
+from pytest_ollama_perf.analysis.regression import judge_test
+from pytest_ollama_perf.analysis.run_value import POLICIES, RunEvidence, compute_run_value, parse_minimal_record
+from pytest_ollama_perf.core.verdict import VerdictStatus
 
-RULE = Rule.of(POLICIES["tps"])
+RULE = GateRule.from_policy(POLICIES["tps"])
 MAX_RUNS = RULE.max_runs
 BUILDS_A_WEEK = 14
 WEEKS = 26
@@ -67,22 +65,22 @@ def mean(row: str, what: str, values: Sequence[float], bar: float) -> Figure:
     return Figure(row, what, float(np.mean(values)), float(np.std(values) / math.sqrt(len(values))), bar, True)
 
 
-def sequentially(decide: Callable[[int], Word]) -> tuple[Word, int]:
+def sequentially(decide: Callable[[int], VerdictStatus]) -> tuple[VerdictStatus, int]:
     """Ask for one run after the other until the verdict stands."""
     for runs in range(1, MAX_RUNS + 1):
         word = decide(runs)
-        if word is not Word.UNSURE:
+        if word is not VerdictStatus.UNSURE:
             break
     return word, runs
 
 
-def gate(history: Floats, candidates: Floats, alpha: float = 1.0) -> tuple[Word, int]:
-    return sequentially(lambda runs: judge(history, candidates[:runs], RULE, alpha).word)
+def gate(history: Floats, candidates: Floats, alpha: float = 1.0) -> tuple[VerdictStatus, int]:
+    return sequentially(lambda runs: judge_runs(history, candidates[:runs], RULE, alpha).word)
 
 
 def campaign(
     world: World, stored: int, effect: float, histories: int, rng: np.random.Generator
-) -> list[tuple[Word, int]]:
+) -> list[tuple[VerdictStatus, int]]:
     """Judge ``histories`` builds; ``effect`` is how much slower the candidates are."""
     runs = world.runs(rng, histories, stored + MAX_RUNS)
     fresh = runs[:, stored:] + math.log1p(effect)
@@ -91,8 +89,8 @@ def campaign(
     ]
 
 
-def regressed(found: Sequence[tuple[Word, int]]) -> list[bool]:
-    return [word is Word.REGRESSED for word, _ in found]
+def regressed(found: Sequence[tuple[VerdictStatus, int]]) -> list[bool]:
+    return [word is VerdictStatus.REGRESSED for word, _ in found]
 
 
 BAR = (
@@ -104,7 +102,7 @@ BAR = (
 )
 """World, stored runs; false alarms at most, power at least for each slowdown, runs spent unchanged at most."""
 
-Judge = Callable[[World, int, float, int, np.random.Generator], list[tuple[Word, int]]]
+Judge = Callable[[World, int, float, int, np.random.Generator], list[tuple[VerdictStatus, int]]]
 
 
 def against_history(histories: int, rng: np.random.Generator, judged: Judge, name: str) -> Iterator[Figure]:
@@ -120,7 +118,7 @@ def against_history(histories: int, rng: np.random.Generator, judged: Judge, nam
 
 def from_records(
     world: World, stored: int, effect: float, histories: int, rng: np.random.Generator
-) -> list[tuple[Word, int]]:
+) -> list[tuple[VerdictStatus, int]]:
     """The same down to single requests, through the records of ``pytest-ollama-perf judge``: tokens/s and TTFT gate."""
     found = []
     for row in world.runs(rng, histories, stored + MAX_RUNS):
@@ -130,15 +128,15 @@ def from_records(
     return found
 
 
-def _judging(history: Sequence[Evidence], candidates: Sequence[Evidence]) -> Callable[[int], Word]:
+def _judging(history: Sequence[RunEvidence], candidates: Sequence[RunEvidence]) -> Callable[[int], VerdictStatus]:
     return lambda runs: judge_test(history, candidates[:runs]).word
 
 
-def _record(costs: Floats, rng: np.random.Generator) -> Evidence:
+def _record(costs: Floats, rng: np.random.Generator) -> RunEvidence:
     """TTFT has more noise of its own than the rate of tokens."""
     first = costs + 0.05 * rng.normal(size=len(costs))
     fields = zip((80 * np.exp(-costs)).tolist(), (0.2 * np.exp(first)).tolist(), np.exp(costs).tolist(), strict=True)
-    return of_minimal(
+    return parse_minimal_record(
         {"requests": [dict(zip(("eval_tps", "ttft_s", "latency_s"), each, strict=True)) for each in fields]}
     )
 
@@ -150,23 +148,23 @@ def side_by_side(histories: int, rng: np.random.Generator) -> Iterator[Figure]:
     yield share(
         "A/B, clean",
         "false alarms",
-        [word in {Word.REGRESSED, Word.FASTER} for word, _ in unchanged],
+        [word in {VerdictStatus.REGRESSED, VerdictStatus.FASTER} for word, _ in unchanged],
         0.015,
         at_most=True,
     )
     yield Figure("A/B, clean", "requests", float(np.median([spent for _, spent in unchanged])), 0.0, 64, True)
-    caught = [word is Word.REGRESSED and spent <= 128 for word, spent in slower]
+    caught = [word is VerdictStatus.REGRESSED and spent <= 128 for word, spent in slower]
     yield share("A/B, clean", "power at 3% within 128", caught, 0.90, at_most=False)
 
 
-def _duel(effect: float, rng: np.random.Generator, load_sd: float = 0.007) -> tuple[Word, int]:
+def _duel(effect: float, rng: np.random.Generator, load_sd: float = 0.007) -> tuple[VerdictStatus, int]:
     state = WORLDS["clean"].runs(rng, 1, LOOKS[-1])[0]
     own = load_sd * rng.normal(size=(2, LOOKS[-1]))
     sides = requests(rng, state + own, REQUESTS_PER_SIDE, sd=0.015)
     sides[1] += math.log1p(effect)
-    a, b = ([run_value(POLICIES["tps"], np.exp(-block).tolist()) for block in side] for side in sides)
+    a, b = ([compute_run_value(POLICIES["tps"], np.exp(-block).tolist()) for block in side] for side in sides)
     blocks = LOOKS[0]
-    while (found := compare(a[:blocks], b[:blocks], POLICIES["tps"].prior_sd)).more:
+    while (found := compare_costs(a[:blocks], b[:blocks], POLICIES["tps"].prior_sd)).more:
         blocks += found.more
     return found.word, 2 * REQUESTS_PER_SIDE * blocks
 
@@ -182,17 +180,17 @@ def suite(builds: int, rng: np.random.Generator, tests: int = 20) -> Iterator[Fi
 def _build(effect: float, tests: int, rng: np.random.Generator) -> list[bool]:
     runs = WORLDS["clean"].runs(rng, tests, 10 + MAX_RUNS)
     runs[0, 10:] += math.log1p(effect)
-    family, failed = Family(tests), []
+    family, failed = ErrorBudget(tests), []
     for row in runs.tolist():
-        failed.append(gate(row[:10], row[10:], family.alpha)[0] is Word.REGRESSED)
-        family = family.after(failed[-1])
+        failed.append(gate(row[:10], row[10:], family.alpha)[0] is VerdictStatus.REGRESSED)
+        family = family.spend(failed[-1])
     return failed
 
 
 def drift(histories: int, rng: np.random.Generator, world: str = "clean") -> Iterator[Figure]:
     later = WEEKS * BUILDS_A_WEEK
-    runs = WORLDS[world].runs(rng, histories, REFERENCE + later)
-    slope = np.concatenate([np.zeros(REFERENCE), np.arange(1, later + 1)]) * math.log1p(0.01) / BUILDS_A_WEEK
+    runs = WORLDS[world].runs(rng, histories, REFERENCE_RUNS + later)
+    slope = np.concatenate([np.zeros(REFERENCE_RUNS), np.arange(1, later + 1)]) * math.log1p(0.01) / BUILDS_A_WEEK
     row = f"drift 1 % a week, {BUILDS_A_WEEK} builds a week"
     quiet = [_warned_after(history) for history in runs.tolist()]
     found = [_warned_after(history) for history in (runs + slope).tolist()]
@@ -201,7 +199,7 @@ def drift(histories: int, rng: np.random.Generator, world: str = "clean") -> Ite
 
 
 def _warned_after(costs: Sequence[float]) -> float:
-    sums = trend([Point(float(at), cost) for at, cost in enumerate(costs)], RULE).sums
+    sums = detect_drift([DriftPoint(float(at), cost) for at, cost in enumerate(costs)], RULE).sums
     return next((run + 1 for run, total in enumerate(sums) if total > 6.0), WEEKS * BUILDS_A_WEEK) / BUILDS_A_WEEK
 
 

@@ -20,27 +20,28 @@ from unittest import mock
 import meanings
 import msgspec
 
-from pytest_ollama_perf import cli, errors, plugin
-from pytest_ollama_perf.api import Ollama, Simulators
-from pytest_ollama_perf.contract.experiments import KINDS
-from pytest_ollama_perf.contract.json_schema import WORDS as TAKES
-from pytest_ollama_perf.contract.require import REQUIREMENTS
-from pytest_ollama_perf.experiment import ab, bearable, cold, result, sweep, swept
-from pytest_ollama_perf.marks import JUDGING, WORDS, load_spec
-from pytest_ollama_perf.metric import METRICS, STATS
-from pytest_ollama_perf.report.spec import TYPES
-from pytest_ollama_perf.sample import Outcome, Sample
-from pytest_ollama_perf.settings import OPTIONS, Option
-from pytest_ollama_perf.simulator.faults import HELP as FAULTS
+from pytest_ollama_perf import cli, plugin
+from pytest_ollama_perf.analysis import epochs, gate
+from pytest_ollama_perf.analysis.gate import FAMILY_ALPHA
+from pytest_ollama_perf.analysis.limits import list_limit_options
+from pytest_ollama_perf.analysis.run_value import POLICIES, PRIOR_DF
+from pytest_ollama_perf.config.load_options import JUDGING_OPTIONS, LOAD_OPTIONS, build_load_spec
+from pytest_ollama_perf.config.report_targets import REPORT_TYPES
+from pytest_ollama_perf.config.settings import OPTIONS, Option
+from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS
+from pytest_ollama_perf.contracts.json_schema import OPTION_SCHEMAS as TAKES
+from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
+from pytest_ollama_perf.core import errors
+from pytest_ollama_perf.core.sample import Outcome, Sample
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, VerdictStatus
+from pytest_ollama_perf.core.workload import Timeouts
+from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep, sweep_points
+from pytest_ollama_perf.fixtures import Ollama, Simulators
+from pytest_ollama_perf.metrics.definitions import METRICS, STATS
+from pytest_ollama_perf.simulator.faults import FAULT_HELP as FAULTS
 from pytest_ollama_perf.simulator.process import RunningSimulator
-from pytest_ollama_perf.simulator.url import KEYS
+from pytest_ollama_perf.simulator.url import URL_PARAMETERS
 from pytest_ollama_perf.store import directory, record
-from pytest_ollama_perf.verdict import epoch, gate
-from pytest_ollama_perf.verdict.family import FAMILY_ALPHA
-from pytest_ollama_perf.verdict.limits import limit_words
-from pytest_ollama_perf.verdict.run_value import POLICIES, PRIOR_DF
-from pytest_ollama_perf.verdict.words import FAILING, Word
-from pytest_ollama_perf.workload import Timeouts
 
 DOCS = Path(__file__).parent
 ASKED = re.compile(r"^<!-- generated: (?P<name>[a-z_]+) -->$", re.MULTILINE)
@@ -84,8 +85,8 @@ def said(text: str) -> str:
 
 def load_words() -> str:
     """Return the words that shape a load."""
-    rows = [(code(word), takes(word), default(word), _meaning(meanings.LOAD, word)) for word in WORDS]
-    rows += [(code(word), meanings.JUDGING_TAKES[word], "-", _meaning(meanings.LOAD, word)) for word in JUDGING]
+    rows = [(code(word), takes(word), default(word), _meaning(meanings.LOAD, word)) for word in LOAD_OPTIONS]
+    rows += [(code(word), meanings.JUDGING_TAKES[word], "-", _meaning(meanings.LOAD, word)) for word in JUDGING_OPTIONS]
     return table(("word", "takes", "default", "meaning"), rows)
 
 
@@ -125,8 +126,10 @@ def default(word: str) -> str:
     if word == "timeout":
         parts = msgspec.structs.asdict(Timeouts())
         return ", ".join(f"{code(name.removesuffix('_s'))} {seconds:g}" for name, seconds in parts.items())
-    workload = load_spec({"model": "any"}).workload
-    [field] = WORDS[word](word, meanings.EXAMPLES[word]) if word in meanings.EXAMPLES else [_field(word, workload)]
+    workload = build_load_spec({"model": "any"}).workload
+    [field] = (
+        LOAD_OPTIONS[word](word, meanings.EXAMPLES[word]) if word in meanings.EXAMPLES else [_field(word, workload)]
+    )
     value = getattr(workload, field)
     return code(getattr(value, "value", value))
 
@@ -140,7 +143,7 @@ def limit_table() -> str:
     """Return the limit words of every metric."""
     rows = []
     for metric in METRICS.values():
-        words = [word for word in limit_words() if re.fullmatch(rf"(min|max)_((\w+?)_)?{metric.name}", word)]
+        words = [word for word in list_limit_options() if re.fullmatch(rf"(min|max)_((\w+?)_)?{metric.name}", word)]
         own = [word for word in words if word.split("_", 1)[1] in {metric.name, *(f"{s}_{metric.name}" for s in STATS)}]
         rows.append((code(metric.name), metric.unit.value, ", ".join(map(code, own))))
     return table(("metric", "unit", "words"), rows)
@@ -149,10 +152,10 @@ def limit_table() -> str:
 def experiment_words() -> str:
     """Return the words that the other markers have of their own."""
     kinds = {
-        "ollama_sweep": sweep.OWN_WORDS,
-        "ollama_max_concurrency": bearable.OWN_WORDS,
-        "ollama_cold_start": cold.OWN_WORDS,
-        "ollama_ab": (*ab.SIDES, *ab.JUDGING),
+        "ollama_sweep": sweep.OWN_OPTIONS,
+        "ollama_max_concurrency": capacity.OWN_OPTIONS,
+        "ollama_cold_start": cold_start.OWN_OPTIONS,
+        "ollama_ab": (*ab.SIDES, *ab.JUDGING_OPTIONS),
     }
     parts = []
     for marker, words in kinds.items():
@@ -173,7 +176,7 @@ def _flag(option: Option) -> str:
 
 def report_types() -> str:
     """Return the types of reports."""
-    return table(("type", "what it is"), [(code(kind), _meaning(meanings.REPORTS, kind)) for kind in TYPES])
+    return table(("type", "what it is"), [(code(kind), _meaning(meanings.REPORTS, kind)) for kind in REPORT_TYPES])
 
 
 def metrics() -> str:
@@ -204,17 +207,17 @@ def constants() -> str:
         ("chance that one look passes a change of the whole margin", f"{gate._BETA:g}"),
         ("a single run that looks no worse than this speaks against a change, p", f"{gate._SINGLE_ALPHA:g}"),
         ("margins after which two runs are enough to convict", f"{gate._GROSS_MARGINS:g}"),
-        ("usual deviations between runs beyond which a spell is assumed", f"{gate._SPELL_SDS:g}"),
+        ("usual deviations between runs beyond which a spell is assumed", f"{gate._SHARED_SDS:g}"),
         (
             "a change that no spell explains: margins, and deviations of the spells",
-            f"{gate._SPELL_MARGINS:g}, {gate._SPELL_DEVIATIONS:g}",
+            f"{gate._SHARED_MARGINS:g}, {gate._SHARED_DEVIATIONS:g}",
         ),
         (
             "Hampel filter: stored runs it needs, deviations it allows",
-            f"{gate._LEAST_FOR_FILTER}, {gate._DEVIATIONS:g}",
+            f"{gate._MIN_FOR_FILTER}, {gate._FILTER_DEVIATIONS:g}",
         ),
-        ("smallest scale of the filter", f"{gate._LEAST_SCALE:.0%}"),
-        ("share of runs it may drop", f"{gate._MOST_DROPPED:.0%}"),
+        ("smallest scale of the filter", f"{gate._MIN_SCALE:.0%}"),
+        ("share of runs it may drop", f"{gate._MAX_DROPPED_SHARE:.0%}"),
         ("runs that the expected deviation is worth", f"{PRIOR_DF:g}"),
     ]
     return table(("constant", "value"), rows)
@@ -222,7 +225,7 @@ def constants() -> str:
 
 def generations() -> str:
     """Return the ranges of server versions whose counters mean the same."""
-    names = [name for _, name in epoch._GENERATIONS] + [epoch._NEWEST]
+    names = [name for _, name in epochs._METRIC_GENERATIONS] + [epochs._NEWEST_GENERATION]
     return table(("versions", "what differs"), [(name, _meaning(meanings.GENERATIONS, name)) for name in names])
 
 
@@ -235,14 +238,14 @@ def verdicts() -> str:
     """Return the words of verdicts."""
     return table(
         ("word", "fails the test", "meaning"),
-        [(code(word.value), _fails(word), _meaning(meanings.VERDICTS, word.value)) for word in Word],
+        [(code(word.value), _fails(word), _meaning(meanings.VERDICTS, word.value)) for word in VerdictStatus],
     )
 
 
-def _fails(word: Word) -> str:
-    if word in FAILING:
+def _fails(word: VerdictStatus) -> str:
+    if word in FAILING_STATUSES:
         return "yes"
-    return "with `--ollama-strict`" if word in {Word.UNSURE, Word.INCOMPARABLE} else "no"
+    return "with `--ollama-strict`" if word in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE} else "no"
 
 
 def problems() -> str:
@@ -280,12 +283,12 @@ def api() -> str:
     """Return the classes that a test holds in its hands."""
     kinds = (
         Ollama,
-        result.Result,
-        swept.SweepResult,
-        swept.CurveResult,
-        swept.LevelResult,
-        bearable.MaxConcurrency,
-        cold.ColdStartResult,
+        load.LoadResult,
+        sweep_points.SweepResult,
+        sweep_points.CurveResult,
+        sweep_points.SweepPointResult,
+        capacity.MaxConcurrencyResult,
+        cold_start.ColdStartResult,
         ab.ABResult,
         Simulators,
         RunningSimulator,
@@ -327,14 +330,14 @@ def _type(kind: object) -> str:
 def commands() -> str:
     """Return the help of every subcommand."""
     with mock.patch.dict(os.environ, COLUMNS="80", NO_COLOR="1"):
-        found = next(each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
+        found = next(each for each in cli.build_parser()._actions if isinstance(each, argparse._SubParsersAction))
         helps = {name: parser.format_help().strip() for name, parser in found.choices.items()}
     return "\n\n".join(f"## {name}\n\n```text\n{text}\n```" for name, text in helps.items())
 
 
 def sim_keys() -> str:
     """Return the keys of ``sim:`` URLs."""
-    rows = [(code(name), code(key.example), key.help) for name, key in KEYS.items()]
+    rows = [(code(name), code(key.example), key.help) for name, key in URL_PARAMETERS.items()]
     return table(("key", "example", "meaning"), rows)
 
 
@@ -346,8 +349,8 @@ def faults() -> str:
 def contract_keys() -> str:
     """Return what a contract file may hold beside words and metrics."""
     parts = []
-    for name, kind in KINDS.items():
-        gates = [(code(gate_name), code(one.example)) for gate_name, one in kind.gates.items()]
+    for name, kind in EXPERIMENT_KINDS.items():
+        gates = [(code(gate_name), code(one.example)) for gate_name, one in kind.own_metrics.items()]
         heading = f'### `[model."...".{name}]`\n\nWords are those of `{kind.marker}`. Its own clauses:'
         parts.append(f"{heading}\n\n{table(('key', 'example'), gates)}")
     return "\n\n".join(parts)
@@ -355,7 +358,7 @@ def contract_keys() -> str:
 
 def requirements() -> str:
     """Return the preconditions of contract files."""
-    rows = [(code(name), _meaning(meanings.REQUIREMENTS, name)) for name in REQUIREMENTS]
+    rows = [(code(name), _meaning(meanings.REQUIREMENTS, name)) for name in PRECONDITION_PARSERS]
     return table(("key", "what must hold"), rows)
 
 
@@ -402,7 +405,7 @@ def store_layout() -> str:
 
 def record_layout() -> str:
     """Return what a run record holds."""
-    rows = [(code(field.name), _type(field.type)) for field in msgspec.structs.fields(record.Record)]
+    rows = [(code(field.name), _type(field.type)) for field in msgspec.structs.fields(record.RunRecord)]
     return f"{said(_after_heading(record.__doc__ or ''))}\n\n{table(('key', 'type'), rows)}"
 
 

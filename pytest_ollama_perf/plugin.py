@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.settings import OPTIONS, Option, Settings, resolve
+from pytest_ollama_perf.config.settings import OPTIONS, Option, Settings, resolve_settings
+from pytest_ollama_perf.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.api import Marked, Ollama, Simulators
-    from pytest_ollama_perf.room import Room
+    from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama, Simulators
+    from pytest_ollama_perf.session import Session
+
 
 MARKER = "ollama_load"
-MARKER_HELP = """\
+LOAD_HELP = """\
 ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
     It goes to the Ollama server (--ollama-url) before the test's body runs; a
     broken limit fails the test. All words have defaults.
@@ -57,19 +58,19 @@ ollama_cold_start(repeats=3, max_load_time=60): the first answer after an unload
     10). Limits in seconds: max_load_time, max_cold_ttft, max_cold_latency,
     max_warm_ttft, max_warm_latency; max_ratio (cold TTFT over warm); those of
     ollama_load hold for the warm requests. load_timeout: 30 minutes."""
-ROOM = pytest.StashKey["Room"]()
+SESSION_KEY = pytest.StashKey["Session"]()
 
 
-class _PytestSource:
+class _PytestConfigSource:
     """pytest's config as a source of raw settings."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
-    def command_line(self, option: Option) -> object:
+    def read_command_line(self, option: Option) -> object:
         return self._config.getoption(option.key, default=None)
 
-    def ini(self, option: Option) -> object:
+    def read_ini(self, option: Option) -> object:
         return self._config.getini(option.key) or None
 
 
@@ -83,23 +84,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", MARKER_HELP)
+    config.addinivalue_line("markers", LOAD_HELP)
     config.addinivalue_line("markers", SWEEP_HELP)
     config.addinivalue_line("markers", MAX_CONCURRENCY_HELP)
     config.addinivalue_line("markers", COLD_START_HELP)
     config.addinivalue_line("markers", AB_HELP)
     try:
-        config.stash[ROOM] = _open_room(config, resolve(_PytestSource(config)))
+        config.stash[SESSION_KEY] = _open_session(config, resolve_settings(_PytestConfigSource(config)))
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
 
 
-def _open_room(config: pytest.Config, settings: Settings) -> Room:
-    from pytest_ollama_perf.room import Room
+def _open_session(config: pytest.Config, settings: Settings) -> Session:
+    from pytest_ollama_perf.session import Session
 
-    room = Room(config, settings)
+    room = Session(config, settings)
     config.pluginmanager.register(room, "ollama-perf-room")
-    for neighbour in room.neighbours():
+    for neighbour in room.build_integrations():
         config.pluginmanager.register(neighbour)
     return room
 
@@ -107,72 +108,72 @@ def _open_room(config: pytest.Config, settings: Settings) -> Room:
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     if not (file_path.name.endswith(".ollama.toml") or file_path.name == "pyproject.toml"):
         return None
-    from pytest_ollama_perf.collect import collect_file
+    from pytest_ollama_perf.contracts.items import collect_file
 
-    return collect_file(file_path, parent, parent.config.stash[ROOM])
+    return collect_file(file_path, parent, parent.config.stash[SESSION_KEY])
 
 
 @pytest.fixture
-def ollama_load(request: pytest.FixtureRequest) -> Marked:
+def ollama_load(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The load that this test's marker describes, measured:
     metrics, all samples, ``check(...)``."""
-    return request.config.stash[ROOM].marked(request.node)
+    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
-def ollama_sweep(request: pytest.FixtureRequest) -> Marked:
+def ollama_sweep(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The sweep that this test's marker describes:
     levels, knee, avalanche, slots."""
-    return request.config.stash[ROOM].marked(request.node)
+    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
-def ollama_ab(request: pytest.FixtureRequest) -> Marked:
+def ollama_ab(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The comparison that this test's marker describes:
     per metric the change and its interval, ``ollama_ab.tps.change``."""
-    return request.config.stash[ROOM].marked(request.node)
+    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
-def ollama_max_concurrency(request: pytest.FixtureRequest) -> Marked:
+def ollama_max_concurrency(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The search that this test's marker describes:
     the largest bearable concurrency and the first breach."""
-    return request.config.stash[ROOM].marked(request.node)
+    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
-def ollama_cold_start(request: pytest.FixtureRequest) -> Marked:
+def ollama_cold_start(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The cold starts that this test's marker describes:
     load time, cold and warm TTFT, their ratio."""
-    return request.config.stash[ROOM].marked(request.node)
+    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
 def ollama(request: pytest.FixtureRequest) -> Ollama:
     """Fire loads from code: ``ollama.load(concurrency=4)``,
     or ``await ollama.aload(...)``; words as on the marker."""
-    return request.config.stash[ROOM].ollama(request.node)
+    return request.config.stash[SESSION_KEY].ollama(request.node)
 
 
 @pytest.fixture(scope="session")
 def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
     """Load models before the first test measures:
     ``ollama_warm_up("llama3.2:3b", "qwen3:4b")`` in a session fixture."""
-    return lambda *models, **words: request.config.stash[ROOM].warm_up(models, **words)
+    return lambda *models, **words: request.config.stash[SESSION_KEY].warm_up(models, **words)
 
 
 @pytest.fixture(scope="session")
 def ollama_url(request: pytest.FixtureRequest) -> str:
     """The URL of the (first) server under test; starts the simulator where
     ``--ollama-url`` names that."""
-    return request.config.stash[ROOM].url()
+    return request.config.stash[SESSION_KEY].url()
 
 
 @pytest.fixture
 def ollama_simulator(request: pytest.FixtureRequest) -> Iterator[Simulators]:
     """Start simulated Ollama servers: ``ollama_simulator(slots=4).url``;
     each stops when the test ends."""
-    from pytest_ollama_perf.api import Simulators
+    from pytest_ollama_perf.fixtures import Simulators
 
     with Simulators() as simulators:
         yield simulators

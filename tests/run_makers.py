@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_ollama_perf.run import Run
-from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
+from pytest_ollama_perf.core.workload import Workload
 
 MS = 1_000_000
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
@@ -35,7 +35,7 @@ def sample(
         "client": client,
         "url": "http://box:11434",
         "request_id": str(index),
-        "stage": Stage.MEASURED,
+        "stage": Phase.MEASURED,
         "outcome": Outcome.OK,
         "sent_ns": sent * MS,
         "done_ns": chunks[-1],
@@ -57,7 +57,7 @@ def failure(index=0, *, sent=0, took=5, outcome=Outcome.HTTP_ERROR, **fields):
         "client": 0,
         "url": "http://box:11434",
         "request_id": str(index),
-        "stage": Stage.MEASURED,
+        "stage": Phase.MEASURED,
         "outcome": outcome,
         "sent_ns": sent * MS,
         "done_ns": (sent + took) * MS,
@@ -67,7 +67,7 @@ def failure(index=0, *, sent=0, took=5, outcome=Outcome.HTTP_ERROR, **fields):
 
 def run_of(*samples, warmup=1, **fields):
     """A run of ``samples`` after ``warmup`` dropped ones, with a workload that asks for what the first sample has."""
-    before = tuple(sample(-1 - number, stage=Stage.WARMUP) for number in range(warmup))
+    before = tuple(sample(-1 - number, stage=Phase.WARMUP) for number in range(warmup))
     asked = max((one.counters.eval_count or 0 for one in samples), default=0) or 64
     words = {"model": "m", "prompt_words": 16, "num_predict": asked, "requests": max(1, len(samples))}
     words |= fields.pop("workload", {})
@@ -112,7 +112,7 @@ def _recorded(index, exchange):
         client=index,
         url="http://box:11434",
         request_id=str(index),
-        stage=Stage.MEASURED,
+        stage=Phase.MEASURED,
         outcome=Outcome.OK,
         sent_ns=round(exchange["request"]["sent_s"] * 1e9),
         done_ns=round(response["ended_s"] * 1e9),

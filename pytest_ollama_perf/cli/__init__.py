@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pytest_ollama_perf.errors import OllamaPerfError
+from pytest_ollama_perf.core.errors import OllamaPerfError
 
 COMMANDS = ("simulate", "init", "history", "show", "compare", "trend", "accept", "judge", "report", "export", "doctor")
 """Subcommand modules in the order of ``--help``; each has ``add_parser(subparsers)`` that sets ``run=`` to a
 function taking the parsed arguments and returning an exit status."""
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Build the whole command line."""
     root = argparse.ArgumentParser(
         prog="pytest-ollama-perf", description="Performance tests for models served by Ollama."
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; errors made by people are one line on stderr and exit status 2."""
-    options = parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
     except OllamaPerfError as error:

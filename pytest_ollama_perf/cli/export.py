@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.report.document import parse_document, write_report
+from pytest_ollama_perf.report.formats import load_writer
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``export`` to the command line."""
-    from pytest_ollama_perf.report.spec import TYPES
+    from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 
-    kinds = [kind for kind in TYPES if kind != "json"]
+    kinds = [kind for kind in REPORT_TYPES if kind != "json"]
     parser = subparsers.add_parser(
         "export",
         help="a JSON report in the format of another tool",
@@ -23,6 +30,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Write the file. What that needs is imported here: other commands start without it."""
-    from pytest_ollama_perf.cli import exporting
+    pass
 
-    return exporting.run(options.format, options.result, options.output)
+    return export_report(options.format, options.result, options.output)
+
+
+STANDARD_STREAM = "-"
+
+
+def export_report(kind: str, result: str, output: str) -> int:
+    """Write the report at ``result`` as ``kind`` to ``output``; ``-`` stands for standard input and output."""
+    made = load_writer(kind)(parse_document(_read_input(result), _format_input_name(result)))
+    if output == STANDARD_STREAM:
+        sys.stdout.buffer.write(made)
+        return 0
+    write_report(Path(output), made, option="--output")
+    print(f"{kind} report: {sanitize(output)}")
+    return 0
+
+
+def _format_input_name(result: str) -> str:
+    return "standard input" if result == STANDARD_STREAM else sanitize(result)
+
+
+def _read_input(result: str) -> bytes:
+    if result == STANDARD_STREAM:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(result).read_bytes()
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"{_format_input_name(result)}: {why}; give a file of --ollama-report json:PATH") from error

@@ -19,6 +19,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Write the page. What that needs is imported here: other commands start without it."""
-    from pytest_ollama_perf.cli import exporting
+    from pytest_ollama_perf.cli import export
 
-    return exporting.run("html", options.result, options.output)
+    return export.export_report("html", options.result, options.output)

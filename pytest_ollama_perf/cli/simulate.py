@@ -9,11 +9,11 @@ import signal
 
 import anyio
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.simulator.faults import HELP
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.simulator.faults import FAULT_HELP
 from pytest_ollama_perf.simulator.server import serve
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
-from pytest_ollama_perf.simulator.url import KEYS, describe, is_sim_url, parse_sim_url, read_settings
+from pytest_ollama_perf.simulator.url import URL_PARAMETERS, describe_settings, is_sim_url, parse_sim_url, read_settings
 
 _DESCRIPTION = """\
 Serve a simulated Ollama: its routes, slots, queue, scheduler, prompt cache and errors, without a model. Say what to
@@ -26,14 +26,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "simulate",
         help="serve a simulated Ollama",
         description=_DESCRIPTION,
-        epilog=_epilog(),
+        epilog=_build_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", nargs="?", metavar="SIM_URL", help="for example 'sim:?slots=4&tps=80'")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=11434, help="port to serve on; 0: any free one (default: 11434)")
     group = parser.add_argument_group("what to simulate")
-    for name, key in KEYS.items():
+    for name, key in URL_PARAMETERS.items():
         group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"sim_{name}",
@@ -44,8 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=main)
 
 
-def _epilog() -> str:
-    kinds = "\n".join(f"  {kind.value:<13} {words}" for kind, words in HELP.items())
+def _build_epilog() -> str:
+    kinds = "\n".join(f"  {kind.value:<13} {words}" for kind, words in FAULT_HELP.items())
     return (
         f"faults: KIND[:ARGUMENT][@WHEN]\n{kinds}\n"
         "WHEN: 3 (the third request), 3+7, 5-9, 20- (from the 20th on), every10, p0.05; without it every request"
@@ -54,16 +54,16 @@ def _epilog() -> str:
 
 def main(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM; a ``ConfigError`` when the settings are wrong or the address is taken."""
-    settings = _settings(options)
+    settings = _read_simulator_settings(options)
     try:
-        anyio.run(_serve, settings, options.host, options.port)
+        anyio.run(_run_server, settings, options.host, options.port)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot serve on {options.host}:{options.port}: {error}; try --port 0") from error
     return 0
 
 
-def _settings(options: argparse.Namespace) -> SimulatorSettings:
-    words = {name: value for name in KEYS if (value := getattr(options, f"sim_{name}")) is not None}
+def _read_simulator_settings(options: argparse.Namespace) -> SimulatorSettings:
+    words = {name: value for name in URL_PARAMETERS if (value := getattr(options, f"sim_{name}")) is not None}
     if options.url is None:
         return read_settings(words)
     if words:
@@ -73,12 +73,12 @@ def _settings(options: argparse.Namespace) -> SimulatorSettings:
     return parse_sim_url(options.url)
 
 
-async def _serve(settings: SimulatorSettings, host: str, port: int) -> None:
+async def _run_server(settings: SimulatorSettings, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends the loop instead
             loop.add_signal_handler(number, told.set)
     async with serve(settings, host, port) as (url, _):
-        print(f"{url}\n{describe(settings)}\nCtrl-C stops it", flush=True)
+        print(f"{url}\n{describe_settings(settings)}\nCtrl-C stops it", flush=True)
         await told.wait()

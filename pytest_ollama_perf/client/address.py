@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.text import inert
+import httpx
+
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import sanitize
 
 DEFAULT_PORT = 11434
 _SCHEME_PORTS = {"http": 80, "https": 443}
-_FORMS = "valid: host, host:port, :port, [IPv6]:port, http://host:port/path, https://host"
-_HOSTNAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?", re.ASCII)
-_PATH = re.compile(r"[!-~]*")
+_VALID_FORMS = "valid: host, host:port, :port, [IPv6]:port, http://host:port/path, https://host"
+_HOSTNAME_PATTERN = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?", re.ASCII)
+_PATH_PATTERN = re.compile(r"[!-~]*")
 
 
 @dataclass(frozen=True)
@@ -54,72 +57,139 @@ def parse_address(given: str) -> Address:
     if not found:
         rest, scheme = text, "https" if text == "ollama.com" else "http"
     if scheme not in _SCHEME_PORTS:
-        raise _wrong(text, f"scheme '{inert(scheme, 40)}' is not http or https")
+        raise _make_address_error(text, f"scheme '{sanitize(scheme, 40)}' is not http or https")
     port = _SCHEME_PORTS[scheme] if found or text == "ollama.com" else DEFAULT_PORT
     authority, _, path = rest.partition("/")
     userinfo, _, hostport = authority.rpartition("@")
-    host, port = _host_port(text, hostport, port)
-    return Address(host, port, scheme == "https", _path(text, path), _auth(userinfo))
+    host, port = _parse_host_port(text, hostport, port)
+    return Address(host, port, scheme == "https", _parse_path(text, path), _parse_userinfo(userinfo))
 
 
-def _host_port(text: str, hostport: str, default: int) -> tuple[str, int]:
+def _parse_host_port(text: str, hostport: str, default: int) -> tuple[str, int]:
     bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", hostport)
     if bracketed:
-        return _host(text, bracketed[1], ipv6=True), _port(text, bracketed[2], default)
+        return _parse_host(text, bracketed[1], ipv6=True), _parse_port(text, bracketed[2], default)
     if hostport.count(":") > 1:
-        return _host(text, hostport, ipv6=True), default
+        return _parse_host(text, hostport, ipv6=True), default
     host, colon, port = hostport.partition(":")
     if not colon and host.isdigit():
-        raise _wrong(text, f"a port alone is written ':{inert(host, 20)}'")
-    return _host(text, host), _port(text, port if colon else None, default)
+        raise _make_address_error(text, f"a port alone is written ':{sanitize(host, 20)}'")
+    return _parse_host(text, host), _parse_port(text, port if colon else None, default)
 
 
-def _host(text: str, host: str, *, ipv6: bool = False) -> str:
+def _parse_host(text: str, host: str, *, ipv6: bool = False) -> str:
     try:
         address = ipaddress.IPv6Address(host) if ipv6 else ipaddress.ip_address(host or "127.0.0.1")
     except ValueError:
         if ipv6:
-            raise _wrong(text, "not an IPv6 address") from None
-        return _hostname(text, host)
+            raise _make_address_error(text, "not an IPv6 address") from None
+        return _parse_hostname(text, host)
     if "%" in host:
-        raise _wrong(text, "an IPv6 zone cannot stand in a URL")
+        raise _make_address_error(text, "an IPv6 zone cannot stand in a URL")
     if address.is_unspecified:
         return "::1" if ipv6 else "127.0.0.1"
     return str(address)
 
 
-def _hostname(text: str, host: str) -> str:
-    if len(host) > 253 or not _HOSTNAME.fullmatch(host) or re.fullmatch(r"[\d.]+", host):
-        raise _wrong(text, "not a host name or IP address")
+def _parse_hostname(text: str, host: str) -> str:
+    if len(host) > 253 or not _HOSTNAME_PATTERN.fullmatch(host) or re.fullmatch(r"[\d.]+", host):
+        raise _make_address_error(text, "not a host name or IP address")
     return host.lower()
 
 
-def _port(text: str, port: str | None, default: int) -> int:
+def _parse_port(text: str, port: str | None, default: int) -> int:
     if port is None:
         return default
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise _wrong(text, "the port must be a number from 1 to 65535")
+        raise _make_address_error(text, "the port must be a number from 1 to 65535")
     return int(port)
 
 
-def _path(text: str, path: str) -> str:
+def _parse_path(text: str, path: str) -> str:
     path = path.rstrip("/")
-    if "?" in path or "#" in path or "@" in path or not _PATH.fullmatch(path):
-        raise _wrong(text, "the path may hold no query, fragment, space, '@' or non-ASCII character")
+    if "?" in path or "#" in path or "@" in path or not _PATH_PATTERN.fullmatch(path):
+        raise _make_address_error(text, "the path may hold no query, fragment, space, '@' or non-ASCII character")
     return f"/{path}" if path else ""
 
 
-def _auth(userinfo: str) -> tuple[str, str] | None:
+def _parse_userinfo(userinfo: str) -> tuple[str, str] | None:
     if not userinfo:
         return None
     user, _, password = userinfo.partition(":")
     return unquote(user), unquote(password)
 
 
-def _wrong(text: str, why: str) -> ConfigError:
+def _make_address_error(text: str, why: str) -> ConfigError:
     if "@" in text:
         scheme, found, _ = text.partition("://")
         text = f"{scheme + found if found else ''}***@{text.rpartition('@')[2]}"
     shown, query, _ = text.partition("?")
     shown += "?***" if query else ""
-    return ConfigError(f"wrong server address '{inert(shown, 100)}': {why}; {_FORMS}")
+    return ConfigError(f"wrong server address '{sanitize(shown, 100)}': {why}; {_VALID_FORMS}")
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_RESERVED_HEADERS = frozenset({"x-request-id", "content-length", "transfer-encoding", "connection", "accept-encoding"})
+
+
+@dataclass(frozen=True)
+class Access:
+    """``headers`` are sent as given; ``bearer`` is a token; ``ca_file`` is a PEM file; ``verify`` off trusts anybody.
+
+    An ``Authorization`` header beats the token, the token beats credentials in the address.
+
+    Raises:
+        ConfigError: a header that cannot be sent; its value is not shown.
+    """
+
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    bearer: str = field(default="", repr=False)
+    verify: bool = True
+    ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self.headers:
+            _check_header(name, value)
+        _check_header("Authorization", self.bearer)
+
+    def build_headers(self) -> list[tuple[str, str]]:
+        """Return the headers of every request, the token's included."""
+        headers = [*self.headers]
+        if self.bearer and not self.has_authorization:
+            headers.append(("Authorization", f"Bearer {self.bearer}"))
+        return headers
+
+    @property
+    def has_authorization(self) -> bool:
+        """Whether a header already says who asks."""
+        return any(name.lower() == "authorization" for name, _ in self.headers)
+
+    def build_basic_auth(self, address: Address) -> httpx.BasicAuth | None:
+        """Return the credentials of ``address`` unless something stronger is given."""
+        if address.auth is None or self.bearer or self.has_authorization:
+            return None
+        return httpx.BasicAuth(*address.auth)
+
+    def build_ssl_context(self) -> ssl.SSLContext:
+        """Build the TLS context.
+
+        Raises:
+            ConfigError: the CA file cannot be read.
+        """
+        if not self.verify:
+            return httpx.create_ssl_context(verify=False)
+        try:
+            return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else httpx.create_ssl_context()
+        except OSError as error:
+            why = sanitize(error.strerror or str(error))
+            raise ConfigError(f"CA file '{sanitize(self.ca_file)}' cannot be used: {why}; give a PEM file") from None
+
+
+def _check_header(name: str, value: str) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ConfigError(f"wrong header name '{sanitize(name, 60)}'; give 'Name: value'")
+    if name.lower() in _RESERVED_HEADERS:
+        raise ConfigError(f"header '{name}' is set by this client and cannot be given")
+    if not _HEADER_VALUE.fullmatch(value) or not value.isascii():
+        raise ConfigError(f"the value of header '{name}' holds a line break, control or non-ASCII character")

@@ -15,20 +15,20 @@ from collections.abc import Callable, Sequence
 from platform import machine
 
 ANCILLARY_BYTES = 64
-_GENERIC = {"x86_64", "aarch64", "arm64", "riscv64", "ppc64le", "s390x", "loongarch64"}
+_SUPPORTED_MACHINES = {"x86_64", "aarch64", "arm64", "riscv64", "ppc64le", "s390x", "loongarch64"}
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; other machines number it differently
-_timespec = struct.Struct("qq").unpack
-_SECOND = 1_000_000_000
-_REFRESH_NS = 10_000_000
-_DOUBT_NS = 2_000_000
-_STEP_NS = 200_000
+_unpack_timespec = struct.Struct("qq").unpack
+_SECOND_NS = 1_000_000_000
+_OFFSET_REFRESH_NS = 10_000_000
+_MAX_STAMP_AGE_NS = 2_000_000
+_CLOCK_STEP_NS = 200_000
 
-Ancillary = Sequence[tuple[int, int, bytes]]
+AncillaryData = Sequence[tuple[int, int, bytes]]
 
 
-def enable(sock: socket.socket) -> bool:
+def enable_receive_stamps(sock: socket.socket) -> bool:
     """Ask the kernel to stamp what ``sock`` receives; return whether it will."""
-    if sys.platform != "linux" or machine() not in _GENERIC:
+    if sys.platform != "linux" or machine() not in _SUPPORTED_MACHINES:
         return False
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
@@ -49,38 +49,38 @@ class ReceiveClock:
         self._monotonic = monotonic
         self._offset = 0
         self._due = 0
-        self._measure()
+        self._measure_offset()
 
-    def stamp(self, ancillary: Ancillary, now_ns: int) -> int:
+    def to_arrival_ns(self, ancillary: AncillaryData, now_ns: int) -> int:
         """Return when the packet behind ``ancillary`` arrived; ``now_ns``, the time of the read, where unknown."""
         if len(ancillary) != 1:
             return now_ns
         level, kind, data = ancillary[0]
         if kind != _SO_TIMESTAMPNS or level != socket.SOL_SOCKET or len(data) != 16:
             return now_ns
-        seconds, nanoseconds = _timespec(data)
+        seconds, nanoseconds = _unpack_timespec(data)
         at_ns: int = seconds * 1_000_000_000 + nanoseconds - self._offset
-        if 0 <= now_ns - at_ns < _DOUBT_NS and now_ns < self._due:
+        if 0 <= now_ns - at_ns < _MAX_STAMP_AGE_NS and now_ns < self._due:
             return at_ns
-        return self._doubted(at_ns + self._offset, now_ns)
+        return self._recheck_stamp(at_ns + self._offset, now_ns)
 
-    def _doubted(self, real: int, now_ns: int) -> int:
+    def _recheck_stamp(self, real: int, now_ns: int) -> int:
         """Take a late or future stamp or one after a while only where the clocks stand as they did at the last look."""
-        if self._stepped():
+        if self._has_stepped():
             return now_ns
         return min(real - self._offset, now_ns)
 
-    def _stepped(self) -> bool:
+    def _has_stepped(self) -> bool:
         before = self._offset
-        self._measure()
-        return abs(self._offset - before) > _STEP_NS
+        self._measure_offset()
+        return abs(self._offset - before) > _CLOCK_STEP_NS
 
-    def _measure(self) -> None:
-        best = _SECOND
+    def _measure_offset(self) -> None:
+        best = _SECOND_NS
         for _ in range(3):
             before = self._monotonic()
             real = self._realtime()
             after = self._monotonic()
             if after - before < best:
                 best, self._offset = after - before, real - (before + after) // 2
-        self._due = after + _REFRESH_NS
+        self._due = after + _OFFSET_REFRESH_NS

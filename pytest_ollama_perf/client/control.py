@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+import difflib
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Annotated, Any, TypeVar
 
 import httpx
 import msgspec
 
-from pytest_ollama_perf.client.access import Access
-from pytest_ollama_perf.client.address import Address
-from pytest_ollama_perf.client.errortext import BODY_LIMIT, body_text
-from pytest_ollama_perf.client.names import nearest, same_model
-from pytest_ollama_perf.errors import ModelMissing, ServerError, Unreachable
-from pytest_ollama_perf.text import inert
+from pytest_ollama_perf.client.address import Access, Address
+from pytest_ollama_perf.client.protocol import MAX_ERROR_BODY_BYTES, extract_body_text
+from pytest_ollama_perf.core.errors import ModelNotFoundError, ServerError, ServerUnreachableError
+from pytest_ollama_perf.core.text import sanitize
 
-ANSWER_LIMIT = 16 * 1024 * 1024
-_POLL_S = 0.05
+
+def canonicalize_model(model: str) -> str:
+    """Return ``model`` with its tag; without one Ollama means ``latest``."""
+    name = model.strip()
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Return whether both names mean one model."""
+    return canonicalize_model(one).casefold() == canonicalize_model(other).casefold()
+
+
+def find_similar_models(model: str, installed: Iterable[str], count: int = 3) -> list[str]:
+    """Return the ``count`` names most like ``model``, the nearest first; any where none is like it."""
+    names = sorted(installed)
+    close = sorted(
+        (name for name in names if _compute_similarity(model, name) >= _SIMILARITY_CUTOFF),
+        key=lambda name: -_compute_similarity(model, name),
+    )
+    return close[:count] or names[:count]
+
+
+_SIMILARITY_CUTOFF = 0.5
+
+
+def _compute_similarity(one: str, other: str) -> float:
+    """Return 0..1; names count without their tags, too, for every second model has the tag ``latest``."""
+    whole = one.casefold(), other.casefold()
+    bare = one.casefold().partition(":")[0], other.casefold().partition(":")[0]
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in (whole, bare))
+
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_UNLOAD_POLL_S = 0.05
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 T = TypeVar("T")
 
 
-class Details(msgspec.Struct, frozen=True):
+class ModelDetails(msgspec.Struct, frozen=True):
     """What a model is made of; empty where the server does not say."""
 
     family: str = ""
@@ -34,16 +65,16 @@ class Details(msgspec.Struct, frozen=True):
     quantization_level: str = ""
 
 
-class Installed(msgspec.Struct, frozen=True):
+class InstalledModel(msgspec.Struct, frozen=True):
     """A model of ``/api/tags``; ``size`` in bytes."""
 
     name: str
     digest: str = ""
     size: _Size = 0
-    details: Details = Details()
+    details: ModelDetails = ModelDetails()
 
 
-class Loaded(msgspec.Struct, frozen=True):
+class RunningModel(msgspec.Struct, frozen=True):
     """A model of ``/api/ps``; sizes in bytes, ``context_length`` in tokens."""
 
     name: str
@@ -51,13 +82,13 @@ class Loaded(msgspec.Struct, frozen=True):
     size: _Size | None = None
     size_vram: _Size | None = None
     context_length: _Size | None = None
-    details: Details = Details()
+    details: ModelDetails = ModelDetails()
 
 
-class Shown(msgspec.Struct, frozen=True):
+class ModelInfo(msgspec.Struct, frozen=True):
     """What ``/api/show`` says; ``model_info`` is the model file's own metadata."""
 
-    details: Details = Details()
+    details: ModelDetails = ModelDetails()
     model_info: dict[str, Any] = {}
     capabilities: tuple[str, ...] = ()
 
@@ -68,19 +99,19 @@ class Shown(msgspec.Struct, frozen=True):
         return next((length for length in lengths if type(length) is int and length > 0), None)
 
 
-class _Version(msgspec.Struct):
+class _VersionResponse(msgspec.Struct):
     version: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class _Tags(msgspec.Struct):
-    models: tuple[Installed, ...]
+class _TagsResponse(msgspec.Struct):
+    models: tuple[InstalledModel, ...]
 
 
-class _Ps(msgspec.Struct):
-    models: tuple[Loaded, ...]
+class _PsResponse(msgspec.Struct):
+    models: tuple[RunningModel, ...]
 
 
-class _Refused(Exception):
+class _HttpStatusError(Exception):
     """An answer with a status of an error; never leaves this module."""
 
     def __init__(self, status: int, text: str, empty: bool) -> None:
@@ -90,7 +121,7 @@ class _Refused(Exception):
         self.empty = empty
 
 
-class Control:
+class ControlClient:
     """Talks to one server, one request after another. Close it, or use it as a context manager.
 
     Args:
@@ -124,14 +155,14 @@ class Control:
         self._clock = clock
         self._http = httpx.Client(
             base_url=address.url,
-            headers=[("Accept-Encoding", "identity"), ("User-Agent", "pytest-ollama-perf"), *access.all_headers()],
-            auth=access.auth(address),
-            verify=access.ssl_context() if address.tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            headers=[("Accept-Encoding", "identity"), ("User-Agent", "pytest-ollama-perf"), *access.build_headers()],
+            auth=access.build_basic_auth(address),
+            verify=access.build_ssl_context() if address.tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             trust_env=trust_env,
             transport=transport,
         )
 
-    def __enter__(self) -> Control:
+    def __enter__(self) -> ControlClient:
         return self
 
     def __exit__(
@@ -143,33 +174,33 @@ class Control:
         """Close the connections."""
         self._http.close()
 
-    def version(self) -> str:
+    def get_version(self) -> str:
         """Return the server's version; this is also how one asks whether it is Ollama at all."""
-        return inert(self._ask("GET", "/api/version", _Version).version, 40)
+        return sanitize(self._fetch("GET", "/api/version", _VersionResponse).version, 40)
 
-    def tags(self) -> tuple[Installed, ...]:
+    def list_models(self) -> tuple[InstalledModel, ...]:
         """Return the models that the server has."""
-        return self._ask("GET", "/api/tags", _Tags).models
+        return self._fetch("GET", "/api/tags", _TagsResponse).models
 
-    def ps(self) -> tuple[Loaded, ...]:
+    def list_running(self) -> tuple[RunningModel, ...]:
         """Return the models that are loaded."""
-        return self._ask("GET", "/api/ps", _Ps).models
+        return self._fetch("GET", "/api/ps", _PsResponse).models
 
-    def show(self, model: str) -> Shown:
+    def get_model_info(self, model: str) -> ModelInfo:
         """Return what the server knows of ``model``."""
-        return self._ask("POST", "/api/show", Shown, {"model": model}, model=model)
+        return self._fetch("POST", "/api/show", ModelInfo, {"model": model}, model=model)
 
-    def installed(self, model: str) -> Installed:
+    def get_installed(self, model: str) -> InstalledModel:
         """Return the entry of ``model`` in ``tags``, or raise ``ModelMissing``."""
-        models = self.tags()
+        models = self.list_models()
         for entry in models:
-            if same_model(entry.name, model):
+            if is_same_model(entry.name, model):
                 return entry
-        raise self._missing(model, [entry.name for entry in models])
+        raise self._make_missing_error(model, [entry.name for entry in models])
 
-    def loaded(self, model: str) -> Loaded | None:
+    def find_running(self, model: str) -> RunningModel | None:
         """Return the entry of ``model`` in ``ps``; ``None`` while it is not loaded."""
-        return next((entry for entry in self.ps() if same_model(entry.name, model)), None)
+        return next((entry for entry in self.list_running() if is_same_model(entry.name, model)), None)
 
     def load(
         self,
@@ -187,30 +218,30 @@ class Control:
             body["keep_alive"] = keep_alive
         began = self._clock()
         try:
-            self._request("POST", "/api/generate", body, timeout_s)
-        except _Refused as refused:
+            self._send_request("POST", "/api/generate", body, timeout_s)
+        except _HttpStatusError as refused:
             if refused.status != 400 or "does not support generate" not in refused.text:
-                raise self._error(refused, "/api/generate", model) from None
+                raise self._make_status_error(refused, "/api/generate", model) from None
             began = self._clock()
-            self._ask("POST", "/api/embed", dict[str, Any], {**body, "input": []}, model=model, timeout_s=timeout_s)
+            self._fetch("POST", "/api/embed", dict[str, Any], {**body, "input": []}, model=model, timeout_s=timeout_s)
         return self._clock() - began
 
     def unload(self, model: str, *, timeout_s: float = 60.0) -> None:
         """Unload ``model`` and wait until ``/api/ps`` no longer lists it; nothing happens where it is not loaded."""
-        if self.loaded(model) is None:
+        if self.find_running(model) is None:
             return
         body = {"model": model, "stream": False, "keep_alive": 0}
-        self._ask("POST", "/api/generate", dict[str, Any], body, model=model, timeout_s=timeout_s)
+        self._fetch("POST", "/api/generate", dict[str, Any], body, model=model, timeout_s=timeout_s)
         deadline = self._clock() + timeout_s
-        while self.loaded(model) is not None:
+        while self.find_running(model) is not None:
             if self._clock() >= deadline:
                 raise ServerError(
-                    f"model '{inert(model, 100)}' is still loaded {timeout_s:g} s after it was unloaded on "
+                    f"model '{sanitize(model, 100)}' is still loaded {timeout_s:g} s after it was unloaded on "
                     f"{self.address.display}; is something else using it?"
                 )
-            self._sleep(_POLL_S)
+            self._sleep(_UNLOAD_POLL_S)
 
-    def _ask(
+    def _fetch(
         self,
         method: str,
         path: str,
@@ -221,29 +252,31 @@ class Control:
         timeout_s: float | None = None,
     ) -> T:
         try:
-            content_type, answer = self._request(method, path, body, timeout_s or self._timeout_s)
-        except _Refused as refused:
-            raise self._error(refused, path, model) from None
+            content_type, answer = self._send_request(method, path, body, timeout_s or self._timeout_s)
+        except _HttpStatusError as refused:
+            raise self._make_status_error(refused, path, model) from None
         try:
             return msgspec.json.decode(answer, type=kind)
         except _DECODE_ERRORS as error:
-            raise self._foreign(path, content_type, answer, error) from None
+            raise self._make_foreign_error(path, content_type, answer, error) from None
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float) -> tuple[str, bytes]:
+    def _send_request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+    ) -> tuple[str, bytes]:
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, self._timeout_s))
         deadline = self._clock() + timeout_s
         try:
             with self._http.stream(method, path, json=body, timeout=timeout) as response:
-                limit = ANSWER_LIMIT if response.is_success else BODY_LIMIT
-                answer = self._read(response, limit, deadline)
+                limit = MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BODY_BYTES
+                answer = self._read_body(response, limit, deadline)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unreachable(error, path, timeout_s) from None
+            raise self._make_connection_error(error, path, timeout_s) from None
         content_type = response.headers.get("content-type", "")
         if not response.is_success:
-            raise _Refused(response.status_code, body_text(content_type, answer), not answer.strip())
+            raise _HttpStatusError(response.status_code, extract_body_text(content_type, answer), not answer.strip())
         return content_type, answer
 
-    def _read(self, response: httpx.Response, limit: int, deadline: float) -> bytes:
+    def _read_body(self, response: httpx.Response, limit: int, deadline: float) -> bytes:
         answer = bytearray()
         for piece in response.iter_bytes():
             answer += piece
@@ -255,24 +288,30 @@ class Control:
                 raise httpx.ReadTimeout("the answer does not end")
         return bytes(answer[:limit])
 
-    def _unreachable(self, error: Exception, path: str, timeout_s: float) -> ServerError:
+    def _make_connection_error(self, error: Exception, path: str, timeout_s: float) -> ServerError:
         where = self.address.display
         if isinstance(error, httpx.ConnectTimeout):
-            return Unreachable(f"nothing answers at {where} within {min(timeout_s, self._timeout_s):g} s; {_REMEDY}")
+            return ServerUnreachableError(
+                f"nothing answers at {where} within {min(timeout_s, self._timeout_s):g} s; {_START_HINT}"
+            )
         if isinstance(error, httpx.ConnectError):
-            return Unreachable(f"nothing answers at {where} ({inert(str(error), 150)}); {_REMEDY}")
+            return ServerUnreachableError(f"nothing answers at {where} ({sanitize(str(error), 150)}); {_START_HINT}")
         if isinstance(error, httpx.TimeoutException):
             return ServerError(f"{where}{path} gave no whole answer within {timeout_s:g} s")
         if isinstance(error, httpx.RemoteProtocolError):
-            return Unreachable(f"what answers at {where} is not Ollama: {inert(str(error), 150)}")
-        return Unreachable(f"the connection to {where} broke: {inert(str(error) or type(error).__name__, 150)}")
+            return ServerUnreachableError(f"what answers at {where} is not Ollama: {sanitize(str(error), 150)}")
+        return ServerUnreachableError(
+            f"the connection to {where} broke: {sanitize(str(error) or type(error).__name__, 150)}"
+        )
 
-    def _foreign(self, path: str, content_type: str, answer: bytes, error: Exception) -> ServerError:
+    def _make_foreign_error(self, path: str, content_type: str, answer: bytes, error: Exception) -> ServerError:
         is_html = "html" in content_type.lower() or answer.lstrip()[:1] == b"<"
-        what = "an HTML page" if is_html else inert(str(error), 150)
-        return Unreachable(f"what answers at {self.address.display}{path} is not Ollama: {what}; {_REMEDY}")
+        what = "an HTML page" if is_html else sanitize(str(error), 150)
+        return ServerUnreachableError(
+            f"what answers at {self.address.display}{path} is not Ollama: {what}; {_START_HINT}"
+        )
 
-    def _error(self, refused: _Refused, path: str, model: str) -> ServerError:
+    def _make_status_error(self, refused: _HttpStatusError, path: str, model: str) -> ServerError:
         where = self.address.display
         if refused.status in (401, 407):
             return ServerError(
@@ -285,19 +324,21 @@ class Control:
                 "with OLLAMA_HOST=0.0.0.0"
             )
         if refused.status == 404 and model and "not found" in refused.text and "page" not in refused.text:
-            return self._missing(model, [entry.name for entry in self.tags()])
+            return self._make_missing_error(model, [entry.name for entry in self.list_models()])
         if 300 <= refused.status < 400 or (refused.status in (404, 405) and not model):
-            return Unreachable(f"what answers at {where} is not Ollama: HTTP {refused.status} for {path}; {_REMEDY}")
+            return ServerUnreachableError(
+                f"what answers at {where} is not Ollama: HTTP {refused.status} for {path}; {_START_HINT}"
+            )
         return ServerError(f"{where} answers HTTP {refused.status} for {path}: {refused.text}")
 
-    def _missing(self, model: str, installed: list[str]) -> ModelMissing:
-        name = inert(model, 100)
-        has = ", ".join(inert(other, 60) for other in nearest(model, installed))
+    def _make_missing_error(self, model: str, installed: list[str]) -> ModelNotFoundError:
+        name = sanitize(model, 100)
+        has = ", ".join(sanitize(other, 60) for other in find_similar_models(model, installed))
         more = "" if len(installed) <= 3 else f" and {len(installed) - 3} more"
-        return ModelMissing(
+        return ModelNotFoundError(
             f"model '{name}' is not on {self.address.display}; type: ollama pull {name}"
             + (f"; it has {has}{more}" if has else "; it has no models at all")
         )
 
 
-_REMEDY = "start it with 'ollama serve', or name another server with --ollama-url or OLLAMA_HOST"
+_START_HINT = "start it with 'ollama serve', or name another server with --ollama-url or OLLAMA_HOST"

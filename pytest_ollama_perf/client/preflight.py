@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as package_version
+from typing import TypeVar
 
-from pytest_ollama_perf.client.control import Control, Loaded
-from pytest_ollama_perf.client.names import canonical
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.run import Fingerprint, ModelState
-from pytest_ollama_perf.text import inert
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.client.control import ControlClient, RunningModel, canonicalize_model
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.run import Fingerprint, ModelState
+from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.core.workload import Workload
 
 
-def model_state(control: Control, model: str) -> ModelState:
+def read_model_state(control: ControlClient, model: str) -> ModelState:
     """Return what ``/api/ps`` says of ``model`` now."""
-    return _state(control.loaded(model))
+    return _to_model_state(control.find_running(model))
 
 
-def preflight(
-    control: Control,
+def run_preflight(
+    control: ControlClient,
     workload: Workload,
     *,
     gpu: str = "",
@@ -37,39 +39,39 @@ def preflight(
         ServerError: the server refuses or answers nonsense.
         ConfigError: the load has images, and the model cannot see.
     """
-    server_version = control.version()
-    installed = control.installed(workload.model)
-    _can_see(control, workload)
-    state = model_state(control, workload.model)
+    server_version = control.get_version()
+    installed = control.get_installed(workload.model)
+    _require_vision(control, workload)
+    state = read_model_state(control, workload.model)
     details = installed.details
     fingerprint = Fingerprint(
         server_version=server_version,
-        model=inert(canonical(workload.model), 200),
-        model_digest=inert(state.digest or installed.digest, 100),
-        quantization=inert(details.quantization_level, 40),
-        family=inert(details.family, 40),
-        parameter_size=inert(details.parameter_size, 40),
+        model=sanitize(canonicalize_model(workload.model), 200),
+        model_digest=sanitize(state.digest or installed.digest, 100),
+        quantization=sanitize(details.quantization_level, 40),
+        family=sanitize(details.family, 40),
+        parameter_size=sanitize(details.parameter_size, 40),
         context_length=state.context_length,
         vram_share=state.vram_share,
         gpu=gpu,
         driver=driver,
         server_env=dict(server_env or {}),
-        client=client(),
+        client=collect_client_info(),
     )
     return fingerprint, state
 
 
-def _can_see(control: Control, workload: Workload) -> None:
+def _require_vision(control: ControlClient, workload: Workload) -> None:
     """Refuse images for a model without vision; a server too old to name capabilities is left to answer itself."""
     if not workload.images:
         return
-    able = control.show(workload.model).capabilities
+    able = control.get_model_info(workload.model).capabilities
     if able and "vision" not in able:
-        what = ", ".join(inert(each, 40) for each in able)
+        what = ", ".join(sanitize(each, 40) for each in able)
         raise ConfigError(f"images: {workload.model} cannot see (it can: {what}); name a model with vision")
 
 
-def client() -> dict[str, str]:
+def collect_client_info() -> dict[str, str]:
     """Return what identifies this client: package, Python and machine."""
     return {
         "pytest-ollama-perf": package_version("pytest-ollama-perf"),
@@ -78,7 +80,7 @@ def client() -> dict[str, str]:
     }
 
 
-def _state(loaded: Loaded | None) -> ModelState:
+def _to_model_state(loaded: RunningModel | None) -> ModelState:
     if loaded is None:
         return ModelState()
     return ModelState(
@@ -86,5 +88,41 @@ def _state(loaded: Loaded | None) -> ModelState:
         size=loaded.size,
         size_vram=loaded.size_vram,
         context_length=loaded.context_length,
-        digest=inert(loaded.digest, 100),
+        digest=sanitize(loaded.digest, 100),
     )
+
+
+T = TypeVar("T")
+
+
+def call_with_ticks(
+    call: Callable[[], T],
+    tick: Callable[[float], None],
+    *,
+    every_s: float = 1.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Return what ``call`` returns, or raise what it raises; it runs in a thread of its own.
+
+    ``tick`` is called in the caller's thread with the seconds so far, every ``every_s``. Whatever it raises, and
+    Ctrl-C, ends the waiting at once; the call goes on by itself until it ends or the process does.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(call())
+        except BaseException as error:  # raised again where it was waited for
+            failed.append(error)
+
+    began = clock()
+    thread = threading.Thread(target=run, daemon=True, name="ollama-perf-patience")
+    thread.start()
+    thread.join(every_s)
+    while thread.is_alive():
+        tick(clock() - began)
+        thread.join(every_s)
+    if failed:
+        raise failed[0]
+    return done[0]

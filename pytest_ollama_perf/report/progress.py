@@ -9,19 +9,20 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from pytest_ollama_perf.load.recorder import Progress
-from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut
-from pytest_ollama_perf.verdict.wording import count, number, seconds
+from pytest_ollama_perf.loadgen.recorder import LoadProgress
+from pytest_ollama_perf.metrics.format import format_count, format_number, format_seconds
+from pytest_ollama_perf.report.tables import DEFAULT_WIDTH, clean, count_columns, truncate
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.report.bar import BarPainter
+    from pytest_ollama_perf.report.progress_bar import BarPainter
+
 
 LINE_EVERY_S = 10.0
 """How often a plain line is written."""
 
 _MAKE_ROOM_BELOW = "\x1bD\x1b[1A\x1b7"
-_GO_BELOW = "\x1b[1B\r\x1b[2K"
-_COME_BACK = "\x1b8"
+_MOVE_BELOW = "\x1b[1B\r\x1b[2K"
+_RESTORE_CURSOR = "\x1b8"
 
 
 class LiveProgress:
@@ -52,7 +53,7 @@ class LiveProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._painter is not None:
-            self._write(_GO_BELOW + _COME_BACK)
+            self._write(_MOVE_BELOW + _RESTORE_CURSOR)
             self._painter = None
         if self._lines:
             self._write("\n")
@@ -65,7 +66,7 @@ class LiveProgress:
         self._label, self._duration_s = clean(model, 100), duration_s
         self._next_line_s = LINE_EVERY_S
 
-    def message(self, text: str) -> None:
+    def show_message(self, text: str) -> None:
         """Show ``text`` instead of the bar, such as ``loading model x ... 34 s``.
 
         Where there is no terminal, a message that differs from the last in its seconds only is not repeated.
@@ -75,30 +76,30 @@ class LiveProgress:
             self._draw([text], None)
         elif self._plain and (wording := re.sub(r"[\d.]+ s$", "", text)) != self._last_message:
             self._last_message = wording
-            self._line(text)
+            self._write_line(text)
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: LoadProgress) -> None:
         """Show how far the load is; made to be called several times a second."""
         if self._live:
-            self._draw(versions(progress, self._duration_s), share_done(progress, self._duration_s))
+            self._draw(list_progress_texts(progress, self._duration_s), compute_share_done(progress, self._duration_s))
         elif self._plain and progress.elapsed_s >= self._next_line_s:
             self._next_line_s = progress.elapsed_s + LINE_EVERY_S
-            told = versions(progress, self._duration_s)
+            told = list_progress_texts(progress, self._duration_s)
             lines = [f"{self._label}: {text}".removeprefix(": ") for text in told]
-            self._line(next((line for line in lines if cells(line) <= WIDTH - 2), lines[-1]))
+            self._write_line(next((line for line in lines if count_columns(line) <= DEFAULT_WIDTH - 2), lines[-1]))
 
-    def _line(self, text: str) -> None:
+    def _write_line(self, text: str) -> None:
         self._lines += 1
-        self._write(f"\n  {cut(text, WIDTH - 2)}")
+        self._write(f"\n  {truncate(text, DEFAULT_WIDTH - 2)}")
 
     def _draw(self, texts: Sequence[str], share: float | None) -> None:
         """Draw one line below the cursor, with the first of ``texts`` that has room, and come back."""
         if self._painter is None:
-            from pytest_ollama_perf.report.bar import BarPainter
+            from pytest_ollama_perf.report.progress_bar import BarPainter
 
             self._painter = BarPainter(self._encoding, self._width)
             self._write(_MAKE_ROOM_BELOW)
-        self._write(_GO_BELOW + self._painter.line(self._label, texts, share) + _COME_BACK)
+        self._write(_MOVE_BELOW + self._painter.render_line(self._label, texts, share) + _RESTORE_CURSOR)
 
     def _write(self, text: str) -> None:
         """Write in one piece what the file's encoding has; a terminal that is gone is no reason to lose a load."""
@@ -107,31 +108,35 @@ class LiveProgress:
             self._file.flush()
 
 
-def share_done(progress: Progress, duration_s: float | None = None) -> float | None:
+def compute_share_done(progress: LoadProgress, duration_s: float | None = None) -> float | None:
     """Return how much of the load is done, 0..1; ``None`` where its end is not known."""
     if progress.total:
         return min(1.0, progress.done / progress.total)
     return min(1.0, progress.elapsed_s / duration_s) if duration_s else None
 
 
-def describe(progress: Progress, duration_s: float | None = None) -> str:
+def describe_progress(progress: LoadProgress, duration_s: float | None = None) -> str:
     """Return ``12/20 requests, 4 in flight, 310 tokens/s, ttft 182 ms, 0 errors, 3 s left``."""
-    return versions(progress, duration_s)[0]
+    return list_progress_texts(progress, duration_s)[0]
 
 
-def versions(progress: Progress, duration_s: float | None = None) -> list[str]:
+def list_progress_texts(progress: LoadProgress, duration_s: float | None = None) -> list[str]:
     """Return what there is to say, whole and then with less and less of what can be missed on a narrow terminal."""
     of = f"/{progress.total}" if progress.total is not None else ""
     flying = f"{progress.in_flight} in flight"
-    speed = f"{number(progress.tokens / progress.elapsed_s)} tokens/s" if progress.tokens and progress.elapsed_s else ""
-    first = f"ttft {seconds(progress.ttft_s)}" if progress.ttft_s is not None else ""
-    left = _left_s(progress, duration_s)
-    ending = [count(progress.failed, "error"), f"{left:.0f} s left" if left is not None else ""]
+    speed = (
+        f"{format_number(progress.tokens / progress.elapsed_s)} tokens/s"
+        if progress.tokens and progress.elapsed_s
+        else ""
+    )
+    first = f"ttft {format_seconds(progress.ttft_s)}" if progress.ttft_s is not None else ""
+    left = _estimate_remaining_s(progress, duration_s)
+    ending = [format_count(progress.failed, "error"), f"{left:.0f} s left" if left is not None else ""]
     middles = [[flying, speed, first], [speed, first], [speed]]
     return [", ".join(filter(None, [f"{progress.done}{of} requests", *middle, *ending])) for middle in middles]
 
 
-def _left_s(progress: Progress, duration_s: float | None) -> float | None:
+def _estimate_remaining_s(progress: LoadProgress, duration_s: float | None) -> float | None:
     if progress.total is not None:
         rest = progress.total - progress.done
         return progress.elapsed_s / progress.done * rest if progress.done else None

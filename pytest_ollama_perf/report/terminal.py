@@ -3,23 +3,133 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from types import MappingProxyType
 
 import msgspec
 
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Problem, Verdict, VerdictStatus
+from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.metrics.format import format_count
 from pytest_ollama_perf.report import facts
-from pytest_ollama_perf.report.failure import command, explained, measured, noted, problems
-from pytest_ollama_perf.report.findings import all_lines
-from pytest_ollama_perf.report.layout import WIDTH, cells, clean, cut, cut_middle, wrap
-from pytest_ollama_perf.report.matrix import matrix
-from pytest_ollama_perf.report.result import TestResult
-from pytest_ollama_perf.report.rows import INDENT, tables
-from pytest_ollama_perf.verdict.words import FAILING, Word
+from pytest_ollama_perf.report.experiments import render_findings
+from pytest_ollama_perf.report.tables import (
+    DEFAULT_WIDTH,
+    INDENT,
+    clean,
+    count_columns,
+    format_judged_tables,
+    format_metric_matrix,
+    join_phrases,
+    truncate,
+    truncate_middle,
+    wrap,
+)
+
+_HANGING = "    "
+_MAX_LOADS_SHOWN = 4
 
 
-class Style(str, enum.Enum):
+def format_failure(result: TestResult, *, width: int = DEFAULT_WIDTH) -> str:
+    """Return why ``result`` failed, in lines of at most ``width`` columns.
+
+    The one line that may be longer holds a single word of a command to copy: a cut command would be a wrong one.
+    """
+    verdict = result.verdict
+    lines = [*wrap(clean(verdict.reason), width, rest=INDENT), *format_judged_tables(verdict.rows, width)]
+    lines += render_findings(result.findings, width)
+    lines += format_problems(verdict.problems, width)
+    if verdict.word is VerdictStatus.ABORTED and result.loads:
+        lines += [f"{INDENT}measured until then:"]
+    lines += describe_loads(result.loads, verdict.stored, width, together=bool(result.findings))
+    lines += format_notes("errors", facts.describe_errors(result.loads), width)
+    lines += format_advice(verdict, width)
+    return "\n".join(lines)
+
+
+def format_problems(found: Iterable[Problem], width: int) -> list[str]:
+    """Return what makes the measurement less than it seems; ``x`` marks what spoils it."""
+    lines = []
+    for problem in found:
+        first = f"{INDENT}{'x' if problem.spoils else '-'} "
+        lines += wrap(f"{clean(problem.name, 60)}: {clean(problem.text)}", width, first, _HANGING)
+    return ["", *lines] if lines else []
+
+
+def describe_loads(
+    loads: Sequence[MeasuredLoad], stored: int | None, width: int, *, numbers: bool = False, together: bool = False
+) -> list[str]:
+    """Return how much was measured and where, with ``numbers`` also the main ones.
+
+    Runs of one workload in one environment share their lines; an environment is said once for all that follow in it.
+    ``together`` says in one line how much it was: the table of an experiment has the loads one by one.
+    """
+    groups = [list(group) for _, group in groupby(loads, key=_build_group_key)]
+    if together and len(groups) > 1:
+        return _describe_loads_together(loads, stored, width)
+    lines, said = [], [""]
+    for group in groups[:_MAX_LOADS_SHOWN]:
+        lines += join_phrases(facts.format_main_numbers(group), width, INDENT) if numbers else []
+        lines += join_phrases(facts.describe_size(group, stored), width, INDENT)
+        if (where := facts.describe_environment(group[0].run.fingerprint)) != said:
+            lines += join_phrases(where, width, INDENT)
+            said = where
+        lines += join_phrases(facts.describe_telemetry(group), width, INDENT)
+    if len(groups) > _MAX_LOADS_SHOWN:
+        lines.append(
+            f"{INDENT}and {format_count(len(groups) - _MAX_LOADS_SHOWN, 'more load')}; the JSON report has all"
+        )
+    return lines or [f"{INDENT}nothing was measured"]
+
+
+def _describe_loads_together(loads: Sequence[MeasuredLoad], stored: int | None, width: int) -> list[str]:
+    lines = join_phrases(facts.describe_total_size(loads, stored), width, INDENT)
+    places = dict.fromkeys(tuple(facts.describe_environment(load.run.fingerprint)) for load in loads)
+    for where in list(places)[:_MAX_LOADS_SHOWN]:
+        lines += join_phrases(where, width, INDENT)
+    return lines
+
+
+def _build_group_key(load: MeasuredLoad) -> object:
+    return msgspec.structs.replace(load.run.workload, salt=""), facts.describe_environment(load.run.fingerprint)
+
+
+def format_advice(verdict: Verdict, width: int) -> list[str]:
+    """Return what changed since the baseline, the hints and the command that accepts."""
+    lines = format_notes("changed since the baseline", verdict.changed, width) + format_notes(
+        "hint", verdict.hints, width
+    )
+    return lines + (format_command("to accept", verdict.accept, width) if verdict.accept else [])
+
+
+def format_notes(word: str, texts: Iterable[str], width: int) -> list[str]:
+    """Return each text behind ``word:``, wrapped."""
+    return [line for text in texts for line in wrap(f"{word}: {clean(text)}", width, INDENT, _HANGING)]
+
+
+def format_command(word: str, text: str, width: int) -> list[str]:
+    """Return a command to copy behind ``word:``, broken between words with a backslash, never inside one."""
+    whole = f"{INDENT}{word}: {clean(text, 4000)}"
+    if count_columns(whole) <= width:
+        return [whole]
+    lines, line = [f"{INDENT}{word}:"], ""
+    for part in _split_command(clean(text, 4000)):
+        if line and count_columns(_HANGING) + count_columns(line) + count_columns(part) + 3 > width:
+            lines.append(f"{_HANGING}{line} \\")
+            line = ""
+        line = f"{line} {part}" if line else part
+    return [*lines, f"{_HANGING}{line}"]
+
+
+def _split_command(text: str) -> list[str]:
+    """Split a command at spaces outside quotes, quotes kept."""
+    return re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*'|["'])+""", text)
+
+
+class LineStyle(str, enum.Enum):
     """What a line is; ``markup`` says how pytest's terminal writer may show it."""
 
     PLAIN = "plain"
@@ -31,45 +141,47 @@ class Style(str, enum.Enum):
     @property
     def markup(self) -> dict[str, bool]:
         """Keyword arguments for ``TerminalWriter.line``."""
-        return dict(_MARKUP[self])
+        return dict(_STYLE_MARKUP[self])
 
 
-_MARKUP = MappingProxyType(
+_STYLE_MARKUP = MappingProxyType(
     {
-        Style.PLAIN: (),
-        Style.GOOD: (("green", True),),
-        Style.DOUBTFUL: (("yellow", True),),
-        Style.BAD: (("red", True), ("bold", True)),
-        Style.QUIET: (("light", True),),
+        LineStyle.PLAIN: (),
+        LineStyle.GOOD: (("green", True),),
+        LineStyle.DOUBTFUL: (("yellow", True),),
+        LineStyle.BAD: (("red", True), ("bold", True)),
+        LineStyle.QUIET: (("light", True),),
     }
 )
-_DOUBTFUL = frozenset({Word.UNSURE, Word.INCOMPARABLE})
-_GRAVITY = tuple(Word)
+_DOUBTFUL_STATUSES = frozenset({VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE})
+_SEVERITY_ORDER = tuple(VerdictStatus)
 
 
-class Line(msgspec.Struct, frozen=True):
+class StyledLine(msgspec.Struct, frozen=True):
     """One line of text, without colour codes, and what it is."""
 
     text: str
-    style: Style = Style.PLAIN
+    style: LineStyle = LineStyle.PLAIN
 
 
-def header(server_version: str, urls: Sequence[str], models: Sequence[str], *, width: int = WIDTH) -> str:
+def format_header(
+    server_version: str, urls: Sequence[str], models: Sequence[str], *, width: int = DEFAULT_WIDTH
+) -> str:
     """Return the line of pytest's report header: server version, addresses without credentials, models."""
     version = clean(server_version, 60)
     server = f"ollama {version}" if version else "ollama"
-    places = _few([facts.public_url(url) for url in urls], 2)
-    what = _few([clean(model, 60) for model in models], 3)
+    places = _join_first([facts.redact_url(url) for url in urls], 2)
+    what = _join_first([clean(model, 60) for model in models], 3)
     line = f"{server} at {places}" if places else server
-    return cut(f"{line}: {what}" if what else line, width)
+    return truncate(f"{line}: {what}" if what else line, width)
 
 
-def _few(words: Sequence[str], most: int) -> str:
+def _join_first(words: Sequence[str], most: int) -> str:
     shown = ", ".join(words[:most])
     return f"{shown} and {len(words) - most} more" if len(words) > most else shown
 
 
-def section(results: Sequence[TestResult], *, verbosity: int, width: int = WIDTH) -> list[Line]:
+def build_section(results: Sequence[TestResult], *, verbosity: int, width: int = DEFAULT_WIDTH) -> list[StyledLine]:
     """Return the lines of the section after the run; none where no test fired a load.
 
     ``verbosity`` is pytest's: below 0 one line for everything, above 0 every number. No line is wider than ``width``,
@@ -78,77 +190,85 @@ def section(results: Sequence[TestResult], *, verbosity: int, width: int = WIDTH
     if not results:
         return []
     if verbosity < 0:
-        return [_one_line(results, width)]
-    lines = [line for result in results for line in [*_block(result, verbosity, width), Line("")]]
-    return [*lines, *_totals(results, width)]
+        return [_build_one_line(results, width)]
+    lines = [line for result in results for line in [*_build_block(result, verbosity, width), StyledLine("")]]
+    return [*lines, *_build_totals(results, width)]
 
 
-def _style(word: Word) -> Style:
-    return Style.BAD if word in FAILING else Style.DOUBTFUL if word in _DOUBTFUL else Style.GOOD
+def _choose_style(word: VerdictStatus) -> LineStyle:
+    return (
+        LineStyle.BAD
+        if word in FAILING_STATUSES
+        else LineStyle.DOUBTFUL
+        if word in _DOUBTFUL_STATUSES
+        else LineStyle.GOOD
+    )
 
 
-def _worst(results: Iterable[TestResult]) -> TestResult:
-    return max(results, key=lambda result: _GRAVITY.index(result.verdict.word))
+def _find_worst(results: Iterable[TestResult]) -> TestResult:
+    return max(results, key=lambda result: _SEVERITY_ORDER.index(result.verdict.word))
 
 
-def _counts(results: Iterable[TestResult]) -> str:
+def _count_verdicts(results: Iterable[TestResult]) -> str:
     counted = Counter(result.verdict.word for result in results)
-    return ", ".join(f"{counted[word]} {word.value}" for word in Word if counted[word])
+    return ", ".join(f"{counted[word]} {word.value}" for word in VerdictStatus if counted[word])
 
 
-def _one_line(results: Sequence[TestResult], width: int) -> Line:
-    worst = _worst(results)
-    text = f"ollama: {_counts(results)}"
-    if worst.verdict.word in FAILING | _DOUBTFUL:
-        text += f"; {cut_middle(_short_name(worst.test), 30)}: {clean(worst.verdict.reason)}"
-    return Line(cut(text, width), _style(worst.verdict.word))
+def _build_one_line(results: Sequence[TestResult], width: int) -> StyledLine:
+    worst = _find_worst(results)
+    text = f"ollama: {_count_verdicts(results)}"
+    if worst.verdict.word in FAILING_STATUSES | _DOUBTFUL_STATUSES:
+        text += f"; {truncate_middle(_shorten_test_name(worst.test), 30)}: {clean(worst.verdict.reason)}"
+    return StyledLine(truncate(text, width), _choose_style(worst.verdict.word))
 
 
-def _short_name(test: str) -> str:
+def _shorten_test_name(test: str) -> str:
     """Return a node id without its file and classes; a ``::`` inside the parameters is none of its own."""
     path, bracket, parameters = clean(test).partition("[")
     return path.rpartition("::")[2] + bracket + parameters
 
 
-def _block(result: TestResult, verbosity: int, width: int) -> Iterator[Line]:
+def _build_block(result: TestResult, verbosity: int, width: int) -> Iterator[StyledLine]:
     word = result.verdict.word
-    yield Line(_title(clean(result.test), word.value, width), _style(word))
-    if word is not Word.OK or verbosity > 0:
-        yield from _plain(wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2))
-    yield from _plain(_every_number(result, width) if verbosity > 0 else _main_numbers(result, width))
-    yield from _plain(problems(result.verdict.problems, width))
-    yield from _plain(noted("errors", facts.errors(result.loads), width))
-    yield from _plain(explained(result.verdict, width))
+    yield StyledLine(_format_title(clean(result.test), word.value, width), _choose_style(word))
+    if word is not VerdictStatus.OK or verbosity > 0:
+        yield from _wrap_plain(wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2))
+    yield from _wrap_plain(_format_all_numbers(result, width) if verbosity > 0 else _format_main_lines(result, width))
+    yield from _wrap_plain(format_problems(result.verdict.problems, width))
+    yield from _wrap_plain(format_notes("errors", facts.describe_errors(result.loads), width))
+    yield from _wrap_plain(format_advice(result.verdict, width))
 
 
-def _plain(lines: Iterable[str]) -> Iterator[Line]:
-    return (Line(line) for line in lines if line)
+def _wrap_plain(lines: Iterable[str]) -> Iterator[StyledLine]:
+    return (StyledLine(line) for line in lines if line)
 
 
-def _title(test: str, word: str, width: int) -> str:
-    name = cut_middle(test, width - len(word) - 2)
-    return name + " " * (width - cells(name) - len(word)) + word
+def _format_title(test: str, word: str, width: int) -> str:
+    name = truncate_middle(test, width - len(word) - 2)
+    return name + " " * (width - count_columns(name) - len(word)) + word
 
 
-def _main_numbers(result: TestResult, width: int) -> Iterable[str]:
-    found = all_lines(result.findings, width)
-    instead = any(not finding.beside_numbers for finding in result.findings)
-    told = measured(result.loads, result.verdict.stored, width, numbers=not instead, together=instead)
+def _format_main_lines(result: TestResult, width: int) -> Iterable[str]:
+    found = render_findings(result.findings, width)
+    instead = any(not finding.supplements_metrics for finding in result.findings)
+    told = describe_loads(result.loads, result.verdict.stored, width, numbers=not instead, together=instead)
     return [*found, *told]
 
 
-def _every_number(result: TestResult, width: int) -> Iterator[str]:
-    yield from tables(result.verdict.rows, width)
-    yield from all_lines(result.findings, width)
+def _format_all_numbers(result: TestResult, width: int) -> Iterator[str]:
+    yield from format_judged_tables(result.verdict.rows, width)
+    yield from render_findings(result.findings, width)
     for index, load in enumerate(result.loads, 1):
         if len(result.loads) > 1:
-            yield cut(f"{INDENT}load {index} of {len(result.loads)}: {', '.join(facts.size([load]))}", width)
-        yield from matrix(load.summary, width)
-    yield from measured(result.loads, result.verdict.stored, width, together=bool(result.findings))
+            yield truncate(
+                f"{INDENT}load {index} of {len(result.loads)}: {', '.join(facts.describe_size([load]))}", width
+            )
+        yield from format_metric_matrix(load.summary, width)
+    yield from describe_loads(result.loads, result.verdict.stored, width, together=bool(result.findings))
 
 
-def _totals(results: Sequence[TestResult], width: int) -> Iterator[Line]:
-    worst = _worst(results).verdict.word
-    yield Line(cut(_counts(results), width), _style(worst))
-    if worst in FAILING:
-        yield from _plain(command("again, with every number", "pytest --last-failed -v", width))
+def _build_totals(results: Sequence[TestResult], width: int) -> Iterator[StyledLine]:
+    worst = _find_worst(results).verdict.word
+    yield StyledLine(truncate(_count_verdicts(results), width), _choose_style(worst))
+    if worst in FAILING_STATUSES:
+        yield from _wrap_plain(format_command("again, with every number", "pytest --last-failed -v", width))

@@ -16,12 +16,12 @@ import threading
 import anyio
 import msgspec
 
-from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.simulator.server import serve
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
 
 
-async def _until_told(settings: SimulatorSettings) -> None:
+async def _serve_until_stopped(settings: SimulatorSettings) -> None:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     with contextlib.suppress(NotImplementedError):  # Windows: the end of standard input is enough
@@ -45,7 +45,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     try:
         settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=SimulatorSettings)
-        anyio.run(_until_told, settings)
+        anyio.run(_serve_until_stopped, settings)
     except (OSError, msgspec.MsgspecError, ConfigError) as error:
         print(f"cannot start the simulator: {error}", file=sys.stderr)
         return 1

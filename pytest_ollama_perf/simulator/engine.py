@@ -13,19 +13,29 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
-from pytest_ollama_perf.sample import Counters
-from pytest_ollama_perf.simulator.clock import Clock
-from pytest_ollama_perf.simulator.faults import Fault, Kind, Script
-from pytest_ollama_perf.simulator.job import BUSY, DIED, Ask, Drop, Failure, Job, Sink, Truncate, Truth
-from pytest_ollama_perf.simulator.scheduler import RELOADS, Loaded, Scheduler
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
-from pytest_ollama_perf.simulator.tokens import Tokenizer, fit
+from pytest_ollama_perf.core.sample import Counters
+from pytest_ollama_perf.simulator.faults import Fault, FaultKind, FaultScript
+from pytest_ollama_perf.simulator.job import (
+    BUSY_MESSAGE,
+    RUNNER_DIED_MESSAGE,
+    DroppedConnectionError,
+    GroundTruth,
+    InferenceJob,
+    InferenceRequest,
+    ResponseError,
+    ResponseSink,
+    SimulatorClock,
+    TruncatedResponseError,
+)
+from pytest_ollama_perf.simulator.scheduler import RELOAD_OPTIONS, ResidentModel, Scheduler
+from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
+from pytest_ollama_perf.simulator.tokens import Tokenizer, truncate_prompt
 
-_TRUTHS = 100_000
+_MAX_TRUTHS = 100_000
 """How many requests the ground truth remembers; older ones are forgotten."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a request ended: the reason, the counters of the final object and all tokens, prompt and output."""
 
     reason: str
@@ -36,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Engine:
     """A server's models, slots and queues on ``clock``; use ``engine(...)`` to have one running."""
 
-    def __init__(self, settings: SimulatorSettings, clock: Clock, tasks: TaskGroup) -> None:
+    def __init__(self, settings: SimulatorSettings, clock: SimulatorClock, tasks: TaskGroup) -> None:
         self.settings = settings
         self.clock = clock
         self.tokenizer = Tokenizer()
@@ -45,110 +55,114 @@ class Engine:
 
     def reset(self) -> None:
         """Forget the ground truth and start the scripted faults over; loaded models stay."""
-        self.truths: deque[Truth] = deque(maxlen=_TRUTHS)
-        self._script = Script(self.settings.faults, self.settings.seed)
+        self.ground_truths: deque[GroundTruth] = deque(maxlen=_MAX_TRUTHS)
+        self._script = FaultScript(self.settings.faults, self.settings.seed)
         self._count = 0
 
     async def run(self) -> None:
         """Work until cancelled."""
         await self._scheduler.run()
 
-    def loaded(self) -> list[Loaded]:
+    def list_loaded(self) -> list[ResidentModel]:
         """Return the models in memory, the newest first."""
-        return self._scheduler.loaded()
+        return self._scheduler.list_loaded()
 
-    async def load(self, model: Model, options: Mapping[str, Any], keep_alive_s: float | None) -> None:
+    async def load(self, model: SimulatedModel, options: Mapping[str, Any], keep_alive_s: float | None) -> None:
         """Load a model without asking it anything."""
-        async with self._scheduler.use(model, self._options(options), keep_alive_s):
+        async with self._scheduler.use(model, self._select_reload_options(options), keep_alive_s):
             pass
 
-    def unload(self, model: Model) -> None:
+    def unload(self, model: SimulatedModel) -> None:
         """Unload a model as soon as nobody uses it."""
         self._scheduler.unload(model.full_name)
 
-    async def answer(self, ask: Ask, sink: Sink, arrived_ns: int | None = None) -> tuple[Answer, Truth]:
+    async def answer(
+        self, ask: InferenceRequest, sink: ResponseSink, arrived_ns: int | None = None
+    ) -> tuple[InferenceResult, GroundTruth]:
         """Answer one request, giving its text to ``sink``; return the answer and the ground truth.
 
         Raises ``Failure`` for what the server refuses or fails, ``Drop`` and ``Truncate`` where a fault says so.
         """
-        job = self._job(ask, sink, arrived_ns)
+        job = self._create_job(ask, sink, arrived_ns)
         try:
             answer = await self._answer(job)
-        except (Failure, Drop, Truncate) as error:
-            job.truth.outcome = type(error).__name__.lower()
+        except (ResponseError, DroppedConnectionError, TruncatedResponseError) as error:
+            job.truth.outcome = error.outcome
             raise
         except BaseException:
             job.truth.outcome = "cancelled"
             raise
         finally:
             job.truth.done_ns = job.truth.done_ns or self.clock.now_ns()
-            if isinstance(job.sink, _Bursts):
+            if isinstance(job.sink, _BufferingSink):
                 job.sink.flush(self.clock.now_ns())
         job.truth.outcome = "ok"
         return answer, job.truth
 
-    def _job(self, ask: Ask, sink: Sink, arrived_ns: int | None) -> Job:
+    def _create_job(self, ask: InferenceRequest, sink: ResponseSink, arrived_ns: int | None) -> InferenceJob:
         self._count += 1
-        truth = Truth(
+        truth = GroundTruth(
             number=self._count,
             request_id=ask.request_id,
             model=ask.model,
             endpoint=ask.endpoint,
             arrived_ns=self.clock.now_ns() if arrived_ns is None else arrived_ns,
         )
-        self.truths.append(truth)
-        faults = self._script.strike(self._count)
-        buffer = faults.get(Kind.BUFFER)
-        return Job(ask, truth, _Bursts(sink, buffer, truth.arrived_ns) if buffer else sink, faults)
+        self.ground_truths.append(truth)
+        faults = self._script.draw_faults(self._count)
+        buffer = faults.get(FaultKind.BUFFER)
+        return InferenceJob(ask, truth, _BufferingSink(sink, buffer, truth.arrived_ns) if buffer else sink, faults)
 
-    async def _answer(self, job: Job) -> Answer:
-        if Kind.BUSY in job.faults:
-            raise Failure(503, BUSY)
-        if Kind.HTTP_500 in job.faults:
-            raise Failure(500, DIED, engine=True)
-        ask, truth = job.ask, job.truth
-        model = self.model(ask.model)
-        async with self._scheduler.use(model, self._options(ask.options), ask.keep_alive_s) as held:
+    async def _answer(self, job: InferenceJob) -> InferenceResult:
+        if FaultKind.BUSY in job.faults:
+            raise ResponseError(503, BUSY_MESSAGE)
+        if FaultKind.HTTP_500 in job.faults:
+            raise ResponseError(500, RUNNER_DIED_MESSAGE, engine=True)
+        ask, truth = job.request, job.truth
+        model = self.get_model(ask.model)
+        async with self._scheduler.use(model, self._select_reload_options(ask.options), ask.keep_alive_s) as held:
             await self._pause(self.settings.warm_load_s)
             truth.loaded_ns = self.clock.now_ns()
             self._prepare(job, held)
             await self._pause(self.settings.overhead_s)
             await held.runner.answer(job)
-        if Kind.EVICT in job.faults:
+        if FaultKind.EVICT in job.faults:
             self.unload(model)
-        return Answer(reason=job.reason, counters=self._counters(job), tokens=(*job.prompt, *job.output))
+        return InferenceResult(
+            reason=job.reason, counters=self._compute_counters(job), tokens=(*job.prompt, *job.output)
+        )
 
-    def model(self, name: str) -> Model:
+    def get_model(self, name: str) -> SimulatedModel:
         """Return the model of that name; a ``Failure`` 404 when there is none."""
-        model = self.settings.model(name)
+        model = self.settings.find_model(name)
         if model is None:
-            raise Failure(404, f"model '{name}' not found")
+            raise ResponseError(404, f"model '{name}' not found")
         return model
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
             await self.clock.sleep_until(self.clock.now_ns() + round(seconds * 1e9))
 
-    def _options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _select_reload_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keep what a reload looks at; ``num_gpu`` below 0 leaves the choice to the server."""
-        kept = {name: options[name] for name in RELOADS if options.get(name) is not None}
+        kept = {name: options[name] for name in RELOAD_OPTIONS if options.get(name) is not None}
         if kept.get("num_gpu", 0) < 0:
             del kept["num_gpu"]
         return MappingProxyType({"num_ctx": self.settings.num_ctx, **kept})
 
-    def _prepare(self, job: Job, held: Loaded) -> None:
-        ask, num_ctx = job.ask, held.runner.num_ctx
+    def _prepare(self, job: InferenceJob, held: ResidentModel) -> None:
+        ask, num_ctx = job.request, held.runner.num_ctx
         if len(job.prompt) > num_ctx and not ask.truncate:
-            raise Failure(400, _too_long(len(job.prompt), num_ctx), engine=True)
-        if ask.images and not held.model.can("vision"):
-            raise Failure(400, _NO_IMAGES, engine=True)
-        job.prompt = fit(job.prompt, num_ctx)
+            raise ResponseError(400, _format_context_error(len(job.prompt), num_ctx), engine=True)
+        if ask.images and not held.model.has_capability("vision"):
+            raise ResponseError(400, _NO_VISION_ERROR, engine=True)
+        job.prompt = truncate_prompt(job.prompt, num_ctx)
         job.limit = ask.limit if ask.limit is not None else 10 * num_ctx
-        ends = [self.settings.eos_after, job.faults[Kind.EOS].tokens if Kind.EOS in job.faults else 0]
+        ends = [self.settings.eos_after, job.faults[FaultKind.EOS].tokens if FaultKind.EOS in job.faults else 0]
         job.ends_at = min((end for end in ends if end), default=None)
-        job.think_until = self.settings.thinking_tokens if ask.think and held.model.can("thinking") else 0
+        job.think_until = self.settings.thinking_tokens if ask.think and held.model.has_capability("thinking") else 0
 
-    def _counters(self, job: Job) -> Counters:
+    def _compute_counters(self, job: InferenceJob) -> Counters:
         truth, profile = job.truth, self.settings.profile
         assert truth.loaded_ns is not None
         assert truth.slot_ns is not None
@@ -158,35 +172,35 @@ class Engine:
         if profile.eval_excludes_sampling:
             evaluated = round(evaluated * (1 - self.settings.sampling_share))
         cached = truth.cached_tokens
-        if job.ask.endpoint == "embed":
+        if job.request.endpoint == "embed":
             return Counters(
                 total_duration_ns=truth.done_ns - truth.arrived_ns,
-                load_duration_ns=_some(truth.loaded_ns - truth.arrived_ns),
-                prompt_eval_count=_some(truth.prompt_tokens),
+                load_duration_ns=_omit_zero(truth.loaded_ns - truth.arrived_ns),
+                prompt_eval_count=_omit_zero(truth.prompt_tokens),
             )
         return Counters(
             total_duration_ns=truth.done_ns - truth.arrived_ns,
-            load_duration_ns=_some(truth.loaded_ns - truth.arrived_ns),
-            prompt_eval_count=_some(truth.prompt_tokens - (0 if profile.counts_cached_tokens else cached)),
-            prompt_eval_cached_count=_some(cached) if profile.sends_cached_count else None,
-            prompt_eval_duration_ns=_some(truth.first_token_ns - truth.slot_ns),
-            eval_count=_some(len(job.output)),
-            eval_duration_ns=_some(evaluated if len(job.output) > 1 else profile.single_token_eval_ns),
+            load_duration_ns=_omit_zero(truth.loaded_ns - truth.arrived_ns),
+            prompt_eval_count=_omit_zero(truth.prompt_tokens - (0 if profile.counts_cached_tokens else cached)),
+            prompt_eval_cached_count=_omit_zero(cached) if profile.sends_cached_count else None,
+            prompt_eval_duration_ns=_omit_zero(truth.first_token_ns - truth.slot_ns),
+            eval_count=_omit_zero(len(job.output)),
+            eval_duration_ns=_omit_zero(evaluated if len(job.output) > 1 else profile.single_token_eval_ns),
         )
 
 
-def _some(value: int) -> int | None:
+def _omit_zero(value: int) -> int | None:
     """A zero is absent, not 0; llama.cpp counts in whole microseconds, this in nanoseconds."""
     return value or None
 
 
-_NO_IMAGES = (
+_NO_VISION_ERROR = (
     '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.",'
     '"type":"invalid_request_error"}}'
 )
 
 
-def _too_long(tokens: int, num_ctx: int) -> str:
+def _format_context_error(tokens: int, num_ctx: int) -> str:
     return (
         f'{{"error":{{"code":400,"message":"request ({tokens} tokens) exceeds the available context size '
         f'({num_ctx} tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":{tokens},'
@@ -194,34 +208,34 @@ def _too_long(tokens: int, num_ctx: int) -> str:
     )
 
 
-class _Bursts:
+class _BufferingSink:
     """Holds pieces back and lets them go every so many seconds, as a buffering proxy does."""
 
-    def __init__(self, sink: Sink, fault: Fault, start_ns: int) -> None:
+    def __init__(self, sink: ResponseSink, fault: Fault, start_ns: int) -> None:
         self._sink = sink
         self._period_ns = max(1, round(fault.seconds * 1e9))
         self._due_ns = start_ns + self._period_ns
-        self._held: list[tuple[str, bool]] = []
+        self._buffered: list[tuple[str, bool]] = []
 
-    def piece(self, text: str, thinking: bool, at_ns: int) -> None:
-        self._held.append((text, thinking))
+    def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
+        self._buffered.append((text, thinking))
         if at_ns >= self._due_ns:
             self.flush(at_ns)
 
-    def garbage(self, at_ns: int) -> None:
+    def write_garbage(self, at_ns: int) -> None:
         self.flush(at_ns)
-        self._sink.garbage(at_ns)
+        self._sink.write_garbage(at_ns)
 
     def flush(self, at_ns: int) -> None:
         """Let everything go."""
-        for text, thinking in self._held:
-            self._sink.piece(text, thinking, at_ns)
-        self._held.clear()
+        for text, thinking in self._buffered:
+            self._sink.write_text(text, thinking, at_ns)
+        self._buffered.clear()
         self._due_ns += self._period_ns * max(1, math.ceil((at_ns - self._due_ns) / self._period_ns))
 
 
 @asynccontextmanager
-async def engine(settings: SimulatorSettings, clock: Clock) -> AsyncIterator[Engine]:
+async def run_engine(settings: SimulatorSettings, clock: SimulatorClock) -> AsyncIterator[Engine]:
     """Run an engine for as long as the block does; what is in flight when it ends is cancelled."""
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pytest_ollama_perf.errors import ServerError
+from pytest_ollama_perf.core.errors import ServerError
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
+class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``tokens`` a response, the others ``gap_s`` apart; 0: as fast as possible. The first comes after ``first_s`` and
     up to one gap more, so that streams which began together do not stay in step."""
 
@@ -35,27 +35,27 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     first_s: float = 0.0
 
 
-def _chunk(body: bytes) -> bytes:
+def _encode_chunk(body: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(body), body)
 
 
-_OBJECT = b'{"model":"generator","created_at":"2026-01-01T00:00:00.000000000Z"'
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-_TOKEN = _chunk(_OBJECT + b',"response":" word","done":false}\n')
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_AT_ONCE = 262_144
+_OBJECT_START = b'{"model":"generator","created_at":"2026-01-01T00:00:00.000000000Z"'
+_RESPONSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+_TOKEN_CHUNK = _encode_chunk(_OBJECT_START + b',"response":" word","done":false}\n')
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_MAX_SEND_BYTES = 262_144
 _START_S = 20.0
-_GOLDEN = 0.618034
+_GOLDEN_RATIO = 0.618034
 """Multiples of it, modulo 1, fill 0..1 evenly (Weyl 1916)."""
 
 
-def _final(tokens: int, first_ns: int) -> bytes:
+def _encode_final_chunk(tokens: int, first_ns: int) -> bytes:
     counters = b'"done":true,"done_reason":"length","eval_count":%d,"prompt_eval_duration":%d' % (tokens, first_ns)
-    return _chunk(_OBJECT + b',"response":"",' + counters + b"}\n") + b"0\r\n\r\n"
+    return _encode_chunk(_OBJECT_START + b',"response":"",' + counters + b"}\n") + b"0\r\n\r\n"
 
 
 @dataclass(eq=False)
-class _Stream:
+class _GeneratorStream:
     sock: socket.socket
     request: bytes = b""
     read_ns: int = 0
@@ -64,14 +64,14 @@ class _Stream:
     backlog: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-class Generator:
+class TokenGenerator:
     """Serves on a free port of 127.0.0.1, in the thread that calls ``serve``."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: GeneratorSettings) -> None:
         self._pace = pace
-        self._flood = _HEAD + _TOKEN * pace.tokens + _final(pace.tokens, 0)
-        self._due: list[tuple[int, int, _Stream]] = []
-        self._turn = 0
+        self._full_response = _RESPONSE_HEAD + _TOKEN_CHUNK * pace.tokens + _encode_final_chunk(pace.tokens, 0)
+        self._due: list[tuple[int, int, _GeneratorStream]] = []
+        self._sequence = 0
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
@@ -83,15 +83,15 @@ class Generator:
         while True:
             wait = max(0.0, (self._due[0][0] - time.perf_counter_ns()) / 1e9) if self._due else None
             for key, events in self._selector.select(wait):
-                self._turn_to(key.data, events)
+                self._handle_event(key.data, events)
             self._write_due()
 
-    def _turn_to(self, stream: _Stream | None, events: int) -> None:
+    def _handle_event(self, stream: _GeneratorStream | None, events: int) -> None:
         try:
             if stream is None:
                 self._accept()
             elif events & selectors.EVENT_WRITE:
-                self._push(stream)
+                self._send_backlog(stream)
             else:
                 self._read(stream)
         except OSError:
@@ -102,9 +102,9 @@ class Generator:
         sock, _ = self._listener.accept()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._selector.register(sock, selectors.EVENT_READ, _Stream(sock))
+        self._selector.register(sock, selectors.EVENT_READ, _GeneratorStream(sock))
 
-    def _read(self, stream: _Stream) -> None:
+    def _read(self, stream: _GeneratorStream) -> None:
         data = stream.sock.recv(65536)
         now = time.perf_counter_ns()
         if not data:
@@ -112,23 +112,23 @@ class Generator:
             return
         stream.request += data
         head, whole, body = stream.request.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
+        length = _CONTENT_LENGTH.search(head)
         if whole and len(body) >= (int(length[1]) if length else 0):
             stream.request = b""
             self._begin(stream, now)
 
-    def _begin(self, stream: _Stream, now: int) -> None:
+    def _begin(self, stream: _GeneratorStream, now: int) -> None:
         stream.read_ns, stream.sent = now, 0
         if self._pace.gap_s:
-            later = self._turn * _GOLDEN % 1.0
+            later = self._sequence * _GOLDEN_RATIO % 1.0
             self._schedule(stream, now + int((self._pace.first_s + later * self._pace.gap_s) * 1e9))
         else:
-            stream.backlog = memoryview(self._flood)
+            stream.backlog = memoryview(self._full_response)
             self._selector.modify(stream.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, stream)
 
-    def _schedule(self, stream: _Stream, at_ns: int) -> None:
-        self._turn += 1
-        heapq.heappush(self._due, (at_ns, self._turn, stream))
+    def _schedule(self, stream: _GeneratorStream, at_ns: int) -> None:
+        self._sequence += 1
+        heapq.heappush(self._due, (at_ns, self._sequence, stream))
 
     def _write_due(self) -> None:
         while self._due and self._due[0][0] <= time.perf_counter_ns():
@@ -141,31 +141,31 @@ class Generator:
                 if more:
                     self._schedule(stream, at_ns + int(self._pace.gap_s * 1e9))
 
-    def _write(self, stream: _Stream) -> bool:
+    def _write(self, stream: _GeneratorStream) -> bool:
         """Write the next token, or the end; return whether there is more to come."""
         stream.sent += 1
         if stream.sent == 1:
             stream.first_ns = time.perf_counter_ns() - stream.read_ns
-            stream.sock.send(_HEAD + _TOKEN)
+            stream.sock.send(_RESPONSE_HEAD + _TOKEN_CHUNK)
         elif stream.sent <= self._pace.tokens:
-            stream.sock.send(_TOKEN)
+            stream.sock.send(_TOKEN_CHUNK)
         else:
-            stream.sock.send(_final(self._pace.tokens, stream.first_ns))
+            stream.sock.send(_encode_final_chunk(self._pace.tokens, stream.first_ns))
         return stream.sent <= self._pace.tokens
 
-    def _push(self, stream: _Stream) -> None:
-        stream.backlog = stream.backlog[stream.sock.send(stream.backlog[:_AT_ONCE]) :]
+    def _send_backlog(self, stream: _GeneratorStream) -> None:
+        stream.backlog = stream.backlog[stream.sock.send(stream.backlog[:_MAX_SEND_BYTES]) :]
         if not stream.backlog:
             self._selector.modify(stream.sock, selectors.EVENT_READ, stream)
 
-    def _drop(self, stream: _Stream) -> None:
+    def _drop(self, stream: _GeneratorStream) -> None:
         if stream.sock.fileno() >= 0:
             self._selector.unregister(stream.sock)
             stream.sock.close()
 
 
 @contextmanager
-def start(pace: Pace) -> Iterator[str]:
+def start_generator(pace: GeneratorSettings) -> Iterator[str]:
     """Run a generator for as long as the block does; gives its URL.
 
     Raises:
@@ -184,7 +184,7 @@ def start(pace: Pace) -> Iterator[str]:
             child.kill()
 
 
-def _await_url(child: subprocess.Popen[bytes], pace: Pace) -> str:
+def _await_url(child: subprocess.Popen[bytes], pace: GeneratorSettings) -> str:
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(msgspec.json.encode(pace) + b"\n")
@@ -205,7 +205,7 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Serve until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
-    generator = Generator(msgspec.json.decode(sys.stdin.buffer.readline(), type=Pace))
+    generator = TokenGenerator(msgspec.json.decode(sys.stdin.buffer.readline(), type=GeneratorSettings))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     print(generator.url, flush=True)
     generator.serve()

@@ -12,14 +12,14 @@ from typing import cast
 
 import httptools
 
-JSON = "application/json; charset=utf-8"
-_WHOLE_LIMIT = 2048
+JSON_TYPE = "application/json; charset=utf-8"
+_MAX_UNCHUNKED_BYTES = 2048
 """Go sends a longer answer in chunks, as it does not hold it back to count it."""
 
-_BODY_LIMIT = 64 * 1024 * 1024
+_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
-class Incoming:
+class IncomingRequest:
     """A request as it came; ``read_ns`` is when its last byte was read (``time.perf_counter_ns``)."""
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class Incoming:
         return self.target.split(b"?", 1)[0].decode("latin-1")
 
 
-Handler = Callable[[Incoming, "Outgoing"], Awaitable[None]]
+RequestHandler = Callable[[IncomingRequest, "OutgoingResponse"], Awaitable[None]]
 
 
-class Outgoing:
+class OutgoingResponse:
     """The response under way. Nothing is sent before ``whole``, ``start`` or ``chunk`` say so."""
 
     def __init__(self, transport: asyncio.Transport, keep_alive: bool, chunked: bool = True) -> None:
@@ -49,23 +49,23 @@ class Outgoing:
         self.started = False
         self.ended = False
 
-    def whole(self, status: int, content_type: str, body: bytes) -> None:
+    def send_whole(self, status: int, content_type: str, body: bytes) -> None:
         """Send a complete response."""
-        if len(body) > _WHOLE_LIMIT:
+        if len(body) > _MAX_UNCHUNKED_BYTES:
             self.start(status, content_type)
-            self.chunk(body)
+            self.send_chunk(body)
             self.end()
             return
         self.started = self.ended = True
-        self._transport.write(self._head(status, content_type, f"Content-Length: {len(body)}\r\n") + body)
+        self._transport.write(self._format_head(status, content_type, f"Content-Length: {len(body)}\r\n") + body)
 
     def start(self, status: int, content_type: str) -> None:
         """Send the header of a response in chunks."""
         self.started = True
         framing = "Transfer-Encoding: chunked\r\n" if self._chunked else ""
-        self._transport.write(self._head(status, content_type, framing))
+        self._transport.write(self._format_head(status, content_type, framing))
 
-    def chunk(self, data: bytes) -> None:
+    def send_chunk(self, data: bytes) -> None:
         """Send one chunk."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
@@ -80,34 +80,35 @@ class Outgoing:
         self.ended = True
         self._transport.close()
 
-    def _head(self, status: int, content_type: str, framing: str) -> bytes:
+    def _format_head(self, status: int, content_type: str, framing: str) -> bytes:
         kind = f"Content-Type: {content_type}\r\n" if content_type else ""
         close = "" if self._keep_alive else "Connection: close\r\n"
         words = HTTPStatus(status).phrase
-        return f"HTTP/1.1 {status} {words}\r\n{kind}{close}Date: {_date(int(time.time()))}\r\n{framing}\r\n".encode()
+        date = _format_date(int(time.time()))
+        return f"HTTP/1.1 {status} {words}\r\n{kind}{close}Date: {date}\r\n{framing}\r\n".encode()
 
 
 _last_date = (0, "")
 
 
-def _date(second: int) -> str:
+def _format_date(second: int) -> str:
     global _last_date
     if _last_date[0] != second:
         _last_date = (second, formatdate(second, usegmt=True))
     return _last_date[1]
 
 
-class Connection(asyncio.Protocol):
+class HttpServerConnection(asyncio.Protocol):
     """One connection; requests that come before the answer to the one before wait their turn."""
 
-    def __init__(self, handler: Handler, connections: set[Connection]) -> None:
+    def __init__(self, handler: RequestHandler, connections: set[HttpServerConnection]) -> None:
         self._handler = handler
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
-        self._request = Incoming()
+        self._request = IncomingRequest()
         self._parts: list[bytes] = []
         self._size = 0
-        self._waiting: deque[Incoming] = deque()
+        self._waiting: deque[IncomingRequest] = deque()
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def on_message_begin(self) -> None:
-        self._request = Incoming()
+        self._request = IncomingRequest()
         self._parts, self._size = [], 0
 
     def on_url(self, url: bytes) -> None:
@@ -157,7 +158,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
-        if self._size > _BODY_LIMIT:
+        if self._size > _MAX_BODY_BYTES:
             self._transport.abort()
             return
         self._parts.append(body)
@@ -177,7 +178,7 @@ class Connection(asyncio.Protocol):
     async def _serve(self) -> None:
         while self._waiting:
             request = self._waiting.popleft()
-            await self._handler(request, Outgoing(self._transport, request.keep_alive, request.chunked))
+            await self._handler(request, OutgoingResponse(self._transport, request.keep_alive, request.chunked))
             if not request.keep_alive:
                 self._transport.close()
         self._task = None

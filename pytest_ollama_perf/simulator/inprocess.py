@@ -7,17 +7,24 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from pytest_ollama_perf.load.backend import Request
-from pytest_ollama_perf.sample import Counters, Outcome, Sample
-from pytest_ollama_perf.simulator import asked
-from pytest_ollama_perf.simulator.clock import Clock, LoopClock
-from pytest_ollama_perf.simulator.engine import Engine, engine
-from pytest_ollama_perf.simulator.job import Ask, Drop, Failure, Truncate, Truth
+from pytest_ollama_perf.core.sample import Counters, Outcome, Sample
+from pytest_ollama_perf.core.workload import Endpoint, Timeouts
+from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.simulator import requests as requests_module
+from pytest_ollama_perf.simulator.engine import Engine, run_engine
+from pytest_ollama_perf.simulator.job import (
+    DroppedConnectionError,
+    GroundTruth,
+    InferenceRequest,
+    LoopClock,
+    ResponseError,
+    SimulatorClock,
+    TruncatedResponseError,
+)
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
-from pytest_ollama_perf.workload import Endpoint, Timeouts
 
 
-class _Client:
+class _RequestObserver:
     """What one request shows to a client that reads ``delay_ns`` after the server wrote."""
 
     def __init__(self, request: Request, sent_ns: int, delay_ns: int) -> None:
@@ -28,23 +35,23 @@ class _Client:
         self.first_answer_ns: int | None = None
         self.garbled = False
         self.last_ns = sent_ns
-        self.moved = anyio.Event()
+        self.progressed = anyio.Event()
 
-    def piece(self, text: str, thinking: bool, at_ns: int) -> None:
+    def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
         self.last_ns = at_ns + self._delay_ns
-        if self.request.heard is not None and not thinking:
-            self.request.heard.append(text)
+        if self.request.answer_parts is not None and not thinking:
+            self.request.answer_parts.append(text)
         if self.request.stream:
             self.chunks.append(self.last_ns)
             if not thinking and self.first_answer_ns is None:
                 self.first_answer_ns = self.last_ns
-        self.moved.set()
+        self.progressed.set()
 
-    def garbage(self, at_ns: int) -> None:
+    def write_garbage(self, at_ns: int) -> None:
         self.garbled = True
-        self.moved.set()
+        self.progressed.set()
 
-    def sample(self, url: str, outcome: Outcome, done_ns: int, truth: _Result) -> Sample:
+    def build_sample(self, url: str, outcome: Outcome, done_ns: int, truth: _ServerOutcome) -> Sample:
         """Write down what the request showed."""
         request, streamed = self.request, bool(self.chunks)
         answered = outcome is Outcome.OK or streamed
@@ -72,7 +79,7 @@ class _Client:
         )
 
 
-class _Result:
+class _ServerOutcome:
     """How the server's side ended."""
 
     def __init__(
@@ -102,9 +109,9 @@ class SimulatedBackend:
         self._delay_ns = round(read_delay_s * 1e9)
 
     @property
-    def requests(self) -> list[Truth]:
+    def requests(self) -> list[GroundTruth]:
         """The ground truth of every request so far, in order of arrival."""
-        return list(self.engine.truths)
+        return list(self.engine.ground_truths)
 
     def now_ns(self) -> int:
         """The engine's clock."""
@@ -115,25 +122,25 @@ class SimulatedBackend:
 
     async def send(self, request: Request, record: Callable[[Sample], None]) -> None:
         """Answer ``request`` and record its sample, also when a timeout or the caller cancels it."""
-        client = _Client(request, self.now_ns(), self._delay_ns)
-        result = _Result(Outcome.CANCELLED)
+        client = _RequestObserver(request, self.now_ns(), self._delay_ns)
+        result = _ServerOutcome(Outcome.CANCELLED)
         try:
-            result = await self._within_timeouts(client)
+            result = await self._answer_within_timeouts(client)
             if self._delay_ns:
                 await self.engine.clock.sleep_until(self.now_ns() + self._delay_ns)
         finally:
-            record(client.sample(self._url, result.outcome, self.now_ns(), result))
+            record(client.build_sample(self._url, result.outcome, self.now_ns(), result))
 
     async def aclose(self) -> None:
         """Nothing to close."""
 
-    async def _within_timeouts(self, client: _Client) -> _Result:
-        result: list[_Result] = []
+    async def _answer_within_timeouts(self, client: _RequestObserver) -> _ServerOutcome:
+        result: list[_ServerOutcome] = []
         async with anyio.create_task_group() as tasks:
 
             async def watch() -> None:
-                outcome = await self._overdue(client)
-                result.append(_Result(outcome, outcome.value.replace("_", " ")))
+                outcome = await self._wait_for_timeout(client)
+                result.append(_ServerOutcome(outcome, outcome.value.replace("_", " ")))
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(watch)
@@ -142,64 +149,68 @@ class SimulatedBackend:
             tasks.cancel_scope.cancel()
         return result[0]
 
-    async def _overdue(self, client: _Client) -> Outcome:
+    async def _wait_for_timeout(self, client: _RequestObserver) -> Outcome:
         """Return which timeout ran out first."""
         timeouts = client.request.timeouts
         end = client.sent_ns + round(timeouts.total_s * 1e9)
         while True:
-            due, outcome = _next_timeout(client, timeouts)
-            client.moved = anyio.Event()
+            due, outcome = _get_next_timeout(client, timeouts)
+            client.progressed = anyio.Event()
             deadline = min(due, end)
             with anyio.move_on_after(max(0, deadline - self.now_ns()) / 1e9):
-                await client.moved.wait()
+                await client.progressed.wait()
                 continue
             return Outcome.TOTAL_TIMEOUT if end <= due else outcome
 
-    async def _answer(self, client: _Client) -> _Result:
+    async def _answer(self, client: _RequestObserver) -> _ServerOutcome:
         try:
-            ask = self._ask(client.request)
+            ask = self._build_request(client.request)
             answer, _ = await self.engine.answer(ask, client)
-        except Failure as failure:
-            return _failed(failure, started=bool(client.chunks))
-        except Drop:
-            return _Result(Outcome.CUT_OFF, "the connection broke")
-        except Truncate:
-            return _Result(Outcome.TRUNCATED, "the stream ended without done: true")
+        except ResponseError as failure:
+            return _build_failed_outcome(failure, started=bool(client.chunks))
+        except DroppedConnectionError:
+            return _ServerOutcome(Outcome.CUT_OFF, "the connection broke")
+        except TruncatedResponseError:
+            return _ServerOutcome(Outcome.TRUNCATED, "the stream ended without done: true")
         if client.garbled:
-            return _Result(Outcome.MALFORMED, "a line is no JSON")
-        return _Result(Outcome.OK, reason=answer.reason, counters=answer.counters)
+            return _ServerOutcome(Outcome.MALFORMED, "a line is no JSON")
+        return _ServerOutcome(Outcome.OK, reason=answer.reason, counters=answer.counters)
 
-    def _ask(self, request: Request) -> Ask:
+    def _build_request(self, request: Request) -> InferenceRequest:
         """Read the body as the server does."""
-        given = asked.body(request.body, "GenerateRequest")
+        given = requests_module.parse_body(request.body, "GenerateRequest")
         tokenizer = self.engine.tokenizer
-        model = self.engine.model(given.text("model"))
+        model = self.engine.get_model(given.get_text("model"))
         if request.endpoint is Endpoint.EMBED:
-            asked.capable(model, given.text("model"), "embedding", "embeddings")
-            return asked.embed_ask(given, tokenizer, request.request_id)[0]
-        asked.capable(model, given.text("model"), "completion", request.endpoint.value)
-        tokenize = asked.chat_tokens if request.endpoint is Endpoint.CHAT else asked.prompt_tokens
-        return asked.completion(given, model, tokenize(given, tokenizer), request.endpoint.value, request.request_id)
+            requests_module.require_capability(model, given.get_text("model"), "embedding", "embeddings")
+            return requests_module.build_embed_request(given, tokenizer, request.request_id)[0]
+        requests_module.require_capability(model, given.get_text("model"), "completion", request.endpoint.value)
+        tokenize = (
+            requests_module.tokenize_chat if request.endpoint is Endpoint.CHAT else requests_module.tokenize_prompt
+        )
+        return requests_module.build_completion_request(
+            given, model, tokenize(given, tokenizer), request.endpoint.value, request.request_id
+        )
 
 
-def _next_timeout(client: _Client, timeouts: Timeouts) -> tuple[int, Outcome]:
+def _get_next_timeout(client: _RequestObserver, timeouts: Timeouts) -> tuple[int, Outcome]:
     if client.chunks:
         return client.last_ns + round(timeouts.idle_s * 1e9), Outcome.IDLE_TIMEOUT
     return client.sent_ns + round(timeouts.first_token_s * 1e9), Outcome.FIRST_TOKEN_TIMEOUT
 
 
-def _failed(failure: Failure, *, started: bool) -> _Result:
+def _build_failed_outcome(failure: ResponseError, *, started: bool) -> _ServerOutcome:
     if started:
-        return _Result(Outcome.SERVER_ERROR, failure.message)
+        return _ServerOutcome(Outcome.SERVER_ERROR, failure.message)
     outcome = Outcome.BUSY if failure.status == 503 else Outcome.HTTP_ERROR
-    return _Result(outcome, failure.message, failure.status)
+    return _ServerOutcome(outcome, failure.message, failure.status)
 
 
 @asynccontextmanager
-async def simulated(
-    settings: SimulatorSettings | None = None, *, clock: Clock | None = None, read_delay_s: float = 0.0
+async def open_simulated_backend(
+    settings: SimulatorSettings | None = None, *, clock: SimulatorClock | None = None, read_delay_s: float = 0.0
 ) -> AsyncIterator[SimulatedBackend]:
     """Run a simulator on ``clock`` (the event loop's: virtual under trio's ``MockClock``) and yield a backend on it."""
     chosen = SimulatorSettings() if settings is None else settings
-    async with engine(chosen, LoopClock() if clock is None else clock) as running:
+    async with run_engine(chosen, LoopClock() if clock is None else clock) as running:
         yield SimulatedBackend(running, read_delay_s=read_delay_s)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import enum
 import math
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
-from pytest_ollama_perf.simulator.faults import Fault, Kind
+from pytest_ollama_perf.simulator.faults import Fault, FaultKind
 
-DIED = "an error was encountered while running the model: unexpected EOF"
-BUSY = "server busy, please try again.  maximum pending requests exceeded"
+RUNNER_DIED_MESSAGE = "an error was encountered while running the model: unexpected EOF"
+BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceeded"
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request. ``keep_alive_s`` of ``None`` is the server's default, a negative one forever.
 
     ``limit`` is the most tokens to sample (``None``: until the context is full), ``options`` what a reload looks at.
@@ -36,8 +38,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     images: bool = False
 
 
-class Failure(Exception):
+class ResponseError(Exception):
     """The server refuses or fails a request: a status before the first token, an error line after it."""
+
+    outcome = "failure"
 
     def __init__(self, status: int, message: str, *, engine: bool = False) -> None:
         super().__init__(message)
@@ -47,25 +51,29 @@ class Failure(Exception):
         """Whether the engine said it; the server then streams it, and leaves the charset out."""
 
 
-class Drop(Exception):
+class DroppedConnectionError(Exception):
     """The connection breaks."""
 
+    outcome = "drop"
 
-class Truncate(Exception):
+
+class TruncatedResponseError(Exception):
     """The response ends, properly and without ``done: true``."""
 
+    outcome = "truncate"
 
-class Sink(Protocol):
+
+class ResponseSink(Protocol):
     """Takes the pieces of a response as they are sampled; must not block."""
 
-    def piece(self, text: str, thinking: bool, at_ns: int) -> None:
+    def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
         """Take the text of one or more tokens; ``at_ns`` is when the schedule has it leave."""
 
-    def garbage(self, at_ns: int) -> None:
+    def write_garbage(self, at_ns: int) -> None:
         """Send something that is no JSON."""
 
 
-class Truth(msgspec.Struct, kw_only=True):
+class GroundTruth(msgspec.Struct, kw_only=True):
     """What really happened to a request, on the simulator's clock (``time.perf_counter_ns`` in a server).
 
     ``first_token_ns`` and ``done_ns`` are times of the schedule; ``first_write_ns`` and ``last_write_ns`` are when
@@ -95,24 +103,30 @@ class Truth(msgspec.Struct, kw_only=True):
         return None if self.slot_ns is None or self.queued_ns is None else self.slot_ns - self.queued_ns
 
 
-class Phase(enum.Enum):
+class JobState(enum.Enum):
     WAITING = "waiting"
     PREFILL = "prefill"
     DECODE = "decode"
     OVER = "over"
 
 
-class Job:
+class InferenceJob:
     """A request on its way through a runner; the runner alone changes it once it waits there."""
 
-    def __init__(self, ask: Ask, truth: Truth, sink: Sink, faults: Mapping[Kind, Fault] = MappingProxyType({})) -> None:
-        self.ask = ask
+    def __init__(
+        self,
+        ask: InferenceRequest,
+        truth: GroundTruth,
+        sink: ResponseSink,
+        faults: Mapping[FaultKind, Fault] = MappingProxyType({}),
+    ) -> None:
+        self.request = ask
         self.truth = truth
         self.sink = sink
         self.faults = faults
         self.prompt = list(ask.prompt)
         self.output: list[int] = []
-        self.phase = Phase.WAITING
+        self.phase = JobState.WAITING
         self.unread = 0
         self.resume_ns = 0
         self.reason = ""
@@ -121,22 +135,60 @@ class Job:
         self.think_until = 0
         self.error: Exception | None = None
         self.finished = anyio.Event()
-        self.held: list[str] = []
+        self.buffered_texts: list[str] = []
         self.text = ""
 
-    def struck(self, kind: Kind, tokens: int) -> Fault | None:
+    def get_due_fault(self, kind: FaultKind, tokens: int) -> Fault | None:
         """Return the fault of ``kind`` when it is due after ``tokens`` tokens."""
         fault = self.faults.get(kind)
         return fault if fault is not None and fault.tokens == tokens else None
 
-    def factor(self, kind: Kind) -> float:
+    def get_slowdown(self, kind: FaultKind) -> float:
         """How much longer than usual this request takes."""
-        return math.prod(self.faults[each].factor for each in (kind, Kind.SLOW) if each in self.faults)
+        return math.prod(self.faults[each].factor for each in (kind, FaultKind.SLOW) if each in self.faults)
 
-    def over(self, at_ns: int, reason: str = "", error: Exception | None = None) -> None:
+    def finish(self, at_ns: int, reason: str = "", error: Exception | None = None) -> None:
         """End the job, with a reason or with an error."""
-        self.phase = Phase.OVER
+        self.phase = JobState.OVER
         self.reason, self.error = reason, error
         self.truth.done_ns = at_ns
         self.truth.eval_count = len(self.output)
         self.finished.set()
+
+
+class SimulatorClock(Protocol):
+    def now_ns(self) -> int:
+        """The present, in nanoseconds."""
+
+    async def sleep_until(self, deadline_ns: int) -> None:
+        """Return at ``deadline_ns`` or later; at once (after a checkpoint) when that has passed."""
+
+    async def settle(self) -> None:
+        """Let whatever else happens at this instant happen first."""
+
+
+class LoopClock:
+    """The clock of the running event loop; exact to the nanosecond in virtual time."""
+
+    def now_ns(self) -> int:
+        return round(anyio.current_time() * 1e9)
+
+    async def sleep_until(self, deadline_ns: int) -> None:
+        await anyio.sleep_until(deadline_ns / 1e9)
+
+    async def settle(self) -> None:
+        # virtual time moves, here by a nanosecond, only when nobody has anything left to do
+        await anyio.sleep(1e-9)
+
+
+class RealClock:
+    """``time.perf_counter_ns``: the clock that a load client on the same machine stamps its samples with."""
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+    async def sleep_until(self, deadline_ns: int) -> None:
+        await anyio.sleep(max(0, deadline_ns - time.perf_counter_ns()) / 1e9)
+
+    async def settle(self) -> None:
+        await anyio.lowlevel.checkpoint()

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 
 import msgspec
 
-from pytest_ollama_perf.errors import ServerError
-from pytest_ollama_perf.simulator.job import Truth
+from pytest_ollama_perf.core.errors import ServerError
+from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.simulator.job import GroundTruth
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
-from pytest_ollama_perf.text import inert
 
 _START_S = 30.0
 _STOP_S = 3.0
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class _Listing(msgspec.Struct):
-    requests: list[Truth]
+class _RequestListing(msgspec.Struct):
+    requests: list[GroundTruth]
 
 
 class RunningSimulator:
@@ -33,27 +33,27 @@ class RunningSimulator:
         self.url = url
         self.settings = settings
 
-    def requests(self) -> list[Truth]:
+    def requests(self) -> list[GroundTruth]:
         """Return the ground truth of every request since the start or the last reset, in order of arrival.
 
         Times are ``time.perf_counter_ns`` of this machine. A ``ServerError`` when the simulator is gone.
         """
-        return msgspec.json.decode(self._ask("/sim/requests"), type=_Listing).requests
+        return msgspec.json.decode(self._fetch("/sim/requests"), type=_RequestListing).requests
 
     def reset(self) -> None:
         """Forget the ground truth and count requests from 1 again; loaded models stay loaded."""
-        self._ask("/sim/reset", b"{}")
+        self._fetch("/sim/reset", b"{}")
 
-    def _ask(self, path: str, body: bytes | None = None) -> bytes:
+    def _fetch(self, path: str, body: bytes | None = None) -> bytes:
         try:
-            with _DIRECT.open(urllib.request.Request(self.url + path, data=body), timeout=_START_S) as answer:
+            with _OPENER.open(urllib.request.Request(self.url + path, data=body), timeout=_START_S) as answer:
                 return bytes(answer.read())
         except OSError as error:
             raise ServerError(f"the simulator at {self.url} does not answer: {error}") from error
 
 
 @contextmanager
-def start(settings: SimulatorSettings | None = None) -> Iterator[RunningSimulator]:
+def start_simulator(settings: SimulatorSettings | None = None) -> Iterator[RunningSimulator]:
     """Run a simulator on a free port of 127.0.0.1 for as long as the block does.
 
     It ends with this process however that ends. A ``ServerError`` says why it could not start.
@@ -66,7 +66,7 @@ def start(settings: SimulatorSettings | None = None) -> Iterator[RunningSimulato
     try:
         yield RunningSimulator(_await_url(child, settings), settings)
     finally:
-        _stop(child)
+        _stop_process(child)
 
 
 def _await_url(child: subprocess.Popen[bytes], settings: SimulatorSettings) -> str:
@@ -82,17 +82,17 @@ def _await_url(child: subprocess.Popen[bytes], settings: SimulatorSettings) -> s
     finally:
         watchdog.cancel()
     if not url:
-        raise ServerError(f"the simulator did not start: {_last_words(child)}")
+        raise ServerError(f"the simulator did not start: {_read_last_error(child)}")
     return url
 
 
-def _last_words(child: subprocess.Popen[bytes]) -> str:
+def _read_last_error(child: subprocess.Popen[bytes]) -> str:
     _, errors = child.communicate()
     lines = errors.decode(errors="replace").strip().splitlines()
-    return inert(lines[-1]) if lines else f"it ended with status {child.returncode} and no word"
+    return sanitize(lines[-1]) if lines else f"it ended with status {child.returncode} and no word"
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop_process(child: subprocess.Popen[bytes]) -> None:
     """Close its standard input, which ends it; then ask, then kill."""
     assert child.stdin is not None
     with contextlib.suppress(OSError):

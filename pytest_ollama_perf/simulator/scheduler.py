@@ -16,22 +16,21 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from pytest_ollama_perf.simulator.clock import Clock
-from pytest_ollama_perf.simulator.job import BUSY, Failure
-from pytest_ollama_perf.simulator.runner import Runner
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.simulator.decoder import ModelRunner
+from pytest_ollama_perf.simulator.job import BUSY_MESSAGE, ResponseError, SimulatorClock
+from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 
-RELOADS = ("num_ctx", "num_batch", "num_thread", "use_mmap", "main_gpu", "draft_num_predict", "num_gpu", "shift")
+RELOAD_OPTIONS = ("num_ctx", "num_batch", "num_thread", "use_mmap", "main_gpu", "draft_num_predict", "num_gpu", "shift")
 """The options that cannot change without loading the model again."""
 
 _POLL_S = 0.25
 """How often the server looks whether a load is complete; a load takes a whole number of these."""
 
 
-class Loaded:
+class ResidentModel:
     """A model in memory and who uses it. ``expires_ns`` is ``None`` while it is in use or kept forever."""
 
-    def __init__(self, runner: Runner, options: Mapping[str, Any]) -> None:
+    def __init__(self, runner: ModelRunner, options: Mapping[str, Any]) -> None:
         self.runner = runner
         self.options = options
         self.users = 0
@@ -40,7 +39,7 @@ class Loaded:
         self.serial = 0
 
     @property
-    def model(self) -> Model:
+    def model(self) -> SimulatedModel:
         return self.runner.model
 
     @property
@@ -50,29 +49,31 @@ class Loaded:
         return self.used_ns + round(self.keep_s * 1e9)
 
 
-class _Ticket:
-    def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
+class _LoadTicket:
+    def __init__(self, model: SimulatedModel, options: Mapping[str, Any]) -> None:
         self.model = model
         self.options = options
         self.granted = anyio.Event()
         self.abandoned = False
-        self.held: Loaded | None = None
+        self.resident: ResidentModel | None = None
 
 
 class Scheduler:
     """Holds the loaded models; ``run`` must be running for anything to be loaded."""
 
-    def __init__(self, settings: SimulatorSettings, clock: Clock, tasks: TaskGroup) -> None:
+    def __init__(self, settings: SimulatorSettings, clock: SimulatorClock, tasks: TaskGroup) -> None:
         self._settings = settings
         self._clock = clock
         self._tasks = tasks
-        self._loaded: dict[str, Loaded] = {}
-        self._pending: deque[_Ticket] = deque()
-        self._news = anyio.Event()
+        self._loaded: dict[str, ResidentModel] = {}
+        self._pending: deque[_LoadTicket] = deque()
+        self._changed = anyio.Event()
         self._chance = random.Random(f"runs {settings.seed}")
 
     @asynccontextmanager
-    async def use(self, model: Model, options: Mapping[str, Any], keep_alive_s: float | None) -> AsyncIterator[Loaded]:
+    async def use(
+        self, model: SimulatedModel, options: Mapping[str, Any], keep_alive_s: float | None
+    ) -> AsyncIterator[ResidentModel]:
         """Hold ``model`` in memory for as long as the block runs; a ``Failure`` 503 when too many wait for a load."""
         held = await self._acquire(model, options)
         held.keep_s = self._settings.keep_alive_s if keep_alive_s is None else keep_alive_s
@@ -81,7 +82,7 @@ class Scheduler:
         finally:
             self._release(held)
 
-    def loaded(self) -> list[Loaded]:
+    def list_loaded(self) -> list[ResidentModel]:
         """Return what is in memory, the newest first."""
         self._expire()
         return sorted(self._loaded.values(), key=lambda held: -held.serial)
@@ -97,84 +98,84 @@ class Scheduler:
         """Load, one at a time and in order, what is waited for."""
         while True:
             while not self._pending:
-                await self._next_news()
+                await self._wait_for_change()
             ticket = self._pending.popleft()
             if not ticket.abandoned:
                 await self._grant(ticket)
 
-    async def _acquire(self, model: Model, options: Mapping[str, Any]) -> Loaded:
+    async def _acquire(self, model: SimulatedModel, options: Mapping[str, Any]) -> ResidentModel:
         self._expire()
         held = self._loaded.get(model.full_name)
         if held is not None and not _needs_reload(held, options):
             held.users += 1
             return held
         if len(self._pending) >= self._settings.max_queue:
-            raise Failure(503, BUSY)
-        ticket = _Ticket(model, options)
+            raise ResponseError(503, BUSY_MESSAGE)
+        ticket = _LoadTicket(model, options)
         self._pending.append(ticket)
-        self._tell()
+        self._notify()
         return await self._wait(ticket)
 
-    async def _wait(self, ticket: _Ticket) -> Loaded:
+    async def _wait(self, ticket: _LoadTicket) -> ResidentModel:
         try:
             await ticket.granted.wait()
         except BaseException:
             ticket.abandoned = True
             if ticket in self._pending:
                 self._pending.remove(ticket)
-            if ticket.held is not None:
-                self._release(ticket.held)
+            if ticket.resident is not None:
+                self._release(ticket.resident)
             raise
-        assert ticket.held is not None
-        return ticket.held
+        assert ticket.resident is not None
+        return ticket.resident
 
-    async def _grant(self, ticket: _Ticket) -> None:
+    async def _grant(self, ticket: _LoadTicket) -> None:
         while not ticket.abandoned:
             self._expire()
             held = self._loaded.get(ticket.model.full_name)
             if held is not None and not _needs_reload(held, ticket.options):
                 break
-            victim = held or self._victim()
+            victim = held or self._pick_eviction()
             if victim is None:
                 await self._load(ticket)
                 break
             victim.keep_s = 0.0
             if victim.users:
-                await self._next_news()
+                await self._wait_for_change()
         self._hand_over(ticket)
 
-    def _hand_over(self, ticket: _Ticket) -> None:
+    def _hand_over(self, ticket: _LoadTicket) -> None:
         held = self._loaded.get(ticket.model.full_name)
         if held is None or ticket.abandoned:
             return
         held.users += 1
-        ticket.held = held
+        ticket.resident = held
         ticket.granted.set()
 
-    def _victim(self) -> Loaded | None:
+    def _pick_eviction(self) -> ResidentModel | None:
         """Return what must go to make room: an idle model before a busy one, the longest unused first."""
         if len(self._loaded) < self._settings.max_loaded:
             return None
         return min(self._loaded.values(), key=lambda held: (held.users > 0, held.used_ns, held.serial))
 
-    async def _load(self, ticket: _Ticket) -> None:
+    async def _load(self, ticket: _LoadTicket) -> None:
         model = ticket.model
         seconds = self._settings.load_time_s if model.load_time_s is None else model.load_time_s
         polls = math.ceil(round(seconds / _POLL_S, 6))
         await self._clock.sleep_until(self._clock.now_ns() + round(polls * _POLL_S * 1e9))
         num_ctx = min(int(ticket.options["num_ctx"]), model.context_length)
-        runner = Runner(self._settings, model, num_ctx, self._clock, random.Random(self._chance.random()))
-        held = Loaded(runner, ticket.options)
+        runner = ModelRunner(self._settings, model, num_ctx, self._clock, random.Random(self._chance.random()))
+        held = ResidentModel(runner, ticket.options)
         held.keep_s = self._settings.keep_alive_s
         held.used_ns = held.serial = self._clock.now_ns()
         self._loaded[model.full_name] = held
         self._tasks.start_soon(runner.run)
 
-    def _release(self, held: Loaded) -> None:
+    def _release(self, held: ResidentModel) -> None:
         held.users -= 1
         held.used_ns = self._clock.now_ns()
         self._expire()
-        self._tell()
+        self._notify()
 
     def _expire(self) -> None:
         """Unload what nobody uses and nobody needs to keep any longer, and what died."""
@@ -185,13 +186,13 @@ class Scheduler:
                 del self._loaded[name]
                 held.runner.scope.cancel()
 
-    def _tell(self) -> None:
-        self._news.set()
+    def _notify(self) -> None:
+        self._changed.set()
 
-    async def _next_news(self) -> None:
-        self._news = anyio.Event()
-        await self._news.wait()
+    async def _wait_for_change(self) -> None:
+        self._changed = anyio.Event()
+        await self._changed.wait()
 
 
-def _needs_reload(held: Loaded, options: Mapping[str, Any]) -> bool:
-    return held.runner.dead or any(held.options.get(name) != options.get(name) for name in RELOADS)
+def _needs_reload(held: ResidentModel, options: Mapping[str, Any]) -> bool:
+    return held.runner.dead or any(held.options.get(name) != options.get(name) for name in RELOAD_OPTIONS)

@@ -10,161 +10,175 @@ from functools import partial
 
 import msgspec
 
-from pytest_ollama_perf.simulator import asked, openai, replies
-from pytest_ollama_perf.simulator.clock import RealClock
-from pytest_ollama_perf.simulator.engine import Engine, engine
-from pytest_ollama_perf.simulator.http import JSON, Connection, Incoming, Outgoing
-from pytest_ollama_perf.simulator.job import Ask, Drop, Failure, Truncate
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
-from pytest_ollama_perf.simulator.sinks import EmbedReply, LineReply, Reply, WholeReply
+from pytest_ollama_perf.simulator import openai, replies, requests
+from pytest_ollama_perf.simulator.engine import Engine, run_engine
+from pytest_ollama_perf.simulator.http import JSON_TYPE, HttpServerConnection, IncomingRequest, OutgoingResponse
+from pytest_ollama_perf.simulator.job import (
+    DroppedConnectionError,
+    InferenceRequest,
+    RealClock,
+    ResponseError,
+    TruncatedResponseError,
+)
+from pytest_ollama_perf.simulator.replies import EmbedReply, LineReply, Reply, WholeReply
+from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 
-_REQUEST_ID = "x-request-id"
-_Route = Callable[[Incoming, Outgoing], Awaitable[None]]
-_KINDS = {"generate": "GenerateRequest", "chat": "ChatRequest"}
+_REQUEST_ID_HEADER = "x-request-id"
+_RouteHandler = Callable[[IncomingRequest, OutgoingResponse], Awaitable[None]]
+_REQUEST_TYPES = {"generate": "GenerateRequest", "chat": "ChatRequest"}
 
 
-class Routes:
+class Router:
     """Answers requests by path and method."""
 
     def __init__(self, running: Engine, loopback: bool) -> None:
         self._engine = running
         self._settings = running.settings
         self._loopback = loopback
-        self._routes: dict[str, dict[str, _Route]] = {
-            "/": {"GET": self._root, "HEAD": self._root},
-            "/api/version": {"GET": self._version, "HEAD": self._version},
-            "/api/tags": {"GET": self._tags, "HEAD": self._tags},
-            "/api/ps": {"GET": self._ps},
-            "/api/show": {"POST": self._show},
-            "/api/generate": {"POST": partial(self._text, "generate")},
-            "/api/chat": {"POST": partial(self._text, "chat")},
-            "/api/embed": {"POST": self._embed},
-            "/v1/models": {"GET": self._openai_models},
-            "/v1/chat/completions": {"POST": partial(self._openai_text, "chat")},
-            "/v1/completions": {"POST": partial(self._openai_text, "generate")},
-            "/sim/requests": {"GET": self._truths},
-            "/sim/settings": {"GET": self._show_settings},
-            "/sim/reset": {"POST": self._reset},
+        self._routes: dict[str, dict[str, _RouteHandler]] = {
+            "/": {"GET": self._handle_root, "HEAD": self._handle_root},
+            "/api/version": {"GET": self._handle_version, "HEAD": self._handle_version},
+            "/api/tags": {"GET": self._handle_tags, "HEAD": self._handle_tags},
+            "/api/ps": {"GET": self._handle_ps},
+            "/api/show": {"POST": self._handle_show},
+            "/api/generate": {"POST": partial(self._handle_text, "generate")},
+            "/api/chat": {"POST": partial(self._handle_text, "chat")},
+            "/api/embed": {"POST": self._handle_embed},
+            "/v1/models": {"GET": self._handle_openai_models},
+            "/v1/chat/completions": {"POST": partial(self._handle_openai_text, "chat")},
+            "/v1/completions": {"POST": partial(self._handle_openai_text, "generate")},
+            "/sim/requests": {"GET": self._handle_ground_truth},
+            "/sim/settings": {"GET": self._handle_settings},
+            "/sim/reset": {"POST": self._handle_reset},
         }
 
-    async def __call__(self, request: Incoming, outgoing: Outgoing) -> None:
+    async def __call__(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
         """Answer one request; what Ollama refuses is an answer as well."""
         if self._loopback and not _is_local(request.headers.get("host", "")):
-            outgoing.whole(403, "", b"")
+            outgoing.send_whole(403, "", b"")
             return
         methods = self._routes.get(request.path)
         route = methods.get(request.method) if methods else None
         if route is None:
             status, words = (405, b"405 method not allowed") if methods else (404, b"404 page not found")
-            outgoing.whole(status, "text/plain", words)
+            outgoing.send_whole(status, "text/plain", words)
             return
         try:
             await route(request, outgoing)
-        except Failure as failure:
-            outgoing.whole(failure.status, JSON, replies.error(failure.message))
+        except ResponseError as failure:
+            outgoing.send_whole(failure.status, JSON_TYPE, replies.encode_error(failure.message))
 
-    async def _root(self, request: Incoming, outgoing: Outgoing) -> None:
-        outgoing.whole(200, "text/plain; charset=utf-8", b"Ollama is running")
+    async def _handle_root(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        outgoing.send_whole(200, "text/plain; charset=utf-8", b"Ollama is running")
 
-    async def _version(self, request: Incoming, outgoing: Outgoing) -> None:
-        outgoing.whole(200, JSON, replies.dump({"version": self._settings.version}))
+    async def _handle_version(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        outgoing.send_whole(200, JSON_TYPE, replies.encode_json({"version": self._settings.version}))
 
-    async def _tags(self, request: Incoming, outgoing: Outgoing) -> None:
-        outgoing.whole(200, JSON, replies.dump(replies.tags(self._settings)))
+    async def _handle_tags(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        outgoing.send_whole(200, JSON_TYPE, replies.encode_json(replies.build_tags(self._settings)))
 
-    async def _ps(self, request: Incoming, outgoing: Outgoing) -> None:
-        listing = replies.ps(self._settings, self._engine.loaded(), self._engine.clock.now_ns())
-        outgoing.whole(200, JSON, replies.dump(listing))
+    async def _handle_ps(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        listing = replies.build_ps(self._settings, self._engine.list_loaded(), self._engine.clock.now_ns())
+        outgoing.send_whole(200, JSON_TYPE, replies.encode_json(listing))
 
-    async def _show(self, request: Incoming, outgoing: Outgoing) -> None:
-        given = asked.body(request.body, "ShowRequest")
-        name = given.text("model") or given.text("name")
-        model = self._settings.model(name)
+    async def _handle_show(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        given = requests.parse_body(request.body, "ShowRequest")
+        name = given.get_text("model") or given.get_text("name")
+        model = self._settings.find_model(name)
         if model is None:
-            raise Failure(404, f"model '{name if ':' in name else name + ':latest'}' not found")
-        outgoing.whole(200, JSON, replies.dump(replies.show(self._settings, model)))
+            raise ResponseError(404, f"model '{name if ':' in name else name + ':latest'}' not found")
+        outgoing.send_whole(200, JSON_TYPE, replies.encode_json(replies.build_show(self._settings, model)))
 
-    async def _truths(self, request: Incoming, outgoing: Outgoing) -> None:
-        outgoing.whole(200, JSON, msgspec.json.encode({"requests": list(self._engine.truths)}))
+    async def _handle_ground_truth(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        outgoing.send_whole(200, JSON_TYPE, msgspec.json.encode({"requests": list(self._engine.ground_truths)}))
 
-    async def _show_settings(self, request: Incoming, outgoing: Outgoing) -> None:
-        outgoing.whole(200, JSON, msgspec.json.encode(self._settings))
+    async def _handle_settings(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        outgoing.send_whole(200, JSON_TYPE, msgspec.json.encode(self._settings))
 
-    async def _reset(self, request: Incoming, outgoing: Outgoing) -> None:
+    async def _handle_reset(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
         self._engine.reset()
-        outgoing.whole(200, JSON, b"{}")
+        outgoing.send_whole(200, JSON_TYPE, b"{}")
 
-    async def _text(self, endpoint: str, request: Incoming, outgoing: Outgoing) -> None:
+    async def _handle_text(self, endpoint: str, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
         """Answer ``/api/generate`` or ``/api/chat``."""
-        given = asked.body(request.body, _KINDS[endpoint])
-        name = given.text("model")
-        model = self._engine.model(name)
-        empty = not given.items("messages") if endpoint == "chat" else not given.text("prompt")
+        given = requests.parse_body(request.body, _REQUEST_TYPES[endpoint])
+        name = given.get_text("model")
+        model = self._engine.get_model(name)
+        empty = not given.get_list("messages") if endpoint == "chat" else not given.get_text("prompt")
         if empty and given.keep_alive_s == 0:
             self._engine.unload(model)
-            _without_text(outgoing, name, endpoint, "unload")
+            _send_empty_reply(outgoing, name, endpoint, "unload")
             return
-        asked.capable(model, name, "completion", endpoint)
+        requests.require_capability(model, name, "completion", endpoint)
         if empty:
             await self._load(given, model)
-            _without_text(outgoing, name, endpoint, "load")
+            _send_empty_reply(outgoing, name, endpoint, "load")
             return
-        await self._answer(*self._completion(endpoint, given, model, request, outgoing), request)
+        await self._answer(*self._build_completion(endpoint, given, model, request, outgoing), request)
 
-    def _completion(
-        self, endpoint: str, given: asked.Body, model: Model, request: Incoming, outgoing: Outgoing
-    ) -> tuple[Ask, Reply]:
-        tokenize = asked.chat_tokens if endpoint == "chat" else asked.prompt_tokens
+    def _build_completion(
+        self,
+        endpoint: str,
+        given: requests.RequestBody,
+        model: SimulatedModel,
+        request: IncomingRequest,
+        outgoing: OutgoingResponse,
+    ) -> tuple[InferenceRequest, Reply]:
+        tokenize = requests.tokenize_chat if endpoint == "chat" else requests.tokenize_prompt
         prompt = tokenize(given, self._engine.tokenizer)
-        ask = asked.completion(given, model, prompt, endpoint, request.headers.get(_REQUEST_ID, ""))
-        with_context = endpoint == "generate" and not given.flag("raw", False)
+        ask = requests.build_completion_request(
+            given, model, prompt, endpoint, request.headers.get(_REQUEST_ID_HEADER, "")
+        )
+        with_context = endpoint == "generate" and not given.get_flag("raw", False)
         kind = LineReply if given.stream else WholeReply
-        return ask, kind(outgoing, given.text("model"), endpoint, with_context=with_context)
+        return ask, kind(outgoing, given.get_text("model"), endpoint, with_context=with_context)
 
-    async def _answer(self, ask: Ask, reply: Reply, request: Incoming) -> None:
+    async def _answer(self, ask: InferenceRequest, reply: Reply, request: IncomingRequest) -> None:
         """Run a request through the engine and write how it ends."""
         try:
             answer, truth = await self._engine.answer(ask, reply, request.read_ns)
             reply.finish(answer)
-            reply.wrote(truth)
-        except Failure as failure:
+            reply.record_write_times(truth)
+        except ResponseError as failure:
             reply.fail(failure)
-        except Drop:
+        except DroppedConnectionError:
             reply.outgoing.drop()
-        except Truncate:
+        except TruncatedResponseError:
             reply.truncate()
 
-    async def _load(self, given: asked.Body, model: Model) -> None:
-        chosen = asked.reloads(given, asked.options(given.fields.get("options")))
+    async def _load(self, given: requests.RequestBody, model: SimulatedModel) -> None:
+        chosen = requests.merge_shift_option(given, requests.check_options(given.fields.get("options")))
         await self._engine.load(model, chosen, given.keep_alive_s)
 
-    async def _embed(self, request: Incoming, outgoing: Outgoing) -> None:
-        given = asked.body(request.body, "EmbedRequest")
-        name = given.text("model")
-        model = self._engine.model(name)
-        ask, texts = asked.embed_ask(given, self._engine.tokenizer, request.headers.get(_REQUEST_ID, ""))
-        if not model.can("embedding") or not ask.prompt:
+    async def _handle_embed(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        given = requests.parse_body(request.body, "EmbedRequest")
+        name = given.get_text("model")
+        model = self._engine.get_model(name)
+        ask, texts = requests.build_embed_request(
+            given, self._engine.tokenizer, request.headers.get(_REQUEST_ID_HEADER, "")
+        )
+        if not model.has_capability("embedding") or not ask.prompt:
             await self._load(given, model)
-            if not model.can("embedding"):
-                raise Failure(501, "This server does not support embeddings. Start it with `--embeddings`")
-            outgoing.whole(200, JSON, replies.dump(replies.embeddings(name, [])))
+            if not model.has_capability("embedding"):
+                raise ResponseError(501, "This server does not support embeddings. Start it with `--embeddings`")
+            outgoing.send_whole(200, JSON_TYPE, replies.encode_json(replies.build_embeddings(name, [])))
             return
         await self._answer(ask, EmbedReply(outgoing, name, texts, model.embedding_length), request)
 
-    async def _openai_models(self, request: Incoming, outgoing: Outgoing) -> None:
-        outgoing.whole(200, "application/json", openai.models(self._settings))
+    async def _handle_openai_models(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        outgoing.send_whole(200, "application/json", openai.encode_models(self._settings))
 
-    async def _openai_text(self, endpoint: str, request: Incoming, outgoing: Outgoing) -> None:
-        request_id = request.headers.get(_REQUEST_ID, "")
-        read = openai.completion(endpoint, self._engine, request, outgoing, request_id)
+    async def _handle_openai_text(self, endpoint: str, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+        request_id = request.headers.get(_REQUEST_ID_HEADER, "")
+        read = openai.parse_completion(endpoint, self._engine, request, outgoing, request_id)
         if read is not None:
             await self._answer(*read, request)
 
 
-def _without_text(outgoing: Outgoing, name: str, endpoint: str, reason: str) -> None:
+def _send_empty_reply(outgoing: OutgoingResponse, name: str, endpoint: str, reason: str) -> None:
     """Answer an empty prompt: it loads the model, or unloads it when it is to be kept for no time at all."""
-    fields = replies.head(name) | replies.text_field(endpoint, "") | replies.done(reason)
-    outgoing.whole(200, JSON, replies.dump(fields))
+    fields = replies.build_head(name) | replies.build_text_field(endpoint, "") | replies.build_done(reason)
+    outgoing.send_whole(200, JSON_TYPE, replies.encode_json(fields))
 
 
 def _is_local(host: str) -> bool:
@@ -188,8 +202,8 @@ async def serve(
 
     ``OSError`` when the address cannot be had.
     """
-    async with engine(settings, RealClock()) as running:
-        connections: set[Connection] = set()
+    async with run_engine(settings, RealClock()) as running:
+        connections: set[HttpServerConnection] = set()
         server = await _listen(running, connections, host, port)
         bound = server.sockets[0].getsockname()
         try:
@@ -200,10 +214,10 @@ async def serve(
                 await connection.close()
 
 
-async def _listen(running: Engine, connections: set[Connection], host: str, port: int) -> asyncio.Server:
-    routes = Routes(running, loopback=_is_loopback(host))
+async def _listen(running: Engine, connections: set[HttpServerConnection], host: str, port: int) -> asyncio.Server:
+    routes = Router(running, loopback=_is_loopback(host))
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Connection(routes, connections), host, port, backlog=1024)
+    return await loop.create_server(lambda: HttpServerConnection(routes, connections), host, port, backlog=1024)
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import msgspec
 
-from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.simulator.faults import Fault
-from pytest_ollama_perf.simulator.version import Profile, parse, profile
+
+_VERSION_PATTERN = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:[-+].*)?")
+
+
+class VersionProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """The habits of one version.
+
+    ``default_slots`` is what an unset ``OLLAMA_NUM_PARALLEL`` means; ``single_token_eval_ns`` the ``eval_duration`` at
+    an ``eval_count`` of 1 (0 is left out); ``eval_excludes_sampling`` marks the old runners.
+    """
+
+    default_slots: int = 1
+    single_token_eval_ns: int = 1000
+    eval_excludes_sampling: bool = False
+    counts_cached_tokens: bool = True
+    sends_cached_count: bool = False
+
+
+def parse_version(version: str) -> tuple[int, int, int]:
+    """Return the three numbers of ``version``; a ``ConfigError`` when it has no such form."""
+    found = _VERSION_PATTERN.fullmatch(version)
+    if not found:
+        raise ConfigError(f"simulator: version {version!r} is not of the form 0.32.15")
+    major, minor, patch = (int(part) for part in found.groups())
+    return major, minor, patch
+
+
+def get_profile(version: str) -> VersionProfile:
+    """Return the habits of ``version``."""
+    number = parse_version(version)
+    old_runner = number < (0, 25, 0)
+    return VersionProfile(
+        default_slots=4 if number < (0, 10, 0) else 1,
+        single_token_eval_ns=0 if old_runner else 1000,
+        eval_excludes_sampling=old_runner,
+        counts_cached_tokens=not (0, 30, 0) <= number < (0, 30, 1),
+        sends_cached_count=number >= (0, 33, 3),
+    )
+
 
 CAPABILITIES = ("completion", "embedding", "thinking", "tools", "vision")
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model of the simulated server; speeds and load time, where given, replace the server's.
 
     ``size`` is the file's bytes; ``vram_share`` the part in GPU memory, 0..1 (``None``: the server's).
@@ -37,30 +76,34 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def full_name(self) -> str:
         """The name with its tag, ``latest`` where none was given."""
-        return full_name(self.name)
+        return qualify_name(self.name)
 
     @property
     def full_digest(self) -> str:
         return self.digest or hashlib.sha256(self.full_name.encode()).hexdigest()
 
-    def can(self, capability: str) -> bool:
+    def has_capability(self, capability: str) -> bool:
         return capability in self.capabilities
 
 
-def full_name(name: str) -> str:
+def qualify_name(name: str) -> str:
     """Return a model's name with its tag."""
     return name if not name or ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
 
 
-def _tiny(name: str, parameters: str, size: int, width: int, tps: float, digest: str, **more: object) -> Model:
+def _build_tiny_model(
+    name: str, parameters: str, size: int, width: int, tps: float, digest: str, **more: object
+) -> SimulatedModel:
     fields = {"name": name, "parameters": parameters, "size": size, "embedding_length": width, "digest": digest}
     fields |= {"quantization": "F16", "context_length": 8192, "vram_share": 0.0, "tps": tps, "load_time_s": 0.25}
-    return msgspec.convert({**fields, **more}, Model)
+    return msgspec.convert({**fields, **more}, SimulatedModel)
 
 
 TRANSCRIPT_MODELS = (
-    _tiny("mid", "25.70M", 51_428_302, 512, 250.0, "24b7dcaab14dd92cf435de5c328135fef396fc27bd4740decacf5ad5bf00d866"),
-    _tiny(
+    _build_tiny_model(
+        "mid", "25.70M", 51_428_302, 512, 250.0, "24b7dcaab14dd92cf435de5c328135fef396fc27bd4740decacf5ad5bf00d866"
+    ),
+    _build_tiny_model(
         "embed",
         "918K",
         1_853_843,
@@ -69,16 +112,20 @@ TRANSCRIPT_MODELS = (
         "13cd2d48ef8a158e9d41ad11bbd66a784466015f1cebc0492566f5b0e0fe60ee",
         capabilities=("embedding",),
     ),
-    _tiny("tiny", "918K", 1_853_836, 128, 3840.0, "f3f8b41208a29ce025ce5690b4564df1743fd4c74a7417a67f49a9b0dba95477"),
-    _tiny("small", "4.98M", 9_989_037, 256, 1390.0, "359acce1c2a942a7adbc8b23787f415c6d1617c06002a1e86b6c42d2a8fac28c"),
+    _build_tiny_model(
+        "tiny", "918K", 1_853_836, 128, 3840.0, "f3f8b41208a29ce025ce5690b4564df1743fd4c74a7417a67f49a9b0dba95477"
+    ),
+    _build_tiny_model(
+        "small", "4.98M", 9_989_037, 256, 1390.0, "359acce1c2a942a7adbc8b23787f415c6d1617c06002a1e86b6c42d2a8fac28c"
+    ),
 )
 """The models of the recorded transcripts: on the CPU, with the speeds of OLLAMA.md."""
 
 DEFAULT_MODELS = (
-    Model(name="llama3.2:3b"),
-    Model(name="llama3.2:1b", parameters="1.2B", size=1_321_098_329, embedding_length=2048),
-    Model(name="qwen3:4b", parameters="4.0B", family="qwen3", capabilities=("completion", "thinking")),
-    Model(
+    SimulatedModel(name="llama3.2:3b"),
+    SimulatedModel(name="llama3.2:1b", parameters="1.2B", size=1_321_098_329, embedding_length=2048),
+    SimulatedModel(name="qwen3:4b", parameters="4.0B", family="qwen3", capabilities=("completion", "thinking")),
+    SimulatedModel(
         name="nomic-embed-text",
         parameters="137M",
         size=274_302_450,
@@ -107,7 +154,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     prefill_batch: int = 1024
     load_time_s: float = 0.5
     keep_alive_s: float = 300.0
-    models: tuple[Model, ...] = DEFAULT_MODELS
+    models: tuple[SimulatedModel, ...] = DEFAULT_MODELS
     vram_share: float = 1.0
     max_loaded: int = 3
     max_queue: int = 512
@@ -128,19 +175,19 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     def __post_init__(self) -> None:
         """Check the values; a ``ConfigError`` names the field, what was given and what is valid."""
-        _check(self)
+        _check_settings(self)
 
     @property
-    def profile(self) -> Profile:
-        return profile(self.version)
+    def profile(self) -> VersionProfile:
+        return get_profile(self.version)
 
     @property
     def slot_count(self) -> int:
         return self.slots if self.slots is not None else self.profile.default_slots
 
-    def model(self, name: str) -> Model | None:
+    def find_model(self, name: str) -> SimulatedModel | None:
         """Find a model by its name, with or without ``:latest``."""
-        wanted = full_name(name)
+        wanted = qualify_name(name)
         return next((model for model in self.models if model.full_name == wanted), None)
 
 
@@ -153,18 +200,18 @@ _SHARES = ("vram_share", "scaling", "sampling_share")
 _INFINITY = float("inf")
 
 
-def _check(settings: SimulatorSettings) -> None:
-    _within(settings, _POSITIVE, lambda value: 0 < value < _INFINITY, "above 0")
-    _within(settings, _NOT_NEGATIVE, lambda value: 0 <= value < _INFINITY, "0 or more")
-    _within(settings, _SHARES, lambda value: 0 <= value <= 1, "between 0 and 1")
+def _check_settings(settings: SimulatorSettings) -> None:
+    _check_range(settings, _POSITIVE, lambda value: 0 < value < _INFINITY, "above 0")
+    _check_range(settings, _NOT_NEGATIVE, lambda value: 0 <= value < _INFINITY, "0 or more")
+    _check_range(settings, _SHARES, lambda value: 0 <= value <= 1, "between 0 and 1")
     if settings.slots is not None and settings.slots < 1:
         raise ConfigError(f"simulator: slots {settings.slots} must be 1 or more")
-    parse(settings.version)
+    parse_version(settings.version)
     _check_aggregate(settings.aggregate)
     _check_models(settings.models)
 
 
-def _within(settings: SimulatorSettings, names: Sequence[str], valid: object, words: str) -> None:
+def _check_range(settings: SimulatorSettings, names: Sequence[str], valid: object, words: str) -> None:
     assert callable(valid)
     for name in names:
         value = getattr(settings, name)
@@ -178,7 +225,7 @@ def _check_aggregate(points: tuple[tuple[int, float], ...]) -> None:
         raise ConfigError("simulator: aggregate must give rising stream counts and tokens/s above 0, as 1:123,2:184")
 
 
-def _check_models(models: tuple[Model, ...]) -> None:
+def _check_models(models: tuple[SimulatedModel, ...]) -> None:
     names = [model.full_name for model in models]
     if not names or "" in names or len(names) != len(set(names)):
         raise ConfigError("simulator: models must be one or more names, each once")

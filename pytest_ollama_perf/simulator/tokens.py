@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-_LIST = """
+_WORD_LIST = """
     able acid also army atom back ball band bank base bear bell best bird blue boat body bone book born both
     bowl calm card care case cave city clay club coal coat cold cook cool corn dark dawn deep deer desk door
     down draw drum dust each east easy edge even face fact farm fast fern fire fish five flag flow food foot
@@ -13,52 +14,94 @@ _LIST = """
     idea iron item jazz join jump keep kind king kite lake lamp land leaf left life
 """
 
-WORDS = tuple(_LIST.split())
+VOCABULARY = tuple(_WORD_LIST.split())
 """What the simulated models say, in this order, over and over. The word after ``life`` is ``able``."""
 
-_INDEX = {word: index for index, word in enumerate(WORDS)}
+_VOCABULARY_INDEX = {word: index for index, word in enumerate(VOCABULARY)}
 
 
 class Tokenizer:
     """Gives every word a number of its own; the same word has the same number as long as the server lives."""
 
     def __init__(self) -> None:
-        self._ids = dict(_INDEX)
+        self._ids = dict(_VOCABULARY_INDEX)
 
     def encode(self, text: str) -> list[int]:
         """Return one number for each word of ``text``."""
-        return self._number(text.split())
+        return self._assign_ids(text.split())
 
     def encode_chat(self, messages: Iterable[tuple[str, str]]) -> list[int]:
         """Return the tokens of ``(role, content)`` messages in a ChatML template that asks for the next answer."""
         pieces: list[str] = []
         for role, content in messages:
             pieces += ["<|im_start|>", *role, "\n", *content.split(), "<|im_end|>", "\n"]
-        return self._number([*pieces, "<|im_start|>", *"assistant", "\n"])
+        return self._assign_ids([*pieces, "<|im_start|>", *"assistant", "\n"])
 
-    def _number(self, pieces: Iterable[str]) -> list[int]:
+    def _assign_ids(self, pieces: Iterable[str]) -> list[int]:
         ids = self._ids
         return [ids.setdefault(piece, len(ids)) for piece in pieces]
 
 
 @functools.lru_cache(maxsize=256)
-def piece(token: int) -> str:
+def decode_token(token: int) -> str:
     """Return the text of an output token, with its leading space."""
-    return f" {WORDS[token]}"
+    return f" {VOCABULARY[token]}"
 
 
-def first_output(prompt: Sequence[int]) -> int:
+def pick_first_token(prompt: Sequence[int]) -> int:
     """Return what a model says first: the word after the prompt's last where that is known, else one it decides."""
     if not prompt:
         return 0
     last = prompt[-1]
-    return (last + 1) % len(WORDS) if last < len(WORDS) else sum(prompt) % len(WORDS)
+    return (last + 1) % len(VOCABULARY) if last < len(VOCABULARY) else sum(prompt) % len(VOCABULARY)
 
 
-def fit(prompt: list[int], num_ctx: int) -> list[int]:
+def truncate_prompt(prompt: list[int], num_ctx: int) -> list[int]:
     """Cut a prompt that is longer than the context as the server does: four tokens, then the last half of the rest."""
     if len(prompt) <= num_ctx:
         return prompt
     kept = min(4, num_ctx)
     tail = (num_ctx - kept) // 2
     return prompt[:kept] + (prompt[-tail:] if tail else [])
+
+
+_COMPARE_CHUNK = 64
+
+
+def count_common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading tokens both share."""
+    limit = min(len(one), len(other))
+    start = 0
+    while start < limit and one[start : start + _COMPARE_CHUNK] == other[start : start + _COMPARE_CHUNK]:
+        start += _COMPARE_CHUNK
+    while start < limit and one[start] == other[start]:
+        start += 1
+    return min(start, limit)
+
+
+class PromptCache:
+    """Token sequences by age, ``capacity`` tokens in all; the oldest leave first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self.token_count = 0
+        """Tokens in the cache."""
+        self._entries: OrderedDict[int, list[int]] = OrderedDict()
+        self._serial = 0
+
+    def count_reusable(self, prompt: list[int]) -> int:
+        """Return how many leading tokens of ``prompt`` need no evaluation; the last one always does."""
+        best = 0
+        for entry in self._entries.values():
+            if prompt and entry and entry[0] == prompt[0]:
+                best = max(best, count_common_prefix(prompt, entry))
+        return min(best, max(0, len(prompt) - 1))
+
+    def add(self, tokens: list[int]) -> None:
+        """Remember a finished sequence, prompt and output."""
+        self._serial += 1
+        self._entries[self._serial] = tokens
+        self.token_count += len(tokens)
+        while self.token_count > self._capacity and self._entries:
+            _, oldest = self._entries.popitem(last=False)
+            self.token_count -= len(oldest)

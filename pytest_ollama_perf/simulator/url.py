@@ -13,45 +13,44 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.quantity import seconds
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import parse_seconds, suggest_match
 from pytest_ollama_perf.simulator.faults import Fault, parse_fault
-from pytest_ollama_perf.simulator.settings import DEFAULT_MODELS, Model, SimulatorSettings
-from pytest_ollama_perf.words import did_you_mean
+from pytest_ollama_perf.simulator.settings import DEFAULT_MODELS, SimulatedModel, SimulatorSettings
 
-SCHEME = "sim:"
-_OWN = MappingProxyType(
+SIM_SCHEME = "sim:"
+_MODEL_FIELDS = MappingProxyType(
     {name: name for name in ("tps", "prefill_tps", "load_time_s", "vram_share")} | {"aggregate": "tps"}
 )
-_ON = MappingProxyType(
+_SWITCH_VALUES = MappingProxyType(
     {"on": True, "yes": True, "true": True, "1": True, "off": False, "no": False, "false": False, "0": False}
 )
 
 
 @dataclass(frozen=True)
-class Key:
+class UrlParameter:
     """One word of a ``sim:`` URL: the field it sets, how it is read, an example and what it means."""
 
     field: str
-    read: Callable[[str, Any], Any]
+    parse: Callable[[str, Any], Any]
     example: str
     help: str
 
 
 def is_sim_url(url: str) -> bool:
     """Say whether ``url`` names the built-in simulator."""
-    return url.strip().lower().startswith(SCHEME)
+    return url.strip().lower().startswith(SIM_SCHEME)
 
 
 def parse_sim_url(url: str) -> SimulatorSettings:
     """Read a ``sim:`` URL; a ``ConfigError`` names the word or value that is wrong and the valid ones."""
-    rest = url.strip()[len(SCHEME) :]
+    rest = url.strip()[len(SIM_SCHEME) :]
     if not is_sim_url(url) or (rest and not rest.startswith("?")):
         raise ConfigError(f"{url!r}: a simulator is written as sim: or sim:?slots=4&tps=80")
-    return _settings(_pairs(rest[1:], url), f"{url}: ")
+    return _build_settings(_split_query(rest[1:], url), f"{url}: ")
 
 
-def _pairs(query: str, url: str) -> list[tuple[str, Any]]:
+def _split_query(query: str, url: str) -> list[tuple[str, Any]]:
     # parse_qsl would read the + of "3+7" as a space
     try:
         pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
@@ -66,32 +65,35 @@ def read_settings(words: Mapping[str, Any]) -> SimulatorSettings:
     for name, value in words.items():
         several = name == "fault" and not isinstance(value, str | Fault)
         pairs += [(name, each) for each in value] if several else [(name, value)]
-    return _settings(pairs, "simulator: ")
+    return _build_settings(pairs, "simulator: ")
 
 
-def _settings(pairs: Iterable[tuple[str, Any]], where: str) -> SimulatorSettings:
+def _build_settings(pairs: Iterable[tuple[str, Any]], where: str) -> SimulatorSettings:
     fields: dict[str, Any] = {}
     for name, value in pairs:
-        key = KEYS.get(name.removesuffix("_s"))
+        key = URL_PARAMETERS.get(name.removesuffix("_s"))
         if key is None:
-            raise ConfigError(f"{where}unknown setting {name!r}{did_you_mean(name, KEYS)}; valid: {', '.join(KEYS)}")
+            raise ConfigError(
+                f"{where}unknown setting {name!r}{suggest_match(name, URL_PARAMETERS)}; valid: "
+                f"{', '.join(URL_PARAMETERS)}"
+            )
         if key.field == "faults":
-            fields["faults"] = (*fields.get("faults", ()), key.read(name, value))
+            fields["faults"] = (*fields.get("faults", ()), key.parse(name, value))
         elif key.field in fields:
             raise ConfigError(f"{where}{name} is given twice")
         else:
-            fields[key.field] = key.read(name, value)
-    return SimulatorSettings(**fields | {"models": _as_asked(fields)})
+            fields[key.field] = key.parse(name, value)
+    return SimulatorSettings(**fields | {"models": _override_models(fields)})
 
 
-def _as_asked(fields: Mapping[str, Any]) -> tuple[Model, ...]:
+def _override_models(fields: Mapping[str, Any]) -> tuple[SimulatedModel, ...]:
     """Let what was asked of the server win over what the models that come with it have of their own."""
-    asked = {_OWN[name]: None for name in fields if name in _OWN}
-    given: tuple[Model, ...] = fields.get("models", DEFAULT_MODELS)
+    asked = {_MODEL_FIELDS[name]: None for name in fields if name in _MODEL_FIELDS}
+    given: tuple[SimulatedModel, ...] = fields.get("models", DEFAULT_MODELS)
     return tuple(msgspec.structs.replace(each, **asked) if each in DEFAULT_MODELS else each for each in given)
 
 
-def describe(settings: SimulatorSettings) -> str:
+def describe_settings(settings: SimulatorSettings) -> str:
     """Say on one line what is simulated, for a person."""
     parts = [f"Ollama {settings.version}", f"{settings.slot_count} slot{'s' * (settings.slot_count != 1)}"]
     speed = ", ".join(f"{count}: {total:g}" for count, total in settings.aggregate)
@@ -100,14 +102,14 @@ def describe(settings: SimulatorSettings) -> str:
     return f"{', '.join(parts)}; models {', '.join(model.name for model in settings.models)}"
 
 
-def _whole(name: str, value: object) -> int:
-    number = _number(name, value)
+def _parse_integer(name: str, value: object) -> int:
+    number = _parse_number(name, value)
     if number != int(number):
         raise ConfigError(f"simulator: {name}={value!r}: expected a whole number")
     return int(number)
 
 
-def _number(name: str, value: object) -> float:
+def _parse_number(name: str, value: object) -> float:
     try:
         number = float(str(value))
     except (TypeError, ValueError):
@@ -117,28 +119,28 @@ def _number(name: str, value: object) -> float:
     return number
 
 
-def _duration(name: str, value: object) -> float:
-    return seconds(value, f"simulator: {name}")
+def _parse_duration(name: str, value: object) -> float:
+    return parse_seconds(value, f"simulator: {name}")
 
 
-def _keep_alive(name: str, value: object) -> float:
+def _parse_keep_alive(name: str, value: object) -> float:
     """``-1`` means for ever, as in Ollama."""
-    return -1.0 if str(value) in {"-1", "-1.0"} else _duration(name, value)
+    return -1.0 if str(value) in {"-1", "-1.0"} else _parse_duration(name, value)
 
 
-def _switch(name: str, value: object) -> bool:
+def _parse_switch(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
-    if str(value).lower() not in _ON:
+    if str(value).lower() not in _SWITCH_VALUES:
         raise ConfigError(f"simulator: {name}={value!r}: expected on or off")
-    return _ON[str(value).lower()]
+    return _SWITCH_VALUES[str(value).lower()]
 
 
-def _text(name: str, value: object) -> str:
+def _parse_text(name: str, value: object) -> str:
     return str(value)
 
 
-def _points(name: str, value: object) -> tuple[tuple[int, float], ...]:
+def _parse_points(name: str, value: object) -> tuple[tuple[int, float], ...]:
     """Read ``1:123,2:184``, or a mapping or list of pairs."""
     pairs: list[Any] = []
     if isinstance(value, str):
@@ -149,51 +151,75 @@ def _points(name: str, value: object) -> tuple[tuple[int, float], ...]:
         pairs = list(value)
     if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ConfigError(f"simulator: {name}={value!r}: expected streams:tokens/s, as in 1:123,2:184")
-    return tuple((_whole(name, count), _number(name, total)) for count, total in pairs)
+    return tuple((_parse_integer(name, count), _parse_number(name, total)) for count, total in pairs)
 
 
-def _models(name: str, value: object) -> tuple[Model, ...]:
+def _parse_models(name: str, value: object) -> tuple[SimulatedModel, ...]:
     """Read ``a,b``; names of the models that come with the simulator keep what is known of them."""
     given = value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).split(",")
-    return tuple(each if isinstance(each, Model) else _model(str(each).strip()) for each in given)
+    return tuple(each if isinstance(each, SimulatedModel) else _find_model(str(each).strip()) for each in given)
 
 
-def _model(name: str) -> Model:
-    return SimulatorSettings().model(name) or Model(name=name)
+def _find_model(name: str) -> SimulatedModel:
+    return SimulatorSettings().find_model(name) or SimulatedModel(name=name)
 
 
-def _fault(name: str, value: object) -> Fault:
+def _parse_fault_value(name: str, value: object) -> Fault:
     return value if isinstance(value, Fault) else parse_fault(str(value))
 
 
-KEYS: Mapping[str, Key] = MappingProxyType(
+URL_PARAMETERS: Mapping[str, UrlParameter] = MappingProxyType(
     {
-        "slots": Key("slots", _whole, "4", "requests decoded at the same time (OLLAMA_NUM_PARALLEL)"),
-        "tps": Key("tps", _number, "80", "tokens/s of one stream alone"),
-        "scaling": Key("scaling", _number, "0.5", "n streams together reach tps * n**scaling: 0 as a CPU, 1 ideal"),
-        "aggregate": Key("aggregate", _points, "1:123,2:184", "tokens/s of all streams together, by streams"),
-        "prefill_tps": Key("prefill_tps", _number, "2000", "prompt tokens/s"),
-        "prefill_batch": Key("prefill_batch", _whole, "1024", "prompt tokens read between two tokens of other streams"),
-        "load_time": Key("load_time_s", _duration, "500ms", "loading a model, rounded up to whole polls of 250 ms"),
-        "keep_alive": Key("keep_alive_s", _keep_alive, "5m", "how long an idle model stays loaded; -1 for ever"),
-        "models": Key("models", _models, "llama3.2:3b,tiny", "the models that the server has"),
-        "vram": Key("vram_share", _number, "1", "share of a model in GPU memory, 0..1"),
-        "max_loaded": Key("max_loaded", _whole, "3", "models in memory at once (OLLAMA_MAX_LOADED_MODELS)"),
-        "max_queue": Key("max_queue", _whole, "512", "requests that may wait for a load (OLLAMA_MAX_QUEUE)"),
-        "num_ctx": Key("num_ctx", _whole, "4096", "context length where a request names none"),
-        "version": Key("version", _text, "0.32.15", "the version of Ollama to be like"),
-        "cache": Key("cache", _switch, "on", "prompt cache"),
-        "cache_tokens": Key("cache_tokens", _whole, "1000000", "tokens that the prompt cache holds"),
-        "run_jitter": Key("run_jitter", _number, "0.03", "noise between loads of a model (sd of the logarithm)"),
-        "token_jitter": Key("token_jitter", _number, "0.05", "noise between tokens (sd of the logarithm)"),
-        "eos_after": Key("eos_after", _whole, "0", "the token that ends a text by itself; 0: none does"),
-        "thinking_tokens": Key("thinking_tokens", _whole, "16", "tokens a thinking model thinks"),
-        "tokens_per_line": Key("tokens_per_line", _whole, "1", "tokens in a line of the stream"),
-        "warm_load": Key("warm_load_s", _duration, "1ms", "load_duration of a loaded model"),
-        "overhead": Key("overhead_s", _duration, "2ms", "template and tokenising, before a request waits for a slot"),
-        "sampling_share": Key("sampling_share", _number, "0.04", "what old versions leave out of eval_duration, 0..1"),
-        "seed": Key("seed", _whole, "1", "seed of the noise and of faults by probability"),
-        "fault": Key("faults", _fault, "error:12@3", "a scripted fault, repeatable"),
+        "slots": UrlParameter("slots", _parse_integer, "4", "requests decoded at the same time (OLLAMA_NUM_PARALLEL)"),
+        "tps": UrlParameter("tps", _parse_number, "80", "tokens/s of one stream alone"),
+        "scaling": UrlParameter(
+            "scaling", _parse_number, "0.5", "n streams together reach tps * n**scaling: 0 as a CPU, 1 ideal"
+        ),
+        "aggregate": UrlParameter(
+            "aggregate", _parse_points, "1:123,2:184", "tokens/s of all streams together, by streams"
+        ),
+        "prefill_tps": UrlParameter("prefill_tps", _parse_number, "2000", "prompt tokens/s"),
+        "prefill_batch": UrlParameter(
+            "prefill_batch", _parse_integer, "1024", "prompt tokens read between two tokens of other streams"
+        ),
+        "load_time": UrlParameter(
+            "load_time_s", _parse_duration, "500ms", "loading a model, rounded up to whole polls of 250 ms"
+        ),
+        "keep_alive": UrlParameter(
+            "keep_alive_s", _parse_keep_alive, "5m", "how long an idle model stays loaded; -1 for ever"
+        ),
+        "models": UrlParameter("models", _parse_models, "llama3.2:3b,tiny", "the models that the server has"),
+        "vram": UrlParameter("vram_share", _parse_number, "1", "share of a model in GPU memory, 0..1"),
+        "max_loaded": UrlParameter(
+            "max_loaded", _parse_integer, "3", "models in memory at once (OLLAMA_MAX_LOADED_MODELS)"
+        ),
+        "max_queue": UrlParameter(
+            "max_queue", _parse_integer, "512", "requests that may wait for a load (OLLAMA_MAX_QUEUE)"
+        ),
+        "num_ctx": UrlParameter("num_ctx", _parse_integer, "4096", "context length where a request names none"),
+        "version": UrlParameter("version", _parse_text, "0.32.15", "the version of Ollama to be like"),
+        "cache": UrlParameter("cache", _parse_switch, "on", "prompt cache"),
+        "cache_tokens": UrlParameter("cache_tokens", _parse_integer, "1000000", "tokens that the prompt cache holds"),
+        "run_jitter": UrlParameter(
+            "run_jitter", _parse_number, "0.03", "noise between loads of a model (sd of the logarithm)"
+        ),
+        "token_jitter": UrlParameter(
+            "token_jitter", _parse_number, "0.05", "noise between tokens (sd of the logarithm)"
+        ),
+        "eos_after": UrlParameter(
+            "eos_after", _parse_integer, "0", "the token that ends a text by itself; 0: none does"
+        ),
+        "thinking_tokens": UrlParameter("thinking_tokens", _parse_integer, "16", "tokens a thinking model thinks"),
+        "tokens_per_line": UrlParameter("tokens_per_line", _parse_integer, "1", "tokens in a line of the stream"),
+        "warm_load": UrlParameter("warm_load_s", _parse_duration, "1ms", "load_duration of a loaded model"),
+        "overhead": UrlParameter(
+            "overhead_s", _parse_duration, "2ms", "template and tokenising, before a request waits for a slot"
+        ),
+        "sampling_share": UrlParameter(
+            "sampling_share", _parse_number, "0.04", "what old versions leave out of eval_duration, 0..1"
+        ),
+        "seed": UrlParameter("seed", _parse_integer, "1", "seed of the noise and of faults by probability"),
+        "fault": UrlParameter("faults", _parse_fault_value, "error:12@3", "a scripted fault, repeatable"),
     }
 )
 """Every word of a ``sim:`` URL."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.store.base import LIMIT, Store
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import suggest_match
+from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
 from pytest_ollama_perf.store.directory import DirectoryStore
-from pytest_ollama_perf.words import did_you_mean
 
-__all__ = ["LIMIT", "Store", "open_store"]
+__all__ = ["HISTORY_LIMIT", "Store", "open_store"]
 
 _DATABASES = ("sqlite", "postgresql")
 
@@ -28,8 +28,8 @@ def open_store(text: str) -> Store:
     if scheme.partition("+")[0] not in _DATABASES:
         raise ConfigError(
             f"no store of the kind '{scheme}://': a directory, sqlite:/// or postgresql:// are valid"
-            + did_you_mean(scheme, _DATABASES)
+            + suggest_match(scheme, _DATABASES)
         )
-    from pytest_ollama_perf.store.sql import connect
+    from pytest_ollama_perf.store.sql import open_sql_store
 
-    return connect(text)
+    return open_sql_store(text)

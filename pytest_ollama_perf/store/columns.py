@@ -21,54 +21,54 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Plain = int | str | list[int]
+IntArray = NDArray[np.int64]
+DenseColumn = int | str | list[int]
 
 FREE_BYTES, EXPANSION = 1 << 16, 16
 """A packed column may unfold to ``FREE_BYTES`` and ``EXPANSION`` times its size; ``pack_in_full`` keeps to it."""
 
-_LIMIT = 1 << 62
-_NUMBER = re.compile(r"\{([1-9])\}")
+_MAX_NUMBER = 1 << 62
+_ROW_NUMBER = re.compile(r"\{([1-9])\}")
 _ALPHABET = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
-_DIGIT = np.full(256, 255, dtype=np.int64)
-_DIGIT[np.frombuffer(_ALPHABET, dtype=np.uint8)] = np.arange(85)
-_PLACE = np.array([85**4, 85**3, 85**2, 85, 1], dtype=np.int64)
+_DIGIT_VALUES = np.full(256, 255, dtype=np.int64)
+_DIGIT_VALUES[np.frombuffer(_ALPHABET, dtype=np.uint8)] = np.arange(85)
+_PLACE_VALUES = np.array([85**4, 85**3, 85**2, 85, 1], dtype=np.int64)
 
 
-class BadColumn(ValueError):
+class ColumnError(ValueError):
     """A column that nothing of this package wrote; the message says what is wrong with it."""
 
 
-class Holes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SparseColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A column with rows that have no value."""
 
     empty: list[int]
-    values: Plain
+    values: DenseColumn
 
 
-class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DictionaryColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A column with more than one word in it."""
 
     words: list[str]
-    rows: Plain
+    rows: DenseColumn
 
 
-Column = int | str | list[int] | Holes | None
-WordColumn = str | Words
+NumberColumn = int | str | list[int] | SparseColumn | None
+TextColumn = str | DictionaryColumn
 
 
-def pack(values: Sequence[int | None]) -> Column:
+def pack(values: Sequence[int | None]) -> NumberColumn:
     """Return the shortest form of ``values``."""
     present = [value for value in values if value is not None]
     if not present:
         return None
     if len(present) == len(values):
-        return _shortest(present)
+        return _pack_shortest(present)
     empty = [row for row, value in enumerate(values) if value is None]
-    return Holes(empty, _shortest(present))
+    return SparseColumn(empty, _pack_shortest(present))
 
 
-def pack_in_full(values: Ints) -> str:
+def pack_in_full(values: IntArray) -> str:
     """Return ``values`` packed, also where all are the same: the length of the text then bounds their number."""
     if not values.size:
         return ""
@@ -81,91 +81,91 @@ def pack_in_full(values: Ints) -> str:
     return f"{low},{unit},{width},{base64.b85encode(_deflate(planes)).decode()}"
 
 
-def unpack(column: Column, count: int) -> list[int] | list[int | None] | list[None]:
+def unpack(column: NumberColumn, count: int) -> list[int] | list[int | None] | list[None]:
     """Return the ``count`` values of ``column``; ``BadColumn`` where it does not have them."""
     if column is None:
         return [None] * count
-    if not isinstance(column, Holes):
-        return _plain(column, count)
+    if not isinstance(column, SparseColumn):
+        return _unpack_dense(column, count)
     empty = set(column.empty)
     if len(empty) != len(column.empty) or (empty and not 0 <= min(empty) <= max(empty) < count):
-        raise BadColumn("an empty row outside the column")
-    values = iter(_plain(column.values, count - len(empty)))
+        raise ColumnError("an empty row outside the column")
+    values = iter(_unpack_dense(column.values, count - len(empty)))
     return [None if row in empty else next(values) for row in range(count)]
 
 
-def unpack_in_full(text: str, count: int) -> Ints:
+def unpack_in_full(text: str, count: int) -> IntArray:
     """Return the ``count`` values of what ``pack_in_full`` wrote; ``BadColumn`` where it does not have them."""
     if not text:
         if count:
-            raise BadColumn(f"{count} values in an empty column")
+            raise ColumnError(f"{count} values in an empty column")
         return np.zeros(0, dtype=np.int64)
-    low, unit, width, data = _fields(text)
+    low, unit, width, data = _parse_header(text)
     if count * width > FREE_BYTES + EXPANSION * len(data):
-        raise BadColumn(f"{count} values in {len(data)} characters")
-    planes = np.frombuffer(_inflate(_base85(data), count * width), dtype=np.uint8).reshape(width, count)
+        raise ColumnError(f"{count} values in {len(data)} characters")
+    planes = np.frombuffer(_inflate(_decode_base85(data), count * width), dtype=np.uint8).reshape(width, count)
     steps = np.zeros((count, 8), dtype=np.uint8)
     steps[:, :width] = planes.T
     offsets = steps.view("<u8").reshape(count)
-    if count and int(offsets.max()) * unit + abs(low) >= 2 * _LIMIT:
-        raise BadColumn("a number beyond 63 bits")
+    if count and int(offsets.max()) * unit + abs(low) >= 2 * _MAX_NUMBER:
+        raise ColumnError("a number beyond 63 bits")
     return offsets.astype(np.int64) * unit + low
 
 
-def pack_words(words: Sequence[str], numbers: Sequence[int]) -> WordColumn:
+def pack_texts(words: Sequence[str], numbers: Sequence[int]) -> TextColumn:
     """Return the shortest form of ``words``, whose rows carry ``numbers``."""
     distinct = list(dict.fromkeys(words))
     if not distinct:
         return ""
-    pattern = distinct[0] if len(distinct) == 1 else _pattern(words[0])
-    if [*_filled(pattern, numbers)] == [*words]:
+    pattern = distinct[0] if len(distinct) == 1 else _build_pattern(words[0])
+    if [*_fill_pattern(pattern, numbers)] == [*words]:
         return pattern
     position = {word: row for row, word in enumerate(distinct)}
-    return Words(distinct, _shortest([position[word] for word in words]))
+    return DictionaryColumn(distinct, _pack_shortest([position[word] for word in words]))
 
 
-def unpack_words(column: WordColumn, numbers: Sequence[int]) -> list[str]:
+def unpack_texts(column: TextColumn, numbers: Sequence[int]) -> list[str]:
     """Return the words of ``column``, one for each of ``numbers``."""
     if isinstance(column, str):
-        return _filled(column, numbers)
-    rows = _plain(column.rows, len(numbers))
+        return _fill_pattern(column, numbers)
+    rows = _unpack_dense(column.rows, len(numbers))
     if rows and not 0 <= min(rows) <= max(rows) < len(column.words):
-        raise BadColumn("a row without its word")
+        raise ColumnError("a row without its word")
     return [column.words[row] for row in rows]
 
 
-def _pattern(word: str) -> str:
+def _build_pattern(word: str) -> str:
     """Return ``word`` with the digits at its end, which may be the row's number, as a pattern."""
     digits = len(word) - len(word.rstrip("0123456789"))
     return f"{word[: len(word) - digits]}{{{max(1, min(digits, 9))}}}"
 
 
-def _filled(pattern: str, numbers: Sequence[int]) -> list[str]:
-    match = _NUMBER.search(pattern)
+def _fill_pattern(pattern: str, numbers: Sequence[int]) -> list[str]:
+    match = _ROW_NUMBER.search(pattern)
     if match is None:
         return [pattern] * len(numbers)
     width, before, after = int(match[1]), pattern[: match.start()], pattern[match.end() :]
     return [f"{before}{number:0{width}}{after}" for number in numbers]
 
 
-def _shortest(values: list[int]) -> Plain:
+def _pack_shortest(values: list[int]) -> DenseColumn:
     low, high = min(values), max(values)
     if low == high:
         return low
-    if not -_LIMIT < low <= high < _LIMIT:
+    if not -_MAX_NUMBER < low <= high < _MAX_NUMBER:
         return values
     packed = pack_in_full(np.array(values, dtype=np.int64))
     return packed if len(packed) < len(msgspec.json.encode(values)) else values
 
 
-def _plain(column: Plain, count: int) -> list[int]:
+def _unpack_dense(column: DenseColumn, count: int) -> list[int]:
     if isinstance(column, int):
         return [column] * count
     if isinstance(column, str):
         values: list[int] = unpack_in_full(column, count).tolist()
         return values
     if len(column) != count:
-        raise BadColumn(f"{len(column)} values for {count} rows")
+        raise ColumnError(f"{len(column)} values for {count} rows")
     return column
 
 
@@ -185,30 +185,35 @@ def _inflate(data: bytes, size: int) -> bytes:
     try:
         raw = press.decompress(data, size + 1)
     except zlib.error as error:
-        raise BadColumn("a packed column that does not unfold") from error
+        raise ColumnError("a packed column that does not unfold") from error
     if len(raw) != size or press.unused_data or press.unconsumed_tail:
-        raise BadColumn("a packed column of the wrong length")
+        raise ColumnError("a packed column of the wrong length")
     return raw
 
 
-def _fields(text: str) -> tuple[int, int, int, str]:
+def _parse_header(text: str) -> tuple[int, int, int, str]:
     parts = text.split(",", 3)
     try:
         low, unit, width = (int(part) for part in parts[:3])
     except ValueError as error:
-        raise BadColumn("a packed column without its head") from error
-    if len(parts) != 4 or not 1 <= width <= 8 or not 1 <= unit < 2 * _LIMIT or not -_LIMIT < low < _LIMIT:
-        raise BadColumn("a packed column with a wrong head")
+        raise ColumnError("a packed column without its head") from error
+    if (
+        len(parts) != 4
+        or not 1 <= width <= 8
+        or not 1 <= unit < 2 * _MAX_NUMBER
+        or not -_MAX_NUMBER < low < _MAX_NUMBER
+    ):
+        raise ColumnError("a packed column with a wrong head")
     return low, unit, width, parts[3]
 
 
-def _base85(text: str) -> bytes:
+def _decode_base85(text: str) -> bytes:
     """``base64.b85decode``, fast enough for twenty runs at once."""
     data = text.encode("ascii", "replace")
     missing = -len(data) % 5
-    digits = _DIGIT[np.frombuffer(data + b"~" * missing, dtype=np.uint8)].reshape(-1, 5)
-    numbers = digits @ _PLACE
+    digits = _DIGIT_VALUES[np.frombuffer(data + b"~" * missing, dtype=np.uint8)].reshape(-1, 5)
+    numbers = digits @ _PLACE_VALUES
     if digits.size and (int(digits.max()) > 84 or int(numbers.max()) >= 1 << 32):
-        raise BadColumn("a packed column with a foreign character")
+        raise ColumnError("a packed column with a foreign character")
     decoded = numbers.astype(">u4").tobytes()
     return decoded[: len(decoded) - missing]

@@ -20,18 +20,27 @@ from types import MappingProxyType
 
 import msgspec
 
-from pytest_ollama_perf.errors import CorruptRecord, StoreError
-from pytest_ollama_perf.run import SCHEMA, Fingerprint, ModelState, Run, ServerFacts, Telemetry, Watch
-from pytest_ollama_perf.store.samples import SampleTable, fold, unfold
-from pytest_ollama_perf.store.seal import DAMAGE, MAX_BYTES, Upgrade, corrupt, plain, seal, unseal
-from pytest_ollama_perf.text import inert
-from pytest_ollama_perf.workload import Workload, prompt_set
+from pytest_ollama_perf.analysis.epochs import Acceptance
+from pytest_ollama_perf.core.errors import CorruptRecordError, StoreError
+from pytest_ollama_perf.core.run import SCHEMA, ClientStats, Fingerprint, ModelState, Run, ServerInfo, Telemetry
+from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.core.workload import Workload, hash_prompts
+from pytest_ollama_perf.store.files import (
+    DECODE_ERRORS,
+    MAX_FILE_BYTES,
+    SchemaUpgrade,
+    build_corrupt_error,
+    decode_checked,
+    encode_checked,
+    escape_surrogates,
+)
+from pytest_ollama_perf.store.samples import SampleTable, pack_samples, unpack_samples
 
-UPGRADES: Mapping[int, Upgrade] = MappingProxyType({})
+RUN_UPGRADES: Mapping[int, SchemaUpgrade] = MappingProxyType({})
 """For every older schema the step that makes the next one of it; none yet, the first schema is the current one."""
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A run as it stands in the file."""
 
     schema: int
@@ -46,67 +55,93 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     load_time_s: float | None
     before: dict[str, ModelState]
     after: dict[str, ModelState] | None  # null: as before
-    watch: Watch
+    watch: ClientStats
     aborted: str
-    servers: dict[str, ServerFacts] = {}
+    servers: dict[str, ServerInfo] = {}
     telemetry: Telemetry | None = None
     samples: SampleTable
 
 
-def encode(run: Run) -> bytes:
+def encode_run(run: Run) -> bytes:
     """Return the record of ``run``; ``StoreError`` where it holds what no record can."""
     try:
-        body = msgspec.to_builtins(_record(run))
-        _must_be_finite(body)
-        data = seal(body, opened=("samples",))
-        decode(data, "its record")
-    except (*DAMAGE, AttributeError, CorruptRecord) as error:
-        raise StoreError(f"run {inert(run.id)} cannot be stored: {inert(str(error))}") from error
+        body = msgspec.to_builtins(_to_record(run))
+        _check_finite(body)
+        data = encode_checked(body, opened=("samples",))
+        decode_run(data, "its record")
+    except (*DECODE_ERRORS, AttributeError, CorruptRecordError) as error:
+        raise StoreError(f"run {sanitize(run.id)} cannot be stored: {sanitize(str(error))}") from error
     return data
 
 
-def decode(data: bytes, where: str, upgrades: Mapping[int, Upgrade] = UPGRADES, newest: int = SCHEMA) -> Run:
+def decode_run(
+    data: bytes, where: str, upgrades: Mapping[int, SchemaUpgrade] = RUN_UPGRADES, newest: int = SCHEMA
+) -> Run:
     """Return the run of a record; ``where`` names the file in a ``CorruptRecord`` or ``NewerSchema``."""
     try:
-        return _run(msgspec.convert(unseal(data, where, newest, upgrades), Record))
-    except DAMAGE as error:
-        raise corrupt(where, str(error)) from error
+        return _from_record(msgspec.convert(decode_checked(data, where, newest, upgrades), RunRecord))
+    except DECODE_ERRORS as error:
+        raise build_corrupt_error(where, str(error)) from error
 
 
-def read(path: Path) -> Run:
+def read_run(path: Path) -> Run:
     """Return the run in the file at ``path``; ``CorruptRecord`` also where it cannot be opened."""
-    return decode(content(path), inert(str(path)))
+    return decode_run(read_bytes(path), sanitize(str(path)))
 
 
-def content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Return what is in a file, but no more than a record can have and one byte that shows there is more."""
     try:
         with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise corrupt(inert(str(path)), error.strerror or str(error)) from error
+        raise build_corrupt_error(sanitize(str(path)), error.strerror or str(error)) from error
 
 
-def _must_be_finite(part: object) -> None:
+def _check_finite(part: object) -> None:
     """JSON has no word for an infinity: it would come back as nothing."""
     if isinstance(part, float) and not math.isfinite(part):
         raise ValueError(f"{part} is no number that a file can hold")
     if isinstance(part, dict | list | tuple):
         for inner in part.values() if isinstance(part, dict) else part:
-            _must_be_finite(inner)
+            _check_finite(inner)
 
 
-def _record(run: Run) -> Record:
-    carried = {name: getattr(run, name) for name in Record.__struct_fields__ if name not in {"samples", "workload"}}
+def _to_record(run: Run) -> RunRecord:
+    carried = {name: getattr(run, name) for name in RunRecord.__struct_fields__ if name not in {"samples", "workload"}}
     asked = run.workload
-    prompts = asked.prompt_set or prompt_set(asked.prompts, asked.messages, asked.images)
+    prompts = asked.prompt_set or hash_prompts(asked.prompts, asked.messages, asked.images)
     workload = msgspec.structs.replace(asked, prompts=(), messages=(), images=(), prompt_set=prompts)
-    texts = {name: plain(value) for name, value in carried.items() if isinstance(value, str)}
+    texts = {name: escape_surrogates(value) for name, value in carried.items() if isinstance(value, str)}
     after = None if run.after == run.before else run.after
-    return Record(**carried | texts | {"schema": SCHEMA, "after": after}, workload=workload, samples=fold(run.samples))
+    return RunRecord(
+        **carried | texts | {"schema": SCHEMA, "after": after}, workload=workload, samples=pack_samples(run.samples)
+    )
 
 
-def _run(record: Record) -> Run:
-    carried = {name: getattr(record, name) for name in Record.__struct_fields__ if name not in {"samples", "after"}}
+def _from_record(record: RunRecord) -> Run:
+    carried = {name: getattr(record, name) for name in RunRecord.__struct_fields__ if name not in {"samples", "after"}}
     after = record.before if record.after is None else record.after
-    return Run(**carried, after=after, samples=unfold(record.samples))
+    return Run(**carried, after=after, samples=unpack_samples(record.samples))
+
+
+ACCEPTANCE_SCHEMA = 1
+ACCEPTANCE_UPGRADES: MappingProxyType[int, SchemaUpgrade] = MappingProxyType({})
+
+
+def encode_acceptance(acceptance: Acceptance) -> bytes:
+    """Return ``acceptance`` as a file; ``StoreError`` where it holds what no file can."""
+    try:
+        data = encode_checked({"schema": ACCEPTANCE_SCHEMA} | msgspec.to_builtins(acceptance))
+        decode_acceptance(data, "it")
+    except (*DECODE_ERRORS, CorruptRecordError) as error:
+        raise StoreError(f"the acceptance of {acceptance.test} cannot be stored: {error}") from error
+    return data
+
+
+def decode_acceptance(data: bytes, where: str) -> Acceptance:
+    """Return the acceptance in a file; ``where`` names it in a ``CorruptRecord`` or ``NewerSchema``."""
+    try:
+        return msgspec.convert(decode_checked(data, where, ACCEPTANCE_SCHEMA, ACCEPTANCE_UPGRADES), Acceptance)
+    except DECODE_ERRORS as error:
+        raise build_corrupt_error(where, str(error)) from error

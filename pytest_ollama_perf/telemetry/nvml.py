@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from pytest_ollama_perf.telemetry.reading import GpuReading
-from pytest_ollama_perf.text import inert
+from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.telemetry.readings import GpuReading
 
-NO_EXTRA = "nvidia-ml-py is not installed: pip install 'pytest-ollama-perf[gpu]'"
+MISSING_EXTRA = "nvidia-ml-py is not installed: pip install 'pytest-ollama-perf[gpu]'"
 
-_NEVER = frozenset({3, 4, 13, 25, 26})
+_UNSUPPORTED_CODES = frozenset({3, 4, 13, 25, 26})
 """NVML's codes for not supported, no permission, function not found, argument version mismatch, deprecated."""
 
-_LOST = frozenset({1, 9, 15, 16, 28})
+_LOST_CODES = frozenset({1, 9, 15, 16, 28})
 """NVML's codes for uninitialized, driver not loaded, GPU is lost, reset required, GPU not found."""
 
 
@@ -38,7 +38,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...
 
 
-def installed() -> Nvml | None:
+def import_nvml() -> Nvml | None:
     """Return the module, ``None`` where the extra is not installed or cannot be imported."""
     if importlib.util.find_spec("pynvml") is None:
         return None
@@ -70,23 +70,23 @@ class NvmlGpus:
         self._devices: list[_Device] = []
         self._opened = False
         if nvml is None:
-            self.missing = NO_EXTRA
+            self.missing = MISSING_EXTRA
             return
         self._nvml = nvml
         try:
             self._open()
         except nvml.NVMLError as error:
-            self.missing = f"no NVIDIA GPU to be read: {inert(str(error), 100)}"
+            self.missing = f"no NVIDIA GPU to be read: {sanitize(str(error), 100)}"
         except (OSError, AttributeError) as error:
-            self.missing = f"no NVIDIA GPU to be read: {type(error).__name__}: {inert(str(error), 100)}"
+            self.missing = f"no NVIDIA GPU to be read: {type(error).__name__}: {sanitize(str(error), 100)}"
 
     def _open(self) -> None:
         self._nvml.nvmlInit()
         self._opened = True
-        self.driver = _text(self._nvml.nvmlSystemGetDriverVersion())
+        self.driver = _decode_text(self._nvml.nvmlSystemGetDriverVersion())
         for index in range(self._nvml.nvmlDeviceGetCount()):
             handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-            self._devices.append(_Device(handle, str(index), _text(self._nvml.nvmlDeviceGetName(handle))))
+            self._devices.append(_Device(handle, str(index), _decode_text(self._nvml.nvmlDeviceGetName(handle))))
         if not self._devices:
             self.missing = "no NVIDIA GPU to be read: the driver shows none"
 
@@ -97,14 +97,14 @@ class NvmlGpus:
         """Yield one reading of each GPU that still answers."""
         for device in list(self._devices):
             try:
-                yield self._reading(device, at_ns)
-            except _Lost as error:
+                yield self._read_device(device, at_ns)
+            except _GpuLostError as error:
                 self._devices.remove(device)
                 self.missing = f"GPU {device.gpu} stopped answering: {error}"
 
-    def _reading(self, device: _Device, at_ns: int) -> GpuReading:
-        memory = self._ask(device, "nvmlDeviceGetMemoryInfo")
-        rates = self._ask(device, "nvmlDeviceGetUtilizationRates")
+    def _read_device(self, device: _Device, at_ns: int) -> GpuReading:
+        memory = self._query(device, "nvmlDeviceGetMemoryInfo")
+        rates = self._query(device, "nvmlDeviceGetUtilizationRates")
         return GpuReading(
             at_ns=at_ns,
             gpu=device.gpu,
@@ -112,21 +112,21 @@ class NvmlGpus:
             utilization=None if rates is None else rates.gpu / 100,
             memory_bytes=None if memory is None else int(memory.used),
             memory_total_bytes=None if memory is None else int(memory.total),
-            power_w=_scaled(self._ask(device, "nvmlDeviceGetPowerUsage")),
-            temperature_c=self._ask(device, "nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU),
-            clock_mhz=self._ask(device, "nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
-            energy_j=_scaled(self._ask(device, "nvmlDeviceGetTotalEnergyConsumption")),
-            reasons=self._reasons(device),
+            power_w=_from_thousandths(self._query(device, "nvmlDeviceGetPowerUsage")),
+            temperature_c=self._query(device, "nvmlDeviceGetTemperature", self._nvml.NVML_TEMPERATURE_GPU),
+            clock_mhz=self._query(device, "nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM),
+            energy_j=_from_thousandths(self._query(device, "nvmlDeviceGetTotalEnergyConsumption")),
+            reasons=self._read_reasons(device),
         )
 
-    def _reasons(self, device: _Device) -> int | None:
+    def _read_reasons(self, device: _Device) -> int | None:
         """The function has had two names; drivers before 535 know the second alone."""
-        found = self._ask(device, "nvmlDeviceGetCurrentClocksEventReasons")
+        found = self._query(device, "nvmlDeviceGetCurrentClocksEventReasons")
         if found is None:
-            found = self._ask(device, "nvmlDeviceGetCurrentClocksThrottleReasons")
+            found = self._query(device, "nvmlDeviceGetCurrentClocksThrottleReasons")
         return None if found is None else int(found)
 
-    def _ask(self, device: _Device, function: str, *arguments: object) -> Any:
+    def _query(self, device: _Device, function: str, *arguments: object) -> Any:
         """Return what a function of NVML says, ``None`` where it does not; raise ``_Lost`` where the GPU is gone."""
         ask = getattr(self._nvml, function, None)
         if ask is None or function in device.unsupported:
@@ -135,9 +135,9 @@ class NvmlGpus:
             return ask(device.handle, *arguments)
         except self._nvml.NVMLError as error:
             code = getattr(error, "value", None)
-            if code in _LOST:
-                raise _Lost(inert(str(error), 100)) from error
-            if code in _NEVER:
+            if code in _LOST_CODES:
+                raise _GpuLostError(sanitize(str(error), 100)) from error
+            if code in _UNSUPPORTED_CODES:
                 device.unsupported.add(function)
             return None
 
@@ -152,14 +152,14 @@ class NvmlGpus:
                 return
 
 
-class _Lost(Exception):
+class _GpuLostError(Exception):
     """The GPU is gone: asking it again is of no use."""
 
 
-def _scaled(thousandths: float | None) -> float | None:
+def _from_thousandths(thousandths: float | None) -> float | None:
     """NVML counts milliwatts and millijoules."""
     return None if thousandths is None else thousandths / 1000
 
 
-def _text(value: str | bytes) -> str:
-    return inert(value.decode("utf-8", "replace") if isinstance(value, bytes) else value, 100)
+def _decode_text(value: str | bytes) -> str:
+    return sanitize(value.decode("utf-8", "replace") if isinstance(value, bytes) else value, 100)

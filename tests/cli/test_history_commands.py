@@ -14,11 +14,11 @@ import pytest
 from run_makers import one_after_another, run_of
 
 from pytest_ollama_perf import cli
-from pytest_ollama_perf.run import Fingerprint, Run
-from pytest_ollama_perf.sample import Sample
+from pytest_ollama_perf.analysis.epochs import RunKind
+from pytest_ollama_perf.core.run import Fingerprint, Run
+from pytest_ollama_perf.core.sample import Sample
 from pytest_ollama_perf.store import open_store
-from pytest_ollama_perf.store.record import encode
-from pytest_ollama_perf.verdict.epoch import Kind
+from pytest_ollama_perf.store.record import encode_run
 
 CHAT = "tests/test_llm.py::test_chat_speed"
 PRINT = Fingerprint(
@@ -52,7 +52,9 @@ class Shelf:
         self.place = place
         self._capsys = capsys
 
-    def put(self, run_id: str, step: float = 10.0, kind: Kind = Kind.SAVED, requests: int = 20, **fields: Any) -> Run:
+    def put(
+        self, run_id: str, step: float = 10.0, kind: RunKind = RunKind.SAVED, requests: int = 20, **fields: Any
+    ) -> Run:
         """Store a run with a token every ``step`` ms."""
         fields = {
             "fingerprint": PRINT,
@@ -111,7 +113,7 @@ def test_history_of_one_test(shelf: Shelf) -> None:
     shelf.put("bbbbbbbbbb", 12.5, started_at=2 * DAY)
     other = msgspec.structs.replace(PRINT, driver="570")
     shelf.put("cccccccccc", 5.0, started_at=3 * DAY, fingerprint=other)
-    shelf.put("dddddddddd", 20.0, Kind.REGRESSED, started_at=4 * DAY)
+    shelf.put("dddddddddd", 20.0, RunKind.REGRESSED, started_at=4 * DAY)
     # Versions of rich pad the first columns differently.
     assert [" ".join(line.split()) for line in lines(shelf.call("history", "test_chat_speed"))] == [
         "tests/test_llm.py::test_chat_speed",
@@ -156,7 +158,7 @@ def test_everything_fits_80_columns_without_colour(shelf: Shelf, command: list[s
 
 def test_history_as_json(shelf: Shelf) -> None:
     shelf.put("a", 10.0, started_at=1.5)
-    shelf.put("b", 20.0, Kind.REGRESSED, started_at=2.5)
+    shelf.put("b", 20.0, RunKind.REGRESSED, started_at=2.5)
     shelf.call("accept", "test_chat_speed", "--why", "because", "--who", "ada")
     found = shelf.json("history", "test_chat_speed")
     assert found["test"] == CHAT
@@ -254,7 +256,7 @@ def test_show_as_json_has_every_number(shelf: Shelf) -> None:
 
 def test_show_reads_a_record_from_anywhere(shelf: Shelf, tmp_path: Path) -> None:
     file = tmp_path / "artifact.json"
-    file.write_bytes(encode(shelf.put("abc")))
+    file.write_bytes(encode_run(shelf.put("abc")))
     assert shelf.json("show", str(file), "--store", str(tmp_path / "none"))["id"] == "abc"
     file.write_bytes(b"{}")
     assert shelf.error("show", str(file)).startswith(f"{file} is damaged or foreign")
@@ -280,7 +282,7 @@ def test_show_needs_one_run(shelf: Shelf) -> None:
 def test_accept_starts_an_epoch_with_the_regressed_runs(shelf: Shelf) -> None:
     shelf.many(3)
     for number in (5, 6):
-        shelf.put(f"bad{number}", 15.0, Kind.REGRESSED, started_at=float(number * DAY), session="build")
+        shelf.put(f"bad{number}", 15.0, RunKind.REGRESSED, started_at=float(number * DAY), session="build")
     out = shelf.call("accept", "test_chat_speed", "--why", "bigger model")
     assert out.split() == (f"{CHAT}: a new epoch, which starts with the 2 runs of the newest regressed build").split()
     shown = shelf.call("history", "test_chat_speed")
@@ -295,7 +297,7 @@ def test_accept_without_a_regression_says_what_happens(shelf: Shelf) -> None:
 
 
 def test_accept_as_json(shelf: Shelf) -> None:
-    shelf.put("a", kind=Kind.REGRESSED)
+    shelf.put("a", kind=RunKind.REGRESSED)
     found = shelf.json("accept", CHAT, "--why", "x", "--who", "ada")
     assert (found["test"], found["why"], found["who"], found["runs"]) == (CHAT, "x", "ada", ["a"])
 

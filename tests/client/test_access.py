@@ -1,14 +1,13 @@
 import pytest
 
-from pytest_ollama_perf.client.access import Access
-from pytest_ollama_perf.client.address import parse_address
-from pytest_ollama_perf.client.wire import request_head
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.workload import Endpoint
+from pytest_ollama_perf.client.address import Access, parse_address
+from pytest_ollama_perf.client.backend import build_request_head
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.workload import Endpoint
 
 
 def head(address, access=None):
-    lines = request_head(parse_address(address), access or Access(), Endpoint.CHAT).decode().split("\r\n")
+    lines = build_request_head(parse_address(address), access or Access(), Endpoint.CHAT).decode().split("\r\n")
     return lines[0], dict(line.split(": ", 1) for line in lines[1:-1])
 
 
@@ -71,4 +70,4 @@ def test_a_ca_file_that_is_missing_or_no_pem_is_named(tmp_path):
     junk.write_text("no certificate")
     for path in (tmp_path / "none.pem", junk):
         with pytest.raises(ConfigError, match=path.name):
-            Access(ca_file=str(path)).ssl_context()
+            Access(ca_file=str(path)).build_ssl_context()

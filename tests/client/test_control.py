@@ -6,14 +6,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pytest_ollama_perf.client.access import Access
-from pytest_ollama_perf.client.address import Address, parse_address
-from pytest_ollama_perf.client.control import ANSWER_LIMIT, Control
-from pytest_ollama_perf.client.names import canonical, nearest, same_model
-from pytest_ollama_perf.client.preflight import model_state, preflight
-from pytest_ollama_perf.errors import ModelMissing, ServerError, Unreachable
-from pytest_ollama_perf.run import ModelState
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.client.address import Access, Address, parse_address
+from pytest_ollama_perf.client.control import (
+    MAX_ANSWER_BYTES,
+    ControlClient,
+    canonicalize_model,
+    find_similar_models,
+    is_same_model,
+)
+from pytest_ollama_perf.client.preflight import read_model_state, run_preflight
+from pytest_ollama_perf.core.errors import ModelNotFoundError, ServerError, ServerUnreachableError
+from pytest_ollama_perf.core.run import ModelState
+from pytest_ollama_perf.core.workload import Workload
 
 REMEDY = "start it with 'ollama serve', or name another server with --ollama-url or OLLAMA_HOST"
 DISCOVERY = json.loads((Path(__file__).parent.parent / "transcripts" / "discovery.json").read_text())
@@ -54,7 +58,7 @@ class Server:
 def control(server=None, **kwargs):
     address = kwargs.pop("address", Address("box", 11434))
     transport = httpx.MockTransport(server or Server())
-    return Control(address, kwargs.pop("access", None), transport=transport, sleep=lambda seconds: None, **kwargs)
+    return ControlClient(address, kwargs.pop("access", None), transport=transport, sleep=lambda seconds: None, **kwargs)
 
 
 def ps(*names):
@@ -64,10 +68,15 @@ def ps(*names):
 
 def test_what_the_real_server_says_is_understood():
     with control() as server:
-        assert server.version() == "0.32.15"
-        assert [model.name for model in server.tags()] == ["mid:latest", "embed:latest", "tiny:latest", "small:latest"]
-        assert server.ps() == ()
-        tiny = server.installed("tiny")
+        assert server.get_version() == "0.32.15"
+        assert [model.name for model in server.list_models()] == [
+            "mid:latest",
+            "embed:latest",
+            "tiny:latest",
+            "small:latest",
+        ]
+        assert server.list_running() == ()
+        tiny = server.get_installed("tiny")
     assert (tiny.details.quantization_level, tiny.details.parameter_size) == ("F16", "918K")
 
 
@@ -75,8 +84,11 @@ def test_show_gives_the_context_the_model_was_made_for():
     shown = control(
         Server(show=(200, {"model_info": {"llama.context_length": 8192, "x": [1]}, "capabilities": ["completion"]}))
     )
-    assert shown.show("tiny").context_length == 8192
-    assert control(Server(show=(200, {"model_info": {"llama.context_length": True}}))).show("t").context_length is None
+    assert shown.get_model_info("tiny").context_length == 8192
+    assert (
+        control(Server(show=(200, {"model_info": {"llama.context_length": True}}))).get_model_info("t").context_length
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,13 +101,13 @@ def test_show_gives_the_context_the_model_was_made_for():
     ],
 )
 def test_a_name_without_a_tag_means_latest(one, other, same):
-    assert same_model(one, other) is same
-    assert canonical(canonical(one)) == canonical(one)
+    assert is_same_model(one, other) is same
+    assert canonicalize_model(canonicalize_model(one)) == canonicalize_model(one)
 
 
 def test_the_nearest_models_come_first():
-    assert nearest("llama3.2:3b", ["qwen3:4b", "llama3.2:1b", "llama3:8b"])[0] == "llama3.2:1b"
-    assert nearest("zzz", ["a", "b", "c", "d"]) == ["a", "b", "c"]
+    assert find_similar_models("llama3.2:3b", ["qwen3:4b", "llama3.2:1b", "llama3:8b"])[0] == "llama3.2:1b"
+    assert find_similar_models("zzz", ["a", "b", "c", "d"]) == ["a", "b", "c"]
 
 
 def test_loading_sends_what_decides_a_reload_and_returns_seconds():
@@ -148,7 +160,7 @@ MISSING = (404, {"error": "model 'tiy' not found"})
 
 @pytest.mark.parametrize("ask", ["show", "load", "installed"])
 def test_a_missing_model_names_what_to_type_and_what_is_near(ask):
-    with pytest.raises(ModelMissing) as caught:
+    with pytest.raises(ModelNotFoundError) as caught:
         getattr(control(Server(show=MISSING, generate=MISSING)), ask)("tiy")
     assert str(caught.value).startswith(
         "model 'tiy' is not on http://box:11434; type: ollama pull tiy; it has tiny:latest"
@@ -156,8 +168,8 @@ def test_a_missing_model_names_what_to_type_and_what_is_near(ask):
 
 
 def test_a_server_without_models_says_so():
-    with pytest.raises(ModelMissing, match="type: ollama pull x; it has no models at all"):
-        control(Server(tags=(200, {"models": []}))).installed("x")
+    with pytest.raises(ModelNotFoundError, match="type: ollama pull x; it has no models at all"):
+        control(Server(tags=(200, {"models": []}))).get_installed("x")
 
 
 HTML = {"content-type": "text/html"}
@@ -168,36 +180,40 @@ HTML = {"content-type": "text/html"}
     [
         (
             httpx.ConnectError("[Errno 111] Connection refused"),
-            Unreachable,
+            ServerUnreachableError,
             f"nothing answers at http://box:11434 ([Errno 111] Connection refused); {REMEDY}",
         ),
-        (httpx.ConnectTimeout("x"), Unreachable, f"nothing answers at http://box:11434 within 10 s; {REMEDY}"),
+        (
+            httpx.ConnectTimeout("x"),
+            ServerUnreachableError,
+            f"nothing answers at http://box:11434 within 10 s; {REMEDY}",
+        ),
         (httpx.ReadTimeout("x"), ServerError, "http://box:11434/api/version gave no whole answer within 10 s"),
-        (httpx.ReadError(""), Unreachable, "the connection to http://box:11434 broke: ReadError"),
+        (httpx.ReadError(""), ServerUnreachableError, "the connection to http://box:11434 broke: ReadError"),
         (
             httpx.RemoteProtocolError("illegal status line"),
-            Unreachable,
+            ServerUnreachableError,
             "what answers at http://box:11434 is not Ollama: illegal status line",
         ),
         (
             (200, "<html>", HTML),
-            Unreachable,
+            ServerUnreachableError,
             f"what answers at http://box:11434/api/version is not Ollama: an HTML page; {REMEDY}",
         ),
         (
             (200, {"ver": 1}),
-            Unreachable,
+            ServerUnreachableError,
             "what answers at http://box:11434/api/version is not Ollama: Object missing required field `version`; "
             + REMEDY,
         ),
         (
             (404, "404 page not found"),
-            Unreachable,
+            ServerUnreachableError,
             f"what answers at http://box:11434 is not Ollama: HTTP 404 for /api/version; {REMEDY}",
         ),
         (
             (302, ""),
-            Unreachable,
+            ServerUnreachableError,
             f"what answers at http://box:11434 is not Ollama: HTTP 302 for /api/version; {REMEDY}",
         ),
         (
@@ -218,15 +234,15 @@ HTML = {"content-type": "text/html"}
             "http://box:11434 answers HTTP 500 for /api/version: bad[2J thing",
         ),
         (
-            (200, "x" * (ANSWER_LIMIT + 1)),
+            (200, "x" * (MAX_ANSWER_BYTES + 1)),
             ServerError,
-            f"http://box:11434 answers with more than {ANSWER_LIMIT} bytes; is this Ollama?",
+            f"http://box:11434 answers with more than {MAX_ANSWER_BYTES} bytes; is this Ollama?",
         ),
     ],
 )
 def test_each_failure_is_one_line_that_says_what_to_do(answer, kind, message):
     with pytest.raises(ServerError) as caught:
-        control(Server(version=answer)).version()
+        control(Server(version=answer)).get_version()
     assert type(caught.value) is kind
     assert str(caught.value) == message
 
@@ -237,20 +253,20 @@ def test_an_answer_that_never_ends_is_given_up():
             yield b" "
 
     ticks = itertools.count()
-    endless = Control(
+    endless = ControlClient(
         Address("box", 11434),
         transport=httpx.MockTransport(lambda request: httpx.Response(200, content=drip())),
         clock=lambda: next(ticks),
     )
     with pytest.raises(ServerError, match="gave no whole answer within 10 s"):
-        endless.version()
+        endless.get_version()
 
 
 @pytest.mark.parametrize("size", [True, -1, 1.5, "7", 2**63])
 def test_sizes_that_are_no_sizes_are_refused(size):
     answer = (200, {"models": [{"name": "tiny:latest", "size": size}]})
-    with pytest.raises(Unreachable):
-        control(Server(ps=answer)).ps()
+    with pytest.raises(ServerUnreachableError):
+        control(Server(ps=answer)).list_running()
 
 
 def test_credentials_are_sent_and_never_shown():
@@ -263,7 +279,7 @@ def test_credentials_are_sent_and_never_shown():
     for address, access in (("http://u:s3cret@box", None), ("box", Access(bearer="s3cret"))):
         guarded = control(answer, address=parse_address(address), access=access)
         with pytest.raises(ServerError) as caught:
-            guarded.version()
+            guarded.get_version()
         assert "s3cret" not in str(caught.value)
     assert seen == ["Basic dTpzM2NyZXQ=", "Bearer s3cret"]
 
@@ -271,7 +287,7 @@ def test_credentials_are_sent_and_never_shown():
 def test_a_path_prefix_stands_before_every_request():
     server = Server()
     server.table["/ollama/api/version"] = (200, {"version": "1"})
-    assert control(server, address=Address("box", 1, path="/ollama")).version() == "1"
+    assert control(server, address=Address("box", 1, path="/ollama")).get_version() == "1"
 
 
 def test_proxies_of_the_environment_are_off_unless_asked(monkeypatch):
@@ -280,22 +296,25 @@ def test_proxies_of_the_environment_are_off_unless_asked(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    with Control(Address("127.0.0.1", port)) as direct, Control(Address("127.0.0.1", port), trust_env=True) as asked:
+    with (
+        ControlClient(Address("127.0.0.1", port)) as direct,
+        ControlClient(Address("127.0.0.1", port), trust_env=True) as asked,
+    ):
         assert not any(direct._http._mounts.values())
         assert any(asked._http._mounts.values())
-        with pytest.raises(Unreachable):
-            direct.version()
+        with pytest.raises(ServerUnreachableError):
+            direct.get_version()
 
 
 def test_the_state_of_a_model_is_what_ps_says():
-    assert model_state(control(Server(ps=ps())), "tiny") == ModelState()
-    state = model_state(control(Server(ps=ps("tiny:latest"))), "tiny")
+    assert read_model_state(control(Server(ps=ps())), "tiny") == ModelState()
+    state = read_model_state(control(Server(ps=ps("tiny:latest"))), "tiny")
     assert state == ModelState(loaded=True, size=100, size_vram=40, context_length=2048, digest="d")
     assert state.vram_share == 0.4
 
 
 def test_the_fingerprint_says_what_must_be_the_same():
-    fingerprint, state = preflight(
+    fingerprint, state = run_preflight(
         control(Server(ps=ps("tiny:latest"))),
         Workload(model="tiny"),
         gpu="H100",
@@ -314,5 +333,5 @@ def test_the_fingerprint_says_what_must_be_the_same():
 
 
 def test_preflight_of_a_missing_model_says_so():
-    with pytest.raises(ModelMissing, match="ollama pull nope"):
-        preflight(control(), Workload(model="nope"))
+    with pytest.raises(ModelNotFoundError, match="ollama pull nope"):
+        run_preflight(control(), Workload(model="nope"))

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.client import exchange as exchange_module
-from pytest_ollama_perf.client.exchange import HEAD_LIMIT, LINE_LIMIT, Exchange
-from pytest_ollama_perf.load.backend import Request
-from pytest_ollama_perf.sample import Counters, Outcome, Stage
-from pytest_ollama_perf.workload import Endpoint, Timeouts
+from pytest_ollama_perf.client import response as exchange_module
+from pytest_ollama_perf.client.response import MAX_HEADER_BYTES, MAX_LINE_BYTES, Exchange
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase
+from pytest_ollama_perf.core.workload import Endpoint, Timeouts
+from pytest_ollama_perf.loadgen.backend import Request
 
 TRANSCRIPTS = sorted((Path(__file__).parent.parent / "transcripts").glob("*.json"))
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -34,7 +34,7 @@ def request(endpoint=Endpoint.GENERATE, stream=True, **timeouts):
         client=1,
         target=0,
         request_id="id-3",
-        stage=Stage.MEASURED,
+        stage=Phase.MEASURED,
         endpoint=endpoint,
         stream=stream,
         body=b"{}",
@@ -53,9 +53,9 @@ def answer(*reads, closed=None, **kind):
         if not exchange.finished:
             exchange.receive(data, 1000 + 10 * number, 1003 + 10 * number)
     if closed is not None:
-        exchange.closed(5000, closed)
+        exchange.on_connection_closed(5000, closed)
     assert exchange.finished
-    return exchange.sample()
+    return exchange.build_sample()
 
 
 def whole(body, status=b"200 OK", content_type=b"application/json"):
@@ -282,18 +282,18 @@ def test_counters_that_are_absent_stay_absent():
 
 def test_a_line_may_have_8_mib_and_not_a_byte_more():
     head, tail = b'{"response":"', b'"}\n'
-    fill = LINE_LIMIT - len(head) - len(tail) + 1
+    fill = MAX_LINE_BYTES - len(head) - len(tail) + 1
     for extra, outcome in ((0, Outcome.OK), (1, Outcome.MALFORMED)):
         body = head + b"x" * (fill + extra) + tail
         reads = pieces(chunk(body), set(range(0, len(body), 65_536)))
         assert answer(HEAD, *reads, chunk(FINAL), END).outcome is outcome
-    assert answer(HEAD, *reads, chunk(FINAL), END).error == f"a line of more than {LINE_LIMIT} bytes"
+    assert answer(HEAD, *reads, chunk(FINAL), END).error == f"a line of more than {MAX_LINE_BYTES} bytes"
 
 
 def test_a_line_without_end_is_stopped_at_the_limit():
     exchange = begin()
     exchange.receive(HEAD, 1010, 1010)
-    for _ in range(LINE_LIMIT // 65_536 + 1):
+    for _ in range(MAX_LINE_BYTES // 65_536 + 1):
         exchange.receive(chunk(b"x" * 65_536), 1020, 1020)
     assert exchange.outcome is Outcome.MALFORMED
     assert not exchange.reusable
@@ -301,9 +301,9 @@ def test_a_line_without_end_is_stopped_at_the_limit():
 
 @pytest.mark.parametrize("prefix", [b"HTTP/1.1 200 OK\r\nX: ", HEAD + chunk(token("a")) + b"0\r\nX: "])
 def test_headers_and_trailers_without_end_are_stopped(prefix):
-    reads = [prefix, *[b"y" * 65_536] * (HEAD_LIMIT // 65_536 + 1)]
+    reads = [prefix, *[b"y" * 65_536] * (MAX_HEADER_BYTES // 65_536 + 1)]
     sample = answer(*reads)
-    assert (sample.outcome, sample.error) == (Outcome.MALFORMED, f"headers of more than {HEAD_LIMIT} bytes")
+    assert (sample.outcome, sample.error) == (Outcome.MALFORMED, f"headers of more than {MAX_HEADER_BYTES} bytes")
 
 
 def test_a_stream_without_end_is_stopped(monkeypatch):
@@ -363,7 +363,7 @@ def test_a_connection_serves_again_only_after_an_answer_that_ended_in_order(data
     exchange.receive(data, 1010, 1010)
     assert exchange.finished
     assert exchange.reusable is reusable
-    assert exchange.sample().line_count <= 4
+    assert exchange.build_sample().line_count <= 4
 
 
 def test_the_upstream_is_named_from_the_most_telling_header():
@@ -376,29 +376,32 @@ def test_a_stamp_older_than_the_send_gives_way_to_the_time_of_the_read():
     exchange.receive(HEAD + chunk(token("a")), 900, 1100)
     exchange.receive(chunk(token("b")), 1050, 1200)
     exchange.receive(chunk(FINAL) + END, 1300, 1301)
-    sample = exchange.sample()
+    sample = exchange.build_sample()
     assert (sample.header_ns, sample.chunk_ns, sample.done_ns, sample.read_lag_ns) == (1100, (1100, 1100), 1300, 1)
 
 
 def test_deadlines_follow_what_has_come():
     second = 10**9
     exchange = begin(first_token_s=5, idle_s=2, total_s=9)
-    assert exchange.deadline() == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
+    assert exchange.compute_deadline() == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
     exchange.receive(HEAD + chunk(token("")), second, second)
-    assert exchange.deadline() == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
+    assert exchange.compute_deadline() == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
     exchange.receive(chunk(token("a")), 4 * second, 4 * second)
-    assert exchange.deadline() == (6 * second, Outcome.IDLE_TIMEOUT)
+    assert exchange.compute_deadline() == (6 * second, Outcome.IDLE_TIMEOUT)
     exchange.receive(chunk(token("b")), 8 * second, 8 * second)
-    assert exchange.deadline() == (1000 + 9 * second, Outcome.TOTAL_TIMEOUT)
-    assert begin(stream=False, first_token_s=5, total_s=9).deadline() == (1000 + 9 * second, Outcome.TOTAL_TIMEOUT)
+    assert exchange.compute_deadline() == (1000 + 9 * second, Outcome.TOTAL_TIMEOUT)
+    assert begin(stream=False, first_token_s=5, total_s=9).compute_deadline() == (
+        1000 + 9 * second,
+        Outcome.TOTAL_TIMEOUT,
+    )
 
 
 def test_a_failure_that_comes_later_does_not_change_the_outcome():
     exchange = begin()
     exchange.fail(Outcome.IDLE_TIMEOUT, "first", 2000)
     exchange.fail(Outcome.CANCELLED, "second", 3000)
-    exchange.closed(4000)
-    sample = exchange.sample()
+    exchange.on_connection_closed(4000)
+    sample = exchange.build_sample()
     assert (sample.outcome, sample.error, sample.done_ns) == (Outcome.IDLE_TIMEOUT, "first", 2000)
 
 
@@ -424,8 +427,8 @@ def replay(pair):
     if chunked and not response.get("error"):
         exchange.receive(END, when, when)
     if not exchange.finished:
-        exchange.closed(10**15)
-    return exchange.sample()
+        exchange.on_connection_closed(10**15)
+    return exchange.build_sample()
 
 
 @pytest.mark.parametrize("pair", list(recorded()))

@@ -6,19 +6,19 @@ import anyio
 import pytest
 
 from pytest_ollama_perf.client.address import parse_address
-from pytest_ollama_perf.client.control import Control
-from pytest_ollama_perf.client.preflight import preflight
-from pytest_ollama_perf.client.wire import WireBackend
-from pytest_ollama_perf.load.backend import Request
-from pytest_ollama_perf.sample import Outcome, Stage
-from pytest_ollama_perf.workload import Endpoint, Timeouts, Workload
+from pytest_ollama_perf.client.backend import HttpBackend
+from pytest_ollama_perf.client.control import ControlClient
+from pytest_ollama_perf.client.preflight import run_preflight
+from pytest_ollama_perf.core.sample import Outcome, Phase
+from pytest_ollama_perf.core.workload import Endpoint, Timeouts, Workload
+from pytest_ollama_perf.loadgen.backend import Request
 
 pytestmark = pytest.mark.real_server
 
 
 @pytest.fixture(scope="module")
 def control(real_server):
-    with Control(parse_address(real_server)) as server:
+    with ControlClient(parse_address(real_server)) as server:
         yield server
 
 
@@ -35,14 +35,14 @@ def send(control, endpoint, stream, **body):
     samples = []
 
     async def main():
-        backend = WireBackend([control.address])
+        backend = HttpBackend([control.address])
         await backend.connect(1)
         request = Request(
             index=0,
             client=0,
             target=0,
             request_id="real-0",
-            stage=Stage.MEASURED,
+            stage=Phase.MEASURED,
             endpoint=endpoint,
             stream=stream,
             body=json.dumps({"stream": stream, **body}).encode(),
@@ -81,7 +81,7 @@ def test_a_missing_model_is_an_http_error(control):
 def test_a_model_is_loaded_seen_and_unloaded(control, model):
     control.unload(model)
     assert control.load(model, num_ctx=1024) > 0
-    fingerprint, state = preflight(control, Workload(model=model))
+    fingerprint, state = run_preflight(control, Workload(model=model))
     assert (state.loaded, state.context_length, fingerprint.model) == (True, 1024, model)
     assert fingerprint.model_digest == control.installed(model).digest
     control.unload(model)

@@ -29,7 +29,7 @@ def test_a_kernel_stamp_is_brought_onto_the_monotonic_clock():
     stamps = clocks.stamps()
     arrived, at = clocks.arrival(), clocks.monotonic
     clocks.pass_ns(70_000)
-    assert stamps.stamp(arrived, clocks.monotonic) == at
+    assert stamps.to_arrival_ns(arrived, clocks.monotonic) == at
 
 
 def test_a_read_long_after_the_arrival_keeps_the_arrival():
@@ -37,14 +37,14 @@ def test_a_read_long_after_the_arrival_keeps_the_arrival():
     stamps = clocks.stamps()
     arrived, at = clocks.arrival(), clocks.monotonic
     clocks.pass_ns(3 * SECOND)
-    assert stamps.stamp(arrived, clocks.monotonic) == at
+    assert stamps.to_arrival_ns(arrived, clocks.monotonic) == at
 
 
 def test_a_missing_or_foreign_stamp_leaves_the_time_of_the_read():
     clocks = Clocks()
     stamps = clocks.stamps()
     for ancillary in ([], [(socket.SOL_SOCKET, 1, b"x" * 16)], [(socket.SOL_SOCKET, 35, b"x" * 8)]):
-        assert stamps.stamp(ancillary, 42) == 42
+        assert stamps.to_arrival_ns(ancillary, 42) == 42
 
 
 def test_a_stamp_in_the_future_is_the_time_of_the_read():
@@ -54,7 +54,7 @@ def test_a_stamp_in_the_future_is_the_time_of_the_read():
     clocks.realtime += SECOND
     arrived = clocks.arrival()
     clocks.realtime -= SECOND
-    assert stamps.stamp(arrived, now) == now
+    assert stamps.to_arrival_ns(arrived, now) == now
 
 
 def test_a_clock_set_between_arrival_and_read_costs_the_stamp_and_nothing_else():
@@ -64,10 +64,10 @@ def test_a_clock_set_between_arrival_and_read_costs_the_stamp_and_nothing_else()
         arrived = clocks.arrival()
         clocks.realtime += step
         clocks.pass_ns(50_000)
-        assert stamps.stamp(arrived, clocks.monotonic) in (clocks.monotonic, clocks.monotonic - 50_000)
+        assert stamps.to_arrival_ns(arrived, clocks.monotonic) in (clocks.monotonic, clocks.monotonic - 50_000)
         arrived, at = clocks.arrival(), clocks.monotonic
         clocks.pass_ns(20_000_000)
-        assert stamps.stamp(arrived, clocks.monotonic) in (at, clocks.monotonic)
+        assert stamps.to_arrival_ns(arrived, clocks.monotonic) in (at, clocks.monotonic)
         arrived, at = clocks.arrival(), clocks.monotonic
         clocks.pass_ns(30_000)
-        assert stamps.stamp(arrived, clocks.monotonic) == at
+        assert stamps.to_arrival_ns(arrived, clocks.monotonic) == at

@@ -13,14 +13,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from pytest_ollama_perf.client import connection as connection_module
-from pytest_ollama_perf.client import poller
-from pytest_ollama_perf.client.access import Access
-from pytest_ollama_perf.client.address import Address
-from pytest_ollama_perf.client.wire import WireBackend
-from pytest_ollama_perf.load.backend import Request
-from pytest_ollama_perf.sample import Outcome, Stage
-from pytest_ollama_perf.workload import Endpoint, Timeouts
+from pytest_ollama_perf.client import transport
+from pytest_ollama_perf.client import transport as connection_module
+from pytest_ollama_perf.client.address import Access, Address
+from pytest_ollama_perf.client.backend import HttpBackend
+from pytest_ollama_perf.core.sample import Outcome, Phase
+from pytest_ollama_perf.core.workload import Endpoint, Timeouts
+from pytest_ollama_perf.loadgen.backend import Request
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -48,7 +47,7 @@ def make_request(index=0, *, target=0, endpoint=Endpoint.GENERATE, stream=True, 
         client=0,
         target=target,
         request_id=f"id-{index}",
-        stage=Stage.MEASURED,
+        stage=Phase.MEASURED,
         endpoint=endpoint,
         stream=stream,
         body=body,
@@ -61,7 +60,7 @@ def fire(run, addresses, *requests, connections=0, access=None, between=None):
     samples = []
 
     async def main():
-        backend = WireBackend(addresses, access)
+        backend = HttpBackend(addresses, access)
         try:
             await backend.connect(connections)
             for request in requests:
@@ -150,7 +149,7 @@ def test_a_name_that_does_not_resolve_is_refused(run, monkeypatch):
         monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", unknown, raising=False)
         await backend.send(make_request(), samples.append)
 
-    samples, backend = [], WireBackend([Address("nowhere.invalid", 1)])
+    samples, backend = [], HttpBackend([Address("nowhere.invalid", 1)])
     anyio.run(main, backend="asyncio", backend_options={"use_uvloop": False})
     assert (samples[0].outcome, samples[0].error) == (
         Outcome.REFUSED,
@@ -162,7 +161,7 @@ def test_a_connection_that_never_stands_times_out(run, monkeypatch):
     async def never(*args):
         await anyio.sleep_forever()
 
-    monkeypatch.setattr("pytest_ollama_perf.client.wire.open_connection", never)
+    monkeypatch.setattr("pytest_ollama_perf.client.backend.open_connection", never)
     (sample,) = fire(run, [Address("127.0.0.1", 9)], make_request(connect_s=0.01))
     assert (sample.outcome, sample.error) == (Outcome.CONNECT_TIMEOUT, "no connection within 0.01 s")
 
@@ -171,7 +170,7 @@ def test_too_many_open_files_says_what_to_raise(run, monkeypatch):
     async def full(*args):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("pytest_ollama_perf.client.wire.open_connection", full)
+    monkeypatch.setattr("pytest_ollama_perf.client.backend.open_connection", full)
     (sample,) = fire(run, [Address("127.0.0.1", 9)], make_request())
     assert sample.outcome is Outcome.REFUSED
     assert "ulimit -n" in sample.error
@@ -291,7 +290,7 @@ def test_a_refusal_before_the_prompt_is_read_is_heard(run):
                 await anyio.sleep(0.02)
 
         async def main():
-            backend = WireBackend([Address("127.0.0.1", listener.getsockname()[1])])
+            backend = HttpBackend([Address("127.0.0.1", listener.getsockname()[1])])
             async with anyio.create_task_group() as group:
                 group.start_soon(refuse)
                 await backend.send(make_request(body=b" " * 20_000_000), samples.append)
@@ -307,7 +306,7 @@ def test_a_cancelled_request_is_recorded_once_and_its_connection_closed(run, fau
     samples = []
 
     async def main():
-        backend = WireBackend([server.address])
+        backend = HttpBackend([server.address])
         with anyio.move_on_after(0.05):
             await backend.send(make_request(), samples.append)
         assert backend._targets[0].idle == []
@@ -323,7 +322,7 @@ def test_closing_under_a_request_cuts_it_off(run, fault_server):
     samples = []
 
     async def main():
-        backend = WireBackend([server.address])
+        backend = HttpBackend([server.address])
         async with anyio.create_task_group() as group:
             group.start_soon(backend.send, make_request(), samples.append)
             await anyio.sleep(0.02)
@@ -338,7 +337,7 @@ def test_many_requests_at_once_each_have_their_own_answer(run, fault_server):
     samples = []
 
     async def main():
-        backend = WireBackend([server.address])
+        backend = HttpBackend([server.address])
         await backend.connect(40)
         async with anyio.create_task_group() as group:
             for index in range(40):
@@ -372,7 +371,7 @@ def test_a_connection_that_closes_without_a_word_while_idle_is_forgotten(run, fa
     server = fault_server(FULL)
 
     async def main():
-        backend = WireBackend([server.address])
+        backend = HttpBackend([server.address])
         await backend.connect(2)
         while len(server.connections) < 2:  # noqa: ASYNC110 - a thread opens them
             await anyio.sleep(0.001)
@@ -393,12 +392,12 @@ def test_an_interrupt_inside_a_request_still_records_it(run, fault_server, monke
         raise KeyboardInterrupt
 
     async def main():
-        backend = WireBackend([Address("127.0.0.1", 9)])
+        backend = HttpBackend([Address("127.0.0.1", 9)])
         with pytest.raises(KeyboardInterrupt):
             await backend.send(make_request(), samples.append)
         await backend.aclose()
 
-    monkeypatch.setattr("pytest_ollama_perf.client.wire.open_connection", interrupt)
+    monkeypatch.setattr("pytest_ollama_perf.client.backend.open_connection", interrupt)
     run(main)
     assert [sample.outcome for sample in samples] == [Outcome.CANCELLED]
 
@@ -415,7 +414,7 @@ def test_credentials_go_to_the_server_and_not_into_the_sample(run, fault_server)
 @pytest.mark.parametrize("way", ["no kernel stamps", "no epoll"])
 def test_a_platform_with_less_measures_all_the_same(run, fault_server, monkeypatch, way):
     if way == "no epoll":
-        monkeypatch.setattr("pytest_ollama_perf.client.wire.make_poller", poller.LoopPoller)
+        monkeypatch.setattr("pytest_ollama_perf.client.backend.make_poller", transport.LoopPoller)
     else:
         monkeypatch.setattr(connection_module.clock, "enable", lambda sock: False)
     samples = fire(run, [fault_server(FULL).address], *map(make_request, range(2)), connections=1)
@@ -430,7 +429,7 @@ def test_a_read_that_comes_late_is_told_by_the_kernel_stamp(run, fault_server):
     samples = []
 
     async def main():
-        backend = WireBackend([server.address])
+        backend = HttpBackend([server.address])
         await backend.connect(1)
         async with anyio.create_task_group() as group:
             group.start_soon(backend.send, make_request(), samples.append)
@@ -491,15 +490,15 @@ def test_answers_under_way_tell_how_far_they_are_and_then_are_gone(run, fault_se
     seen = []
 
     async def load():
-        backend = WireBackend([server.address])
+        backend = HttpBackend([server.address])
         async with anyio.create_task_group() as group:
             group.start_soon(backend.send, make_request(), lambda sample: None)
             with anyio.fail_after(10):
-                while not any(stream.chunks == 2 for stream in backend.under_way()):  # noqa: ASYNC110
+                while not any(stream.chunks == 2 for stream in backend.get_stream_progress()):  # noqa: ASYNC110
                     await anyio.sleep(0.001)
-            seen.extend(backend.under_way())
+            seen.extend(backend.get_stream_progress())
             more.set()
-        seen.append(backend.under_way())
+        seen.append(backend.get_stream_progress())
         await backend.aclose()
 
     run(load)

@@ -8,20 +8,7 @@ import pytest
 from contract_runs import Contracts
 
 # What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
-import pytest_ollama_perf.api
-import pytest_ollama_perf.collect
-import pytest_ollama_perf.contract.shared
-import pytest_ollama_perf.experiment.bearable
-import pytest_ollama_perf.experiment.cold
-import pytest_ollama_perf.experiment.sweep
-import pytest_ollama_perf.report.failure
-import pytest_ollama_perf.report.json_report
-import pytest_ollama_perf.report.progress
-import pytest_ollama_perf.report.terminal
-import pytest_ollama_perf.room
-import pytest_ollama_perf.store
-import pytest_ollama_perf.trial  # noqa: F401
-from pytest_ollama_perf.simulator.process import RunningSimulator, start
+from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
 
 
@@ -29,7 +16,7 @@ from pytest_ollama_perf.simulator.url import read_settings
 def sim() -> Iterator[RunningSimulator]:
     """A simulator that answers at once."""
     words = {"slots": 4, "tps": 4000, "prefill_tps": 100_000, "load_time": 0, "overhead": 0, "models": "tiny"}
-    with start(read_settings(words)) as running:
+    with start_simulator(read_settings(words)) as running:
         yield running
 
 

@@ -9,11 +9,11 @@ import pytest
 from json_schemas import faults
 from test_reading import DESIGN
 
-from pytest_ollama_perf.contract import toml
-from pytest_ollama_perf.contract.json_schema import schema
-from pytest_ollama_perf.contract.reading import read
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.settings import Settings
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.contracts import toml
+from pytest_ollama_perf.contracts.json_schema import build_schema
+from pytest_ollama_perf.contracts.parse import parse_contract
+from pytest_ollama_perf.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "contract.schema.json"
@@ -83,20 +83,20 @@ WRONG = (
 
 
 def allowed(text: str) -> bool:
-    return not list(faults(toml.parse(text, "c"), json.loads(schema())))
+    return not list(faults(toml.parse_toml(text, "c"), json.loads(build_schema())))
 
 
 def readable(text: str) -> bool:
     try:
-        read(text, "c", settings=Settings(), folder=ROOT)
+        parse_contract(text, "c", settings=Settings(), folder=ROOT)
     except ConfigError:
         return False
     return True
 
 
 def test_the_published_schema_is_the_one_the_code_has() -> None:
-    assert PUBLISHED.read_bytes() == schema(), (
-        'write it: python -c "from pytest_ollama_perf.contract.json_schema import schema; import sys; '
+    assert PUBLISHED.read_bytes() == build_schema(), (
+        'write it: python -c "from pytest_ollama_perf.contracts.json_schema import build_schema; import sys; '
         'sys.stdout.buffer.write(schema())" > docs/contract.schema.json'
     )
 
@@ -104,7 +104,7 @@ def test_the_published_schema_is_the_one_the_code_has() -> None:
 @pytest.mark.parametrize("text", [DESIGN, EVERYTHING, *(path.read_text(encoding="utf-8") for path in EXAMPLES)])
 def test_what_the_reader_takes_the_schema_allows(text: str) -> None:
     assert readable(text)
-    assert list(faults(toml.parse(text, "c"), json.loads(schema()))) == []
+    assert list(faults(toml.parse_toml(text, "c"), json.loads(build_schema()))) == []
 
 
 @pytest.mark.parametrize("text", WRONG)

@@ -11,16 +11,16 @@ from contract_runs import Contracts
 from run_makers import one_after_another, run_of, slower
 
 from pytest_ollama_perf.cli import main
-from pytest_ollama_perf.contract.reading import read
-from pytest_ollama_perf.contract.written import Measured, contract_text
-from pytest_ollama_perf.run import Fingerprint, ModelState
-from pytest_ollama_perf.settings import Settings
-from pytest_ollama_perf.simulator.process import start
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.contracts.generate import MeasuredRuns, generate_contract
+from pytest_ollama_perf.contracts.parse import parse_contract
+from pytest_ollama_perf.core.run import Fingerprint, ModelState
+from pytest_ollama_perf.metrics.summary import summarise
+from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
-from pytest_ollama_perf.summary import summarise
 
 
-def measured(*speeds: float, requests: int = 20, before: ModelState | None = None) -> Measured:
+def measured(*speeds: float, requests: int = 20, before: ModelState | None = None) -> MeasuredRuns:
     """Runs of ``requests`` that decode at ``speeds`` tokens/s each."""
     runs = tuple(
         run_of(
@@ -30,12 +30,12 @@ def measured(*speeds: float, requests: int = 20, before: ModelState | None = Non
         )
         for speed in speeds
     )
-    return Measured({"concurrency": 1}, runs, tuple(map(summarise, runs)))
+    return MeasuredRuns({"concurrency": 1}, runs, tuple(map(summarise, runs)))
 
 
-def written(*loads: Measured) -> str:
-    text = contract_text("tiny", {"num_predict": 64}, loads)
-    read(text, "c", settings=Settings(), folder=Path())
+def written(*loads: MeasuredRuns) -> str:
+    text = generate_contract("tiny", {"num_predict": 64}, loads)
+    parse_contract(text, "c", settings=Settings(), folder=Path())
     return text
 
 
@@ -80,7 +80,7 @@ def test_the_file_it_writes_passes_on_the_same_server(
 ) -> None:
     monkeypatch.chdir(contracts.path)
     # slow enough that a busy machine is no large part of it
-    with start(
+    with start_simulator(
         read_settings({"slots": 2, "tps": 120, "prefill_tps": 200, "load_time": 0, "models": "tiny"})
     ) as running:
         check_written(contracts, running.url, capsys)

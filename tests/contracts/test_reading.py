@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ollama_perf.contract.group import Group
-from pytest_ollama_perf.contract.reading import read
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.experiment.bearable import MaxConcurrencyTest
-from pytest_ollama_perf.experiment.cold import ColdStartTest
-from pytest_ollama_perf.experiment.load import LoadTest
-from pytest_ollama_perf.experiment.sweep import SweepTest
-from pytest_ollama_perf.settings import Settings
-from pytest_ollama_perf.workload import ANY_MODEL, Endpoint, Workload
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.contracts.clauses import ClauseGroup
+from pytest_ollama_perf.contracts.parse import parse_contract
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.workload import ANY_MODEL, Endpoint, Workload
+from pytest_ollama_perf.experiments.capacity import MaxConcurrencyTest
+from pytest_ollama_perf.experiments.cold_start import ColdStartTest
+from pytest_ollama_perf.experiments.load import LoadTest
+from pytest_ollama_perf.experiments.sweep import SweepTest
 
 
-def groups(text: str, *, model: str | None = None, prefix: tuple[str, ...] = ()) -> tuple[Group, ...]:
-    return read(textwrap.dedent(text), "c.toml", settings=Settings(model=model), folder=Path(), prefix=prefix)
+def groups(text: str, *, model: str | None = None, prefix: tuple[str, ...] = ()) -> tuple[ClauseGroup, ...]:
+    return parse_contract(textwrap.dedent(text), "c.toml", settings=Settings(model=model), folder=Path(), prefix=prefix)
 
 
-def only(text: str, **keywords) -> Group:
+def only(text: str, **keywords) -> ClauseGroup:
     (group,) = groups(text, **keywords)
     return group
 
@@ -34,12 +34,12 @@ def refused(text: str) -> list[str]:
     return [line.partition("; valid: endpoint")[0] for line in str(caught.value).splitlines()]
 
 
-def workload(group: Group) -> Workload:
+def workload(group: ClauseGroup) -> Workload:
     assert isinstance(group.experiment, LoadTest)
     return group.experiment.spec.workload
 
 
-def names(group: Group) -> list[str]:
+def names(group: ClauseGroup) -> list[str]:
     return [clause.name for clause in group.clauses]
 
 
@@ -122,7 +122,7 @@ def test_the_nearer_table_wins_word_by_word_and_metric_by_metric() -> None:
     assert [workload(group).num_predict for group in found] == [64, 8, 512]
     assert names(found[0]) == ["tps >= 2", "ttft p50 <= 1s", "error_rate <= 0%"]
     assert names(found[2]) == ["tps >= 1", "ttft p95 <= 2s", "error_rate <= 0%"]
-    wanted = [[requirement.wanted for requirement in group.require] for group in found]
+    wanted = [[requirement.wanted for requirement in group.preconditions] for group in found]
     assert wanted == [[">= 0.1", "Q4_K_M"], [">= 0.2", "Q4_K_M"], [">= 0.2", "Q4_K_M"]]
 
 
@@ -278,7 +278,7 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
 def test_files_are_looked_for_beside_the_contract(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text('{"prompt": "Why?"}\n', encoding="utf-8")
     text = "schema = 1\n[model.m]\ndataset = 'set.jsonl'"
-    (group,) = read(text, "c.toml", settings=Settings(), folder=tmp_path)
+    (group,) = parse_contract(text, "c.toml", settings=Settings(), folder=tmp_path)
     assert workload(group).prompts == ("Why?",)
     with pytest.raises(ConfigError, match=r"^c.toml:3: dataset: cannot read .*: No such file or directory$"):
-        read(text, "c.toml", settings=Settings(), folder=tmp_path / "else")
+        parse_contract(text, "c.toml", settings=Settings(), folder=tmp_path / "else")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.contract.toml import MAX_CHARS, line_of, lines, parse
-from pytest_ollama_perf.errors import ConfigError
+from pytest_ollama_perf.contracts.toml import MAX_CHARS, find_line, find_lines, parse_toml
+from pytest_ollama_perf.core.errors import ConfigError
 
 TEXT = '''\
 # a comment = "with a key"
@@ -39,7 +39,7 @@ version = "1"
 
 def test_every_key_has_the_line_it_begins_on() -> None:
     model = ("model", "llama3.2:3b")
-    assert lines(TEXT) == {
+    assert find_lines(TEXT) == {
         ("schema",): 2,
         ("defaults",): 4,
         ("defaults", "prompts"): 5,
@@ -63,12 +63,12 @@ def test_every_key_has_the_line_it_begins_on() -> None:
 
 
 def test_windows_line_ends_change_nothing() -> None:
-    assert lines(TEXT.replace("\n", "\r\n")) == lines(TEXT)
+    assert find_lines(TEXT.replace("\n", "\r\n")) == find_lines(TEXT)
 
 
 def test_a_key_without_a_line_of_its_own_has_that_of_its_table() -> None:
-    assert line_of({("a",): 3}, ("a", "b", 0, "c")) == 3
-    assert line_of({}, ("a",)) == 1
+    assert find_line({("a",): 3}, ("a", "b", 0, "c")) == 3
+    assert find_line({}, ("a",)) == 1
 
 
 KEYS = st.lists(st.text("abc", min_size=1, max_size=3), unique=True, max_size=4)
@@ -86,7 +86,7 @@ def test_the_lines_are_where_they_were_written(tables) -> None:
             rows.append(f"{key} = " + data.draw(VALUES))
             expected[f"t{number}", key] = len("\n".join(rows[:-1]).split("\n")) + 1
             rows = "\n".join(rows).split("\n")
-    found = lines("\n".join(rows))
+    found = find_lines("\n".join(rows))
     assert {path: line for path, line in found.items() if path[-1] != "k" or path in expected} == expected
 
 
@@ -101,5 +101,5 @@ def test_the_lines_are_where_they_were_written(tables) -> None:
 )
 def test_what_is_no_toml_is_told_with_its_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(text, "f.toml")
+        parse_toml(text, "f.toml")
     assert str(caught.value).startswith(message)

@@ -19,12 +19,12 @@ import generated
 import meanings
 
 from pytest_ollama_perf import cli
-from pytest_ollama_perf.client.exchange import UPSTREAM_HEADERS
-from pytest_ollama_perf.experiment import reader
-from pytest_ollama_perf.marks import known_words
-from pytest_ollama_perf.metric import METRICS
-from pytest_ollama_perf.settings import OPTIONS, Settings
-from pytest_ollama_perf.simulator.url import KEYS
+from pytest_ollama_perf.client.response import UPSTREAM_HEADERS
+from pytest_ollama_perf.config.load_options import list_option_names
+from pytest_ollama_perf.config.settings import OPTIONS, Settings
+from pytest_ollama_perf.experiments import load_reader
+from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.simulator.url import URL_PARAMETERS
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,10 @@ def _text(page: str) -> str:
 
 def test_every_word_of_the_code_stands_in_the_reference() -> None:
     marker, options = _text("reference/marker.md"), _text("reference/options.md")
-    assert [word for word in known_words() if f"`{word}`" not in marker] == []
+    assert [word for word in list_option_names() if f"`{word}`" not in marker] == []
     assert [each.flag for each in OPTIONS if f"`{each.flag}" not in options or f"`{each.key}`" not in options] == []
     assert [name for name in METRICS if f"`{name}`" not in _text("reference/metrics.md")] == []
-    assert [name for name in KEYS if f"`{name}`" not in _text("reference/simulator.md")] == []
+    assert [name for name in URL_PARAMETERS if f"`{name}`" not in _text("reference/simulator.md")] == []
     assert [name for name in cli.COMMANDS if f"## {name}\n" not in _text("reference/commands.md")] == []
 
 
@@ -84,7 +84,7 @@ def test_every_definition_of_the_schema_stands_in_the_reference() -> None:
 
 
 def test_no_meaning_outlives_its_word() -> None:
-    assert [word for word in meanings.LOAD if word not in known_words()] == []
+    assert [word for word in meanings.LOAD if word not in list_option_names()] == []
     assert sorted(meanings.PROBLEMS) == generated.problem_names()
     assert sorted(meanings.DOCTOR) == generated.problem_names(of_doctor=True)
 
@@ -108,7 +108,7 @@ def test_lines_of_a_page_fit_its_editor(page: Path) -> None:
 
 
 def read(marker: str, words: dict[str, Any], settings: Settings) -> Any:
-    function, _ = reader(marker)
+    function, _ = load_reader(marker)
     return function(words, settings)
 
 

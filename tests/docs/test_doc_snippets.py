@@ -19,10 +19,10 @@ import pytest
 from doc_snippets import DOCS, PAGES, Block, Command, blocks, commands, every, masked, missing
 
 from pytest_ollama_perf import cli
-from pytest_ollama_perf.collect import TABLE
-from pytest_ollama_perf.contract import SUFFIX, toml
-from pytest_ollama_perf.contract.reading import read
-from pytest_ollama_perf.settings import OPTIONS, Settings
+from pytest_ollama_perf.config.settings import OPTIONS, Settings
+from pytest_ollama_perf.contracts import SUFFIX, toml
+from pytest_ollama_perf.contracts.items import CONTRACT_TABLE
+from pytest_ollama_perf.contracts.parse import parse_contract
 
 LANGUAGES = {"python", "console", "toml", "ini", "yaml", "json", "nginx", "text"}
 NOT_OURS = {"pip", "python3", ".", "ollama", "export", "OLLAMA_HOST"}
@@ -135,12 +135,12 @@ def test_python_is_a_named_file_that_its_page_runs(block: Block) -> None:
 
 @pytest.mark.parametrize("block", every("toml"), ids=_id)
 def test_toml_is_read_by_our_own_reader(block: Block) -> None:
-    document = toml.parse(block.text, block.where)
+    document = toml.parse_toml(block.text, block.where)
     if block.name == "wrong" + SUFFIX:
         return  # its refusal is compared where the page shows it
-    if block.name.endswith(SUFFIX) or TABLE[-1] in document.get(TABLE[0], {}):
-        prefix = () if block.name.endswith(SUFFIX) else TABLE
-        assert read(block.text, block.where, settings=Settings(), folder=Path(), prefix=prefix)
+    if block.name.endswith(SUFFIX) or CONTRACT_TABLE[-1] in document.get(CONTRACT_TABLE[0], {}):
+        prefix = () if block.name.endswith(SUFFIX) else CONTRACT_TABLE
+        assert parse_contract(block.text, block.where, settings=Settings(), folder=Path(), prefix=prefix)
     for key in document.get("tool", {}).get("pytest", {}).get("ini_options", {}):
         assert key in {option.key for option in OPTIONS}
 
@@ -208,7 +208,7 @@ def _check(line: str, pytester: pytest.Pytester, where: str) -> None:
     if words[0] == "pytest":
         pytester.parseconfigure("-p", "pytest_ollama_perf.plugin", *words[1:])
     elif words[0] == "pytest-ollama-perf":
-        cli.parser().parse_args(words[1:])
+        cli.build_parser().parse_args(words[1:])
     else:
         assert words[0].partition("=")[0] in NOT_OURS, f"{where}: nobody checks `{line}`"
 

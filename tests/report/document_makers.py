@@ -5,25 +5,25 @@ from __future__ import annotations
 import msgspec
 from report_makers import START, load, result, row, sample
 
-from pytest_ollama_perf.report.json_report import Document, Meta, document, read
-from pytest_ollama_perf.report.result import TestResult
-from pytest_ollama_perf.verdict.chronicle import Chronicle, Drift, PastRun
-from pytest_ollama_perf.verdict.words import Problem, Word
+from pytest_ollama_perf.analysis.drift import HistoryRun, HistoryView, MetricDrift
+from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.harness.results import TestResult
+from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, parse_document
 
-META = Meta(plugin_version="1.2.3", started_at=1_790_000_000.0)
+META = ReportMeta(plugin_version="1.2.3", started_at=1_790_000_000.0)
 HOUR = 3600.0
 MS = 1_000_000
 
 
-def document_of(*results: TestResult, meta: Meta = META) -> Document:
+def document_of(*results: TestResult, meta: ReportMeta = META) -> Document:
     """The document as every reader gets it: through its JSON."""
-    return read(document(results, meta=meta), "a test")
+    return parse_document(build_report(results, meta=meta), "a test")
 
 
-def past(runs: int = 12) -> Chronicle:
+def past(runs: int = 12) -> HistoryView:
     """A history in two epochs, the newest run being the one just measured."""
     stored = tuple(
-        PastRun(
+        HistoryRun(
             id=f"run-{number}",
             started_at=1_789_000_000.0 + number * HOUR,
             epoch=1 if number < 4 else 2,
@@ -37,12 +37,12 @@ def past(runs: int = 12) -> Chronicle:
     now = msgspec.structs.replace(
         stored[-1], id="run-now", now=True, compared=False, values={"tps": 80.0, "ttft": 0.24}
     )
-    return Chronicle(
+    return HistoryView(
         runs=(*stored, now),
         baseline={"ttft": (0.15, 0.18, 0.2, None), "tps": (80.0, 84.0, 86.0)},
         drift={
-            "tps": Drift(missing=12),
-            "ttft": Drift(reference=0.18, warns=True, slowdown=0.03, since=1_789_000_000.0),
+            "tps": MetricDrift(missing=12),
+            "ttft": MetricDrift(reference=0.18, warns=True, slowdown=0.03, since=1_789_000_000.0),
         },
     )
 
@@ -51,13 +51,20 @@ def judged(number: int = 0, runs: int = 1, requests: int = 20) -> TestResult:
     """A regressed test: rows of both kinds, a history, several runs."""
     loads = [busy(requests) for _ in range(runs)]
     made = result(
-        Word.REGRESSED,
+        VerdictStatus.REGRESSED,
         "ttft +26.9 % (182 ms -> 231 ms), margin 20 %",
         loads=loads,
         test=f"tests/test_chat.py::test_chat_speed[{number}]",
         rows=(
             row(
-                "ttft", word=Word.REGRESSED, value=0.231, baseline=0.182, change=0.269, low=0.21, high=0.33, margin=0.2
+                "ttft",
+                word=VerdictStatus.REGRESSED,
+                value=0.231,
+                baseline=0.182,
+                change=0.269,
+                low=0.21,
+                high=0.33,
+                margin=0.2,
             ),
             row("tps", value=84.1, bound=80.0, op=">=", low=82.0, high=86.0),
         ),

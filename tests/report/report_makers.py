@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from pytest_ollama_perf.report.result import LoadResult, TestResult
-from pytest_ollama_perf.run import Fingerprint, Run
-from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
-from pytest_ollama_perf.summary import summarise
-from pytest_ollama_perf.verdict.words import Row, Verdict, Word
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.core.run import Fingerprint, Run
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
+from pytest_ollama_perf.core.verdict import Verdict, VerdictRow, VerdictStatus
+from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.metrics.summary import summarise
 
 MS = 1_000_000
 TEST = "tests/test_chat.py::test_chat_speed"
@@ -24,7 +24,7 @@ FINGERPRINT = Fingerprint(
 WORKLOAD = Workload(model="llama3.2:3b", concurrency=4, requests=20, warmup=4, num_predict=11)
 
 
-def sample(index, *, stage=Stage.MEASURED, outcome=Outcome.OK, **changes):
+def sample(index, *, stage=Phase.MEASURED, outcome=Outcome.OK, **changes):
     """One request of 11 tokens: first token after 200 ms, then one each 10 ms, sent as its client's last one ended."""
     client, turn = index % 4, index // 4
     sent = START + turn * 300 * MS
@@ -61,7 +61,7 @@ COUNTERS = Counters(
 
 def load(samples=None, *, workload=WORKLOAD, fingerprint=FINGERPRINT, **run):
     if samples is None:
-        warmup = [sample(index, stage=Stage.WARMUP) for index in range(4)]
+        warmup = [sample(index, stage=Phase.WARMUP) for index in range(4)]
         samples = [*warmup, *(sample(index) for index in range(4, 24))]
     made = Run(
         id="run-1",
@@ -71,14 +71,18 @@ def load(samples=None, *, workload=WORKLOAD, fingerprint=FINGERPRINT, **run):
         started_at=1_790_000_000.0,
         **run,
     )
-    return LoadResult(made, summarise(made))
+    return MeasuredLoad(made, summarise(made))
 
 
-def row(metric, stat="", word=Word.OK, **fields):
-    return Row(metric=metric, stat=stat, word=word, reason="", **fields)
+def row(metric, stat="", word=VerdictStatus.OK, **fields):
+    return VerdictRow(metric=metric, stat=stat, word=word, reason="", **fields)
 
 
 def result(
-    word=Word.OK, reason="every limit is met", loads=None, test="tests/test_chat.py::test_chat_speed", **verdict
+    word=VerdictStatus.OK,
+    reason="every limit is met",
+    loads=None,
+    test="tests/test_chat.py::test_chat_speed",
+    **verdict,
 ):
     return TestResult(test, Verdict(word=word, reason=reason, **verdict), (load(),) if loads is None else tuple(loads))

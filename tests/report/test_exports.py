@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_makers import WORKLOAD, load, result, sample
 
-from pytest_ollama_perf.metric import METRICS, Shape
-from pytest_ollama_perf.report.export import bencher, benchstat, github_benchmark, openmetrics
-from pytest_ollama_perf.report.export import csv as csv_export
-from pytest_ollama_perf.report.json_report import encode, read
-from pytest_ollama_perf.report.numbers import medians, typical
-from pytest_ollama_perf.report.result import TestResult
-from pytest_ollama_perf.sample import Outcome
-from pytest_ollama_perf.verdict.words import Verdict, Word
+from pytest_ollama_perf.core.sample import Outcome
+from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
+from pytest_ollama_perf.harness.results import TestResult
+from pytest_ollama_perf.metrics.definitions import METRICS, Shape
+from pytest_ollama_perf.report import exports
+from pytest_ollama_perf.report import exports as csv_export
+from pytest_ollama_perf.report.document import encode_document, parse_document
+from pytest_ollama_perf.report.series import select_medians, select_typical
 
 OPENMETRICS = pytest.importorskip("prometheus_client.openmetrics.parser", reason="prometheus-client is not installed")
 BENCHSTAT = shutil.which("benchstat", path=os.pathsep.join([os.environ.get("PATH", ""), str(Path.home() / "go/bin")]))
@@ -35,7 +35,7 @@ SMALL = document_of(result(loads=[load([sample(0), sample(1)])]))
 FAILED = document_of(result(loads=[load([sample(0), sample(1, outcome=Outcome.BUSY)])]))
 NOTHING = document_of()
 EVERYTHING_FAILED = document_of(result(loads=[load([sample(0, outcome=Outcome.BUSY)])]))
-UNMEASURED = document_of(TestResult(TEST, Verdict(word=Word.INVALID, reason="nothing answers")))
+UNMEASURED = document_of(TestResult(TEST, Verdict(word=VerdictStatus.INVALID, reason="nothing answers")))
 SWEPT = document_of(
     result(
         loads=[load([sample(0)], workload=msgspec.structs.replace(WORKLOAD, concurrency=number)) for number in (1, 2)]
@@ -45,10 +45,10 @@ ALL = (SMALL, FAILED, NOTHING, EVERYTHING_FAILED, UNMEASURED, SWEPT, document_of
 
 
 MARK = "HOSTILE TEXT"
-MARKED = encode(
+MARKED = encode_document(
     document_of(
         result(
-            Word.BROKEN,
+            VerdictStatus.BROKEN,
             MARK,
             loads=[
                 load(
@@ -67,7 +67,7 @@ MARKED = encode(
 def hostile(text: str):
     """A session in which every text that comes from outside is ``text``, as a foreign report may hold it."""
     escaped = json.dumps(text.encode("utf-8", "replace").decode())[1:-1]
-    return read(MARKED.replace(MARK, escaped).encode(), "a test")
+    return parse_document(MARKED.replace(MARK, escaped).encode(), "a test")
 
 
 HOSTILE = st.text(min_size=1, max_size=40) | st.sampled_from(
@@ -76,7 +76,7 @@ HOSTILE = st.text(min_size=1, max_size=40) | st.sampled_from(
 
 
 def test_the_csv_table_has_one_line_a_number():
-    text = csv_export.table(SMALL).decode()
+    text = csv_export.export_csv(SMALL).decode()
     lines = text.split("\r\n")
     assert lines[0] == ("test,verdict,load,run_id,started_at,model,metric,stat,unit,better,value,low,high,n,failed")
     ttft = next(line for line in lines if ",ttft,p50," in line)
@@ -85,13 +85,13 @@ def test_the_csv_table_has_one_line_a_number():
 
 
 def test_a_failed_request_is_infinitely_slow_in_the_table():
-    rows = csv.DictReader(io.StringIO(csv_export.table(FAILED).decode()))
+    rows = csv.DictReader(io.StringIO(csv_export.export_csv(FAILED).decode()))
     assert {row["value"] for row in rows if (row["metric"], row["stat"]) == ("ttft", "max")} == {"inf"}
 
 
 @given(HOSTILE)
 def test_any_text_comes_back_from_the_table_and_is_no_formula(text):
-    rows = list(csv.DictReader(io.StringIO(csv_export.table(hostile(text)).decode(), newline="")))
+    rows = list(csv.DictReader(io.StringIO(csv_export.export_csv(hostile(text)).decode(), newline="")))
     assert rows
     assert len({row["test"] for row in rows}) == 1
     for row in rows:
@@ -101,7 +101,7 @@ def test_any_text_comes_back_from_the_table_and_is_no_formula(text):
 
 
 def test_benchstat_gets_the_lines_that_ollamas_bench_prints():
-    assert benchstat.text(SMALL).decode().splitlines() == [
+    assert exports.export_benchstat(SMALL).decode().splitlines() == [
         f"test: {TEST}",
         "# ollama 0.32.15, llama3.2:3b Q4_K_M",
         "BenchmarkModel/name=llama3.2:3b/step=prefill 32 5937500.00 ns/token 168.42 token/sec",
@@ -119,14 +119,14 @@ def test_benchstat_gets_the_lines_that_ollamas_bench_prints():
 
 
 def test_loads_of_one_test_are_told_apart_and_the_next_test_is_not_of_the_last():
-    lines = benchstat.text(SWEPT).decode().splitlines()
+    lines = exports.export_benchstat(SWEPT).decode().splitlines()
     assert [line for line in lines if line.startswith("load:")] == ["load: 1 at once", "load: 2 at once", "load:"]
 
 
 @pytest.mark.skipif(BENCHSTAT is None, reason="benchstat is not installed")
 @pytest.mark.parametrize("document", [SMALL, FAILED, SWEPT], ids=["small", "failed", "swept"])
 def test_benchstat_reads_every_line(document, tmp_path):
-    (tmp_path / "a.txt").write_bytes(benchstat.text(document))
+    (tmp_path / "a.txt").write_bytes(exports.export_benchstat(document))
     done = subprocess.run([str(BENCHSTAT), "a.txt", "a.txt"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert f"test: {TEST}" in done.stdout
@@ -136,7 +136,7 @@ def test_benchstat_reads_every_line(document, tmp_path):
 
 @given(HOSTILE)
 def test_no_text_makes_a_line_of_its_own_for_benchstat(text):
-    for line in benchstat.text(hostile(text)).decode().splitlines():
+    for line in exports.export_benchstat(hostile(text)).decode().splitlines():
         assert line.startswith(("test: ", "# ollama ", "BenchmarkModel/name=", "load:")) or line == "test:"
         if line.startswith("Benchmark"):
             name, _, *values = line.split(" ")
@@ -159,7 +159,7 @@ BMF = {
 
 
 def test_bencher_gets_values_with_their_intervals():
-    found = json.loads(bencher.metrics(SMALL))
+    found = json.loads(exports.export_bencher(SMALL))
     assert list(found) == [TEST]
     assert set(found[TEST]) == {
         *("tps_tokens_per_s", "throughput_tokens_per_s", "throughput_whole_tokens_per_s", "qps_requests_per_s"),
@@ -167,7 +167,7 @@ def test_bencher_gets_values_with_their_intervals():
         *("itl_p50_s", "itl_p95_s", "itl_p99_s", "latency_p50_s", "latency_p95_s", "latency_p99_s"),
         *("queue_p50_s", "queue_p95_s", "queue_p99_s", "load_time_p50_s", "load_time_p95_s", "load_time_p99_s"),
         *("prefill_tps_tokens_per_s", "error_rate_share"),
-    } & {number.name for number in typical(SMALL)}
+    } & {number.name for number in select_typical(SMALL)}
     assert found[TEST]["ttft_p50_s"]["value"] == 0.2
     error_rate = found[TEST]["error_rate_share"]
     assert error_rate["lower_value"] == error_rate["value"] == 0.0 < error_rate["upper_value"] < 1
@@ -176,24 +176,26 @@ def test_bencher_gets_values_with_their_intervals():
 @pytest.mark.parametrize("document", ALL)
 def test_every_session_is_in_bencher_metric_format(document):
     schema = pytest.importorskip("jsonschema")
-    schema.validate(json.loads(bencher.metrics(document)), BMF)
+    schema.validate(json.loads(exports.export_bencher(document)), BMF)
 
 
 def test_bencher_tells_the_levels_of_a_sweep_apart():
-    assert list(json.loads(bencher.metrics(SWEPT))) == [f"{TEST} (1 at once)", f"{TEST} (2 at once)"]
+    assert list(json.loads(exports.export_bencher(SWEPT))) == [f"{TEST} (1 at once)", f"{TEST} (2 at once)"]
 
 
 def test_an_infinite_time_is_left_out_of_json_and_the_error_rate_tells_of_it():
-    found = json.loads(bencher.metrics(FAILED))[TEST]
+    found = json.loads(exports.export_bencher(FAILED))[TEST]
     assert "ttft_p95_s" not in found
     assert found["error_rate_share"]["value"] == 0.5
-    names = [entry["name"] for entry in json.loads(github_benchmark.smaller(FAILED))]
+    names = [entry["name"] for entry in json.loads(exports.export_smaller_is_better(FAILED))]
     assert f"{TEST}: error_rate" in names
     assert f"{TEST}: ttft p95" not in names
 
 
 def test_the_github_action_gets_one_direction_a_file():
-    bigger, smaller = (json.loads(write(SMALL)) for write in (github_benchmark.bigger, github_benchmark.smaller))
+    bigger, smaller = (
+        json.loads(write(SMALL)) for write in (exports.export_bigger_is_better, exports.export_smaller_is_better)
+    )
     assert bigger[0] == {
         "name": f"{TEST}: tps",
         "unit": "tokens/s",
@@ -209,15 +211,15 @@ def test_the_github_action_gets_one_direction_a_file():
 def test_of_runs_that_are_alike_the_median_speaks():
     slow = load([sample(0, first_token_ns=sample(0).first_token_ns + 90_000_000)])
     document = document_of(result(loads=[load([sample(0)]), slow, load([sample(0)])]))
-    assert [number.value for number in typical(document) if number.name == "ttft_p50_s"] == [0.2]
-    stats = [(number.metric, number.stat) for number in medians(document)]
+    assert [number.value for number in select_typical(document) if number.name == "ttft_p50_s"] == [0.2]
+    stats = [(number.metric, number.stat) for number in select_medians(document)]
     assert len(stats) == len(set(stats))
 
 
 def families(document):
     return {
         family.name: family
-        for family in OPENMETRICS.text_string_to_metric_families(openmetrics.text(document).decode())
+        for family in OPENMETRICS.text_string_to_metric_families(exports.export_openmetrics(document).decode())
     }
 
 
@@ -245,7 +247,7 @@ def test_a_prometheus_reads_the_metrics_under_the_names_of_opentelemetry():
 
 @pytest.mark.parametrize("document", ALL)
 def test_every_session_is_openmetrics(document):
-    text = openmetrics.text(document).decode()
+    text = exports.export_openmetrics(document).decode()
     assert text.endswith("# EOF\n")
     samples = [sample for family in families(document).values() for sample in family.samples]
     series = [(sample.name, *sorted(sample.labels.items())) for sample in samples]
@@ -271,6 +273,6 @@ def test_no_text_breaks_out_of_its_label(text):
 
 def test_every_metric_has_a_name_outside():
     per_request = {name for name, metric in METRICS.items() if metric.shape is Shape.PER_REQUEST}
-    assert set(openmetrics.SUMMARIES) == per_request
-    assert set(openmetrics.GAUGES) == set(METRICS) - per_request
+    assert set(exports.SUMMARY_NAMES) == per_request
+    assert set(exports.GAUGE_NAMES) == set(METRICS) - per_request
     assert META.plugin_version

@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_makers import COUNTERS, MS, TEST, WORKLOAD, load, result, row, sample
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.metric import METRICS, STATS
-from pytest_ollama_perf.report.json_report import Document, Meta, document, schema, write
-from pytest_ollama_perf.run import ModelState
-from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
-from pytest_ollama_perf.verdict.words import Problem, Word
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.run import ModelState
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
+from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.metrics.definitions import METRICS, STATS
+from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, build_report_schema, write_report
 
-META = Meta(plugin_version="1.2.3", started_at=1_790_000_000.5)
+META = ReportMeta(plugin_version="1.2.3", started_at=1_790_000_000.5)
 PUBLISHED = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
 
 def report(*results, meta=META):
-    encoded = document(results, meta=meta)
+    encoded = build_report(results, meta=meta)
     msgspec.json.decode(encoded, type=Document, strict=True)
     return json.loads(encoded, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
@@ -38,9 +38,9 @@ def first_load(made):
 def test_a_test_stands_with_its_verdict():
     made = report(
         result(
-            Word.BROKEN,
+            VerdictStatus.BROKEN,
             "tps 84.1 /s, limit >= 150 /s: 44 % below",
-            rows=(row("tps", word=Word.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),),
+            rows=(row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),),
             problems=(Problem(name="short", text="2 answers ended early", spoils=False),),
             hints=("OLLAMA_NUM_PARALLEL is probably 1",),
             loads=[],
@@ -167,7 +167,7 @@ def test_an_infinite_number_is_null():
     made = first_load(result(loads=[load([sample(4), sample(5, outcome=Outcome.BUSY)])]))
     assert made["metrics"]["latency"]["max"] is None
     assert made["metrics"]["latency"]["failed"] == 1
-    infinite = row("latency", "p95", Word.BROKEN, op="<=", bound=1.0, value=math.inf)
+    infinite = row("latency", "p95", VerdictStatus.BROKEN, op="<=", bound=1.0, value=math.inf)
     assert report(result(rows=(infinite,)))["tests"][0]["rows"][0]["value"] is None
 
 
@@ -183,7 +183,7 @@ def test_credentials_are_never_written():
     url = "https://me:s3cret@gpu-box:11434/ollama?key=s3cret"
     one = msgspec.structs.replace(sample(4), url=url)
     made = result(loads=[load([one], before={url: ModelState(loaded=True)}, after={url: ModelState()})])
-    assert b"s3cret" not in document([made], meta=META)
+    assert b"s3cret" not in build_report([made], meta=META)
     assert first_load(made)["samples"][0]["url"] == "https://gpu-box:11434/ollama"
     assert list(first_load(made)["before"]) == ["https://gpu-box:11434/ollama"]
 
@@ -211,19 +211,19 @@ def test_numbers_of_numpy_are_numbers():
 @given(st.text(st.characters(exclude_categories=())), st.floats(0) | st.just(math.nan), st.sampled_from(Outcome))
 @settings(max_examples=50, deadline=None)
 def test_whatever_happened_the_report_is_of_its_schema(text, number, outcome):
-    one = sample(4, outcome=outcome, error=text, done_reason=text, server=text, stage=Stage.MEASURED)
+    one = sample(4, outcome=outcome, error=text, done_reason=text, server=text, stage=Phase.MEASURED)
     rows = (row("ttft", "p50", value=number, baseline=number, change=number),)
     made = report(result(reason=text, test=text, loads=[load([one])], rows=rows, hints=(text,)))
     assert len(made["tests"]) == 1
 
 
 def test_an_empty_session_has_an_empty_report():
-    assert report(meta=Meta(plugin_version="1", started_at=0.0, aborted="Ctrl-C"))["tests"] == []
+    assert report(meta=ReportMeta(plugin_version="1", started_at=0.0, aborted="Ctrl-C"))["tests"] == []
 
 
 def test_the_published_schema_is_the_one_the_code_has():
-    assert PUBLISHED.read_bytes() == schema(), (
-        'write it: python -c "from pytest_ollama_perf.report.json_report import schema; import sys; '
+    assert PUBLISHED.read_bytes() == build_report_schema(), (
+        'write it: python -c "from pytest_ollama_perf.report.document import build_report_schema; import sys; '
         'sys.stdout.buffer.write(schema())" > docs/report.schema.json'
     )
 
@@ -242,8 +242,8 @@ def test_the_published_schema_names_what_the_report_has():
 
 def test_a_report_replaces_the_one_before_and_makes_its_folders(tmp_path):
     path = tmp_path / "a" / "b" / "perf.json"
-    write(path, b"old")
-    write(path, b"new")
+    write_report(path, b"old")
+    write_report(path, b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["perf.json"]
 
@@ -258,7 +258,7 @@ def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(tmp_path, mon
 
     monkeypatch.setattr(os, step, full)
     with pytest.raises(ConfigError) as refused:
-        write(path, b"new")
+        write_report(path, b"new")
     assert str(refused.value) == (
         f"--ollama-report: cannot write {path}: No space left on device; give a path that can be written"
     )
@@ -275,18 +275,18 @@ def test_ctrl_c_while_writing_leaves_the_old_report_and_nothing_else(tmp_path, m
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write(path, b"new")
+        write_report(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["perf.json"]
 
 
 def test_a_folder_or_device_is_never_replaced(tmp_path):
     with pytest.raises(ConfigError, match=r"is no regular file; give the path of a file$"):
-        write(tmp_path, b"new")
+        write_report(tmp_path, b"new")
     assert tmp_path.is_dir()
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path):
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot write .*perf\.json: "):
-        write(tmp_path / "taken" / "perf.json", b"new")
+        write_report(tmp_path / "taken" / "perf.json", b"new")

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from pytest_ollama_perf.load.recorder import Progress
-from pytest_ollama_perf.report.progress import LiveProgress, describe, share_done
+from pytest_ollama_perf.loadgen.recorder import LoadProgress
+from pytest_ollama_perf.report.progress import LiveProgress, compute_share_done, describe_progress
 
 
 def progress(**changes):
     fields = {"sent": 16, "done": 12, "failed": 0, "tokens": 3100, "elapsed_s": 10.0, "total": 20} | changes
-    return Progress(**fields)
+    return LoadProgress(**fields)
 
 
 class Terminal(io.StringIO):
@@ -73,27 +73,28 @@ class Terminal(io.StringIO):
 
 
 def test_the_line_says_all_there_is_to_say():
-    assert describe(progress()) == "12/20 requests, 4 in flight, 310 tokens/s, 0 errors, 7 s left"
+    assert describe_progress(progress()) == "12/20 requests, 4 in flight, 310 tokens/s, 0 errors, 7 s left"
     assert (
-        describe(progress(total=None, failed=1), 30.0) == "12 requests, 4 in flight, 310 tokens/s, 1 error, 20 s left"
+        describe_progress(progress(total=None, failed=1), 30.0)
+        == "12 requests, 4 in flight, 310 tokens/s, 1 error, 20 s left"
     )
 
 
 def test_what_is_not_known_is_left_out():
     started = progress(sent=4, done=0, tokens=0, elapsed_s=0.0)
-    assert describe(started) == "0/20 requests, 4 in flight, 0 errors"
-    assert describe(progress(total=None)) == "12 requests, 4 in flight, 310 tokens/s, 0 errors"
+    assert describe_progress(started) == "0/20 requests, 4 in flight, 0 errors"
+    assert describe_progress(progress(total=None)) == "12 requests, 4 in flight, 310 tokens/s, 0 errors"
 
 
 def test_a_load_that_overruns_has_nothing_left_and_is_no_more_than_done():
-    assert describe(progress(total=None, elapsed_s=31.0), 30.0).endswith("0 s left")
-    assert share_done(progress(total=None, elapsed_s=31.0), 30.0) == 1.0
+    assert describe_progress(progress(total=None, elapsed_s=31.0), 30.0).endswith("0 s left")
+    assert compute_share_done(progress(total=None, elapsed_s=31.0), 30.0) == 1.0
 
 
 def test_the_share_done_goes_by_requests_or_by_time():
-    assert share_done(progress()) == 0.6
-    assert share_done(progress(total=None), 40.0) == 0.25
-    assert share_done(progress(total=None)) is None
+    assert compute_share_done(progress()) == 0.6
+    assert compute_share_done(progress(total=None), 40.0) == 0.25
+    assert compute_share_done(progress(total=None)) is None
 
 
 @pytest.mark.parametrize("rows", [1 + 1, 5])
@@ -120,7 +121,7 @@ def test_a_wide_terminal_names_the_model():
 def test_the_bar_never_wraps(width):
     terminal = Terminal()
     with LiveProgress(terminal, width=width) as live:
-        live.message("loading a model with a rather long name " * 3)
+        live.show_message("loading a model with a rather long name " * 3)
         live.begin("registry.example/a-model-with-a-rather-long-name:70b-instruct-q4_K_M")
         live.update(progress(total=None))
         live.update(progress())
@@ -131,14 +132,14 @@ def test_the_bar_never_wraps(width):
 def test_a_message_takes_the_place_of_the_bar():
     terminal = Terminal()
     with LiveProgress(terminal, width=80) as live:
-        live.message("loading llama3.2:3b ... 34 s")
+        live.show_message("loading llama3.2:3b ... 34 s")
         assert terminal.screen[1].rstrip() == "loading llama3.2:3b ... 34 s"
 
 
 def test_hostile_text_cannot_steer_the_terminal():
     terminal = Terminal()
     with LiveProgress(terminal, width=80) as live:
-        live.message("\x1b[2J\x1b]0;title\x07 loading \n [bold]x[/bold]")
+        live.show_message("\x1b[2J\x1b]0;title\x07 loading \n [bold]x[/bold]")
         assert terminal.screen[1].rstrip() == "[2J]0;title loading   [bold]x[/bold]"
 
 
@@ -185,9 +186,9 @@ class Written(io.StringIO):
 
 def shown(file, verbosity):
     with LiveProgress(file, verbosity=verbosity) as live:
-        live.message("loading llama3.2:3b ... 1 s")
-        live.message("loading llama3.2:3b ... 2 s")
-        live.message("loading llama3.2:1b ... 1 s")
+        live.show_message("loading llama3.2:3b ... 1 s")
+        live.show_message("loading llama3.2:3b ... 2 s")
+        live.show_message("loading llama3.2:1b ... 1 s")
         live.begin("llama3.2:3b")
         for seconds in range(26):
             live.update(progress(elapsed_s=float(seconds), tokens=310 * seconds))
@@ -234,7 +235,7 @@ WHOLE = "12/20 requests, 4 in flight, 310 tokens/s, ttft 182 ms, 0 errors, 7 s l
 
 
 def test_the_line_says_how_long_first_tokens_take():
-    assert describe(progress(ttft_s=0.1824)) == WHOLE
+    assert describe_progress(progress(ttft_s=0.1824)) == WHOLE
 
 
 def bar_at(width, label, **changes):

@@ -11,18 +11,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_makers import load, result, row, sample
 
-from pytest_ollama_perf.report.github import annotation
-from pytest_ollama_perf.report.json_report import Meta
-from pytest_ollama_perf.report.markdown import COMMENT, block, comment, inline, markdown
-from pytest_ollama_perf.verdict.words import Problem, Word
+from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.report.document import ReportMeta
+from pytest_ollama_perf.report.markdown import (
+    MAX_COMMENT_BYTES,
+    escape_inline,
+    format_annotation,
+    format_code_block,
+    format_comment,
+    format_markdown,
+)
 
 BROKEN = result(
-    Word.BROKEN,
+    VerdictStatus.BROKEN,
     "tps 84.1 /s, limit >= 150 /s: 44 % below",
     loads=[load([sample(0), sample(1)])],
     rows=(
-        row("tps", word=Word.BROKEN, op=">=", bound=150.0, value=84.1),
-        row("ttft", "p50", word=Word.REGRESSED, value=0.231, baseline=0.182, change=0.269, margin=0.2, gating=False),
+        row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1),
+        row(
+            "ttft",
+            "p50",
+            word=VerdictStatus.REGRESSED,
+            value=0.231,
+            baseline=0.182,
+            change=0.269,
+            margin=0.2,
+            gating=False,
+        ),
     ),
     problems=(Problem(name="short", text="2 answers ended early", spoils=False),),
     hints=("OLLAMA_NUM_PARALLEL is probably 1",),
@@ -33,7 +48,7 @@ BROKEN = result(
 
 def test_a_failing_test_is_told_whole():
     fine = result(loads=[load([sample(0)])], test="tests/test_chat.py::test_fine")
-    assert comment(document_of(fine, BROKEN)).decode() == WHOLE
+    assert format_comment(document_of(fine, BROKEN)).decode() == WHOLE
 
 
 WHOLE = r"""## ❌ Performance: 1 ok, 1 broken
@@ -82,15 +97,15 @@ MANY = many(300, requests=2)
 
 
 def test_a_session_without_loads_says_so():
-    meta = Meta(plugin_version="1", started_at=0.0, aborted="interrupted (Ctrl-C)")
-    assert comment(document_of(meta=meta)).decode() == (
+    meta = ReportMeta(plugin_version="1", started_at=0.0, aborted="interrupted (Ctrl-C)")
+    assert format_comment(document_of(meta=meta)).decode() == (
         "## ✅ Performance: no test fired a load\n\nThe session ended early: interrupted \\(Ctrl-C\\)\n"
     )
 
 
-@pytest.mark.parametrize("limit", [2_000, 20_000, COMMENT])
+@pytest.mark.parametrize("limit", [2_000, 20_000, MAX_COMMENT_BYTES])
 def test_the_size_is_bounded_and_what_is_lost_is_counted(limit):
-    text = markdown(MANY, limit).decode()
+    text = format_markdown(MANY, limit).decode()
     assert len(text.encode()) <= limit
     assert len(text.encode()) > limit / 3
     assert "300 regressed" in text.splitlines()[0]
@@ -102,9 +117,9 @@ def test_the_size_is_bounded_and_what_is_lost_is_counted(limit):
 
 
 def test_what_failed_is_kept_before_what_passed():
-    passed = tuple(msgspec.structs.replace(test, verdict=Word.OK) for test in MANY.tests)
+    passed = tuple(msgspec.structs.replace(test, verdict=VerdictStatus.OK) for test in MANY.tests)
     broken = document_of(BROKEN).tests
-    text = markdown(msgspec.structs.replace(MANY, tests=(*passed, *broken)), 5_000).decode()
+    text = format_markdown(msgspec.structs.replace(MANY, tests=(*passed, *broken)), 5_000).decode()
     assert "<summary>❌ tests/test_chat.py::test_chat_speed: broken</summary>" in text
 
 
@@ -123,8 +138,8 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_from_outside_stays_text(text):
-    made = result(Word.BROKEN, text, loads=[], test=text, hints=(text,), changed=(text,), accept=text)
-    lines = comment(document_of(made)).decode().splitlines()
+    made = result(VerdictStatus.BROKEN, text, loads=[], test=text, hints=(text,), changed=(text,), accept=text)
+    lines = format_comment(document_of(made)).decode().splitlines()
     assert sum(line.startswith("## ") for line in lines) == 1
     assert sum("</details>" in line for line in lines) == 1 + (text == "</details>")  # once in the block of the command
     table = [line for line in lines[: lines.index("To accept:")] if line.startswith("|")]
@@ -138,7 +153,7 @@ def test_text_from_outside_stays_text(text):
 
 @given(st.text(max_size=60))
 def test_inline_text_holds_no_markup_and_no_line_end(text):
-    shown = inline(text)
+    shown = escape_inline(text)
     assert "\n" not in shown
     assert not re.search(r"(?<!\\)[`*_\[\]|~]", shown)
     assert re.sub(r"<!-- -->", "", shown).count("<") == 0
@@ -146,13 +161,13 @@ def test_inline_text_holds_no_markup_and_no_line_end(text):
 
 @given(st.text(alphabet="`ab \n", max_size=60))
 def test_no_text_ends_its_block(text):
-    fence, *inside, last = block(text).split("\n")
+    fence, *inside, last = format_code_block(text).split("\n")
     assert last == fence.removesuffix("text")
     assert not any(line.strip().startswith(last) for line in inside)
 
 
 def test_a_failure_is_annotated_at_its_line():
-    assert annotation(BROKEN, "tests/test_chat.py", 12) == (
+    assert format_annotation(BROKEN, "tests/test_chat.py", 12) == (
         "::error file=tests/test_chat.py,line=12,title=broken%3A tests/test_chat.py%3A%3Atest_chat_speed"
         "::tps 84.1 /s, limit >= 150 /s: 44 %25 below%0Ahint: OLLAMA_NUM_PARALLEL is probably 1"
     )
@@ -160,7 +175,7 @@ def test_a_failure_is_annotated_at_its_line():
 
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_no_text_becomes_a_command_of_its_own(text, file):
-    shown = annotation(result(Word.BROKEN, text, loads=[], test=text, hints=(text,)), file, None)
+    shown = format_annotation(result(VerdictStatus.BROKEN, text, loads=[], test=text, hints=(text,)), file, None)
     assert len(shown.splitlines()) == 1
     head, _, _ = shown.removeprefix("::error ").partition("::")
     assert [part.partition("=")[0] for part in head.split(",")] == ["file", "title"]

@@ -17,18 +17,18 @@ import pytest
 from document_makers import MS, document_of, judged, many, past
 from report_makers import START, WORKLOAD, load, result, sample
 
-from pytest_ollama_perf.report.json_report import encode, read
-from pytest_ollama_perf.report.page import requests
-from pytest_ollama_perf.report.page.charts import PHASES
-from pytest_ollama_perf.report.page.view import view
-from pytest_ollama_perf.run import Gpu, Host, Telemetry
-from pytest_ollama_perf.sample import Outcome, Stage
-from pytest_ollama_perf.verdict.words import Word
+from pytest_ollama_perf.core.run import GpuStats, HostStats, Telemetry
+from pytest_ollama_perf.core.sample import Outcome, Phase
+from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.report.document import encode_document, parse_document
+from pytest_ollama_perf.report.html import chart_data
+from pytest_ollama_perf.report.html.charts import PHASE_NAMES
+from pytest_ollama_perf.report.html.page import build_page
 
 pytest.importorskip("vl_convert", reason="the extra html is not installed")
 pytest.importorskip("jinja2", reason="the extra html is not installed")
 
-from pytest_ollama_perf.report.page import html as page
+from pytest_ollama_perf.report.html import render_html as page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MEGABYTE = 1_000_000
@@ -129,19 +129,19 @@ def test_a_session_without_loads_has_a_page():
 
 
 def test_a_distribution_ends_below_one_where_requests_failed():
-    rows = list(requests.steps("run", [0.1, 0.2, float("inf"), float("inf")], 1000.0))
+    rows = list(chart_data.build_steps("run", [0.1, 0.2, float("inf"), float("inf")], 1000.0))
     assert rows == [("run", 100.0, 0.25), ("run", 200.0, 0.5)]
 
 
 def test_a_distribution_of_many_requests_keeps_its_ends():
-    rows = list(requests.steps("run", [float(number) for number in range(1, 10_001)], 1.0))
-    assert len(rows) == requests.STEPS
+    rows = list(chart_data.build_steps("run", [float(number) for number in range(1, 10_001)], 1.0))
+    assert len(rows) == chart_data.MAX_STEPS
     assert (rows[0], rows[-1]) == (("run", 1.0, 0.0001), ("run", 10_000.0, 1.0))
 
 
 def test_the_phases_of_a_request_fill_its_time_without_gaps():
     one = sample(0)
-    found = list(requests.phases(one))
+    found = list(chart_data.split_phases(one))
     assert [phase for phase, *_ in found] == ["on its way", "load", "queue", "prefill", "decode"]
     assert (found[0][1], found[-1][2]) == (one.sent_ns, one.done_ns)
     assert all(before[2] == after[1] for before, after in pairwise(found))
@@ -151,30 +151,30 @@ def test_the_phases_of_a_request_fill_its_time_without_gaps():
 
 def test_counters_that_claim_more_than_the_client_saw_are_cut_to_it():
     early = sample(0, first_token_ns=START + 100 * MS)
-    found = {phase: until - start for phase, start, until in requests.phases(early)}
+    found = {phase: until - start for phase, start, until in chart_data.split_phases(early)}
     assert found["on its way"] == 0
     assert sum(found[phase] for phase in ("load", "queue", "prefill")) == pytest.approx(100 * MS)
 
 
 def test_a_late_start_a_failure_and_a_request_without_counters_are_shown_as_such():
     late = sample(0, scheduled_ns=START - 5 * MS)
-    assert next(requests.phases(late)) == ("not sent yet", START - 5 * MS, START)
+    assert next(chart_data.split_phases(late)) == ("not sent yet", START - 5 * MS, START)
     failed = sample(0, outcome=Outcome.BUSY)
-    assert list(requests.phases(failed)) == [("failed", failed.sent_ns, failed.done_ns)]
+    assert list(chart_data.split_phases(failed)) == [("failed", failed.sent_ns, failed.done_ns)]
     silent = sample(0, first_token_ns=None)
-    assert list(requests.phases(silent)) == [("whole", silent.sent_ns, silent.done_ns)]
-    assert {"not sent yet", "failed", "whole"} <= set(PHASES)
+    assert list(chart_data.split_phases(silent)) == [("whole", silent.sent_ns, silent.done_ns)]
+    assert {"not sent yet", "failed", "whole"} <= set(PHASE_NAMES)
 
 
 def test_requests_of_an_open_loop_take_the_first_free_line():
     rate = msgspec.structs.replace(WORKLOAD, concurrency=None, rate=5.0)
     times = ((0, 100), (50, 150), (120, 200), (130, 300))
     made = [sample(0, sent_ns=start * MS, scheduled_ns=start * MS, done_ns=done * MS) for start, done in times]
-    assert requests.lanes(rate, made) == [0, 1, 0, 2]
+    assert chart_data.assign_lanes(rate, made) == [0, 1, 0, 2]
 
 
 def test_a_long_timeline_says_what_it_leaves_out():
-    rows, shown, lanes = requests.timeline_rows(WORKLOAD, [sample(index) for index in range(40)], 10)
+    rows, shown, lanes = chart_data.build_timeline_rows(WORKLOAD, [sample(index) for index in range(40)], 10)
     assert (shown, lanes) == (10, 4)
     assert {row[4] for row in rows} == set(range(1, 11))
 
@@ -184,14 +184,14 @@ def test_servers_are_compared_where_there_are_several():
         sample(0, server="a"),
         sample(1, server="b"),
         sample(2, server="b", outcome=Outcome.BUSY),
-        sample(3, server="b", stage=Stage.WARMUP),
+        sample(3, server="b", stage=Phase.WARMUP),
     ]
-    assert requests.answered(made) == [("a", "ok", 1, 200.0), ("b", "ok", 1, 200.0), ("b", "failed", 1, None)]
-    assert requests.answered(made[:1]) == []
+    assert chart_data.count_by_server(made) == [("a", "ok", 1, 200.0), ("b", "ok", 1, 200.0), ("b", "failed", 1, None)]
+    assert chart_data.count_by_server(made[:1]) == []
 
 
 def test_a_history_marks_what_was_not_compared_and_what_began_an_epoch():
-    made = view(document_of(judged()))
+    made = build_page(document_of(judged()))
     shown = next(chart for chart in made.tests[0].charts if chart.title == "ttft of every run")
     rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.rows]
     assert [row["kind"] for row in rows] == [
@@ -236,13 +236,13 @@ def with_findings(*findings):
 
 
 def test_a_sweep_is_drawn_with_its_knee_and_its_avalanche():
-    throughput, ttft = view(with_findings(SWEEP)).tests[0].charts[:2]
+    throughput, ttft = build_page(with_findings(SWEEP)).tests[0].charts[:2]
     assert [(row[1], row[5]) for row in throughput.rows] == [(1, None), (2, "knee"), (4, None)]
     assert [(row[2], row[5]) for row in ttft.rows] == [(100.0, None), (100.0, None), (100.0, "avalanche")]
 
 
 def test_cold_starts_stand_beside_warm_ones():
-    (shown, *_) = view(with_findings(COLD)).tests[0].charts
+    (shown, *_) = build_page(with_findings(COLD)).tests[0].charts
     assert shown.rows == [
         ("cold 1", "loading the model", 1500.0),
         ("cold 1", "the rest", 500.0),
@@ -255,7 +255,7 @@ def test_a_finding_of_a_kind_unknown_here_is_told_in_its_own_words():
 
 
 def test_gpus_and_machine_are_told_of_each_load():
-    gpu = Gpu(
+    gpu = GpuStats(
         name="NVIDIA H200",
         utilization=0.93,
         memory_bytes=3 * 1024**3,
@@ -268,9 +268,9 @@ def test_gpus_and_machine_are_told_of_each_load():
         min_clock_mhz=1755.0,
         throttled={"power": 0.04},
     )
-    host = Host(cpu_share=0.12, memory_bytes=8 * 1024**3)
+    host = HostStats(cpu_share=0.12, memory_bytes=8 * 1024**3)
     told = Telemetry(gpus=(gpu,), host=host, missing="1 reading failed")
-    (test,) = view(document_of(result(loads=[load([sample(0)], telemetry=told)]))).tests
+    (test,) = build_page(document_of(result(loads=[load([sample(0)], telemetry=told)]))).tests
     assert test.loads[0].facts[-3:] == (
         "NVIDIA H200: 93 % busy, at most 3 of 140 GiB in use, 411 W (at most 520), 1235 J, at most 61 °C, "
         "1980 MHz (at least 1755), throttled by power in 4 %",
@@ -291,10 +291,12 @@ def hostile(*payloads: str):
         sample(2, outcome=Outcome.BUSY, error=MARK),
     ]
     made = result(
-        Word.BROKEN, MARK, loads=[load(samples, workload=workload)], test=MARK, hints=(MARK,), changed=(MARK,)
+        VerdictStatus.BROKEN, MARK, loads=[load(samples, workload=workload)], test=MARK, hints=(MARK,), changed=(MARK,)
     )
-    one = encode(document_of(made)).decode()
-    documents = [read(one.replace(MARK, json.dumps(payload)[1:-1]).encode(), "a test") for payload in payloads]
+    one = encode_document(document_of(made)).decode()
+    documents = [
+        parse_document(one.replace(MARK, json.dumps(payload)[1:-1]).encode(), "a test") for payload in payloads
+    ]
     return msgspec.structs.replace(documents[0], tests=tuple(test for document in documents for test in document.tests))
 
 

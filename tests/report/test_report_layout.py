@@ -6,34 +6,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.report.layout import cells, clean, cut, cut_middle, join_phrases, table, wrap
+from pytest_ollama_perf.report.tables import (
+    align_table,
+    clean,
+    count_columns,
+    join_phrases,
+    truncate,
+    truncate_middle,
+    wrap,
+)
 
 texts = st.text(st.characters(exclude_categories=("C", "Z")) | st.sampled_from(" 漢e\u0301"), max_size=80)
 
 
 def test_wide_characters_take_two_columns_and_accents_none():
-    assert (cells("abc"), cells("漢字"), cells("e\u0301")) == (3, 4, 1)
+    assert (count_columns("abc"), count_columns("漢字"), count_columns("e\u0301")) == (3, 4, 1)
 
 
 @pytest.mark.parametrize(("text", "shown"), [("abcdef", "abcdef"), ("abcdefg", "abc..."), ("漢字漢字", "漢...")])
 def test_a_cut_text_ends_in_dots(text, shown):
-    assert cut(text, 6) == shown
+    assert truncate(text, 6) == shown
 
 
 def test_both_ends_of_a_name_survive():
-    assert cut_middle("tests/test_chat.py::test_speed", 15) == "tests/..._speed"
+    assert truncate_middle("tests/test_chat.py::test_speed", 15) == "tests/..._speed"
 
 
 @given(texts, st.integers(0, 40))
 def test_a_cut_text_fits(text, width):
-    assert cells(cut(text, width)) <= width
-    assert cells(cut_middle(text, width)) <= width
+    assert count_columns(truncate(text, width)) <= width
+    assert count_columns(truncate_middle(text, width)) <= width
 
 
 @given(texts, st.integers(8, 40))
 def test_wrapping_fits_and_loses_nothing(text, width):
     lines = wrap(text, width, "> ", "  ")
-    assert all(cells(line) <= width for line in lines)
+    assert all(count_columns(line) <= width for line in lines)
     assert "".join(line[2:] for line in lines).replace(" ", "") == "".join(text.split())
 
 
@@ -46,7 +54,7 @@ def test_phrases_stay_whole():
 
 
 def test_a_table_aligns_by_columns_of_the_terminal():
-    assert table([("", "a"), ("漢", "12"), ("x", "3")], gap=1) == ["    a", "漢 12", "x   3"]
+    assert align_table([("", "a"), ("漢", "12"), ("x", "3")], gap=1) == ["    a", "漢 12", "x   3"]
 
 
 def test_cleaned_text_is_ascii_where_the_text_was():

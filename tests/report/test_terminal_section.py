@@ -12,21 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_makers import FINGERPRINT, TEST, WORKLOAD, load, result, row, sample
 
-from pytest_ollama_perf.report.failure import failure_text
-from pytest_ollama_perf.report.layout import cells
-from pytest_ollama_perf.report.terminal import Style, header, section
-from pytest_ollama_perf.sample import Outcome
-from pytest_ollama_perf.verdict.words import Problem, Word
+from pytest_ollama_perf.core.sample import Outcome
+from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.report.tables import count_columns
+from pytest_ollama_perf.report.terminal import LineStyle, build_section, format_failure, format_header
 
 BROKEN = "tps 84.1 /s, limit >= 150 /s: 44 % below"
 
 
 def drawn(*results, verbosity=0, width=80):
-    return "\n".join(line.text for line in section(results, verbosity=verbosity, width=width))
+    return "\n".join(line.text for line in build_section(results, verbosity=verbosity, width=width))
 
 
 def test_the_section_reads_as_promised():
-    broken = result(Word.BROKEN, BROKEN, hints=("requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1",))
+    broken = result(
+        VerdictStatus.BROKEN, BROKEN, hints=("requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1",)
+    )
     assert drawn(result(), broken) == inspect.cleandoc(
         """
         tests/test_chat.py::test_chat_speed                                           ok
@@ -122,7 +123,7 @@ def test_each_of_several_loads_has_its_own_table():
 
 
 def test_a_quiet_run_has_one_line():
-    results = [result(), result(), result(Word.BROKEN, BROKEN), result(Word.FASTER, "12 % faster")]
+    results = [result(), result(), result(VerdictStatus.BROKEN, BROKEN), result(VerdictStatus.FASTER, "12 % faster")]
     expected = "ollama: 2 ok, 1 faster, 1 broken; test_chat_speed: tps 84.1 /s, limit >= 150 ..."
     assert drawn(*results, verbosity=-1) == expected
 
@@ -132,7 +133,7 @@ def test_a_quiet_good_run_says_no_more_than_its_counts():
 
 
 def test_no_loads_no_section():
-    assert section([], verbosity=1) == []
+    assert build_section([], verbosity=1) == []
 
 
 def test_a_good_run_ends_without_a_command():
@@ -141,7 +142,7 @@ def test_a_good_run_ends_without_a_command():
 
 def test_an_unsure_test_gives_its_reason():
     assert "\n  tps 149 /s: too few requests to tell\n" in drawn(
-        result(Word.UNSURE, "tps 149 /s: too few requests to tell")
+        result(VerdictStatus.UNSURE, "tps 149 /s: too few requests to tell")
     )
 
 
@@ -154,42 +155,44 @@ def test_a_long_test_name_is_cut_in_the_middle():
 
 
 def test_the_style_follows_the_verdict():
-    lines = section([result(), result(Word.UNSURE, "?"), result(Word.INVALID, "!")], verbosity=0)
+    lines = build_section(
+        [result(), result(VerdictStatus.UNSURE, "?"), result(VerdictStatus.INVALID, "!")], verbosity=0
+    )
     titles = [line.style for line in lines if line.text.startswith(TEST)]
-    assert titles == [Style.GOOD, Style.DOUBTFUL, Style.BAD]
-    assert lines[-2].style is Style.BAD
+    assert titles == [LineStyle.GOOD, LineStyle.DOUBTFUL, LineStyle.BAD]
+    assert lines[-2].style is LineStyle.BAD
 
 
 def test_styles_are_words_that_the_terminal_writer_knows():
     known = TerminalWriter._esctable
-    assert all(word in known for style in Style for word in style.markup)
+    assert all(word in known for style in LineStyle for word in style.markup)
 
 
 def test_the_header_is_one_line():
     assert (
-        header("0.32.15", ["http://gpu-box:11434"], ["llama3.2:3b"])
+        format_header("0.32.15", ["http://gpu-box:11434"], ["llama3.2:3b"])
         == "ollama 0.32.15 at http://gpu-box:11434: llama3.2:3b"
     )
     assert (
-        header("0.32.15", ["a:1", "b:2", "c:3"], list("vwxyz"))
+        format_header("0.32.15", ["a:1", "b:2", "c:3"], list("vwxyz"))
         == "ollama 0.32.15 at a:1, b:2 and 1 more: v, w, x and 2 more"
     )
-    assert header("", [], []) == "ollama"
+    assert format_header("", [], []) == "ollama"
 
 
 def test_credentials_never_reach_the_header():
-    shown = header("0.32.15", ["https://user:secret@gpu-box/v?key=secret"], [])
+    shown = format_header("0.32.15", ["https://user:secret@gpu-box/v?key=secret"], [])
     assert shown == "ollama 0.32.15 at https://gpu-box/v"
 
 
 def test_the_settings_of_a_simulator_stay_in_the_header():
-    assert header("0.32.15", ["sim:?slots=4"], []) == "ollama 0.32.15 at sim:?slots=4"
+    assert format_header("0.32.15", ["sim:?slots=4"], []) == "ollama 0.32.15 at sim:?slots=4"
 
 
 nasty = st.text(st.characters(exclude_categories=()), max_size=60) | st.sampled_from(
     ["\x1b[31mred\x1b[0m", "a\nb\r\nc", "\u202eabc", "漢字" * 60, "e\u0301" * 90, "\ud800", "x" * 400, "👩‍👩‍👧" * 40]
 )
-words = st.sampled_from(Word)
+words = st.sampled_from(VerdictStatus)
 finite = st.floats(0, 1e30)
 numbers = finite | st.sampled_from([math.inf, None])
 
@@ -226,15 +229,15 @@ def harmful(char):
 @given(results(), st.integers(-1, 1), st.integers(60, 120))
 @settings(max_examples=100, deadline=None)
 def test_no_line_is_too_wide_or_harmful(made, verbosity, width):
-    lines = [line.text for line in section([made], verbosity=verbosity, width=width)]
-    for line in [*lines, *failure_text(made, width=width).split("\n")]:
-        assert cells(line) <= width, line
+    lines = [line.text for line in build_section([made], verbosity=verbosity, width=width)]
+    for line in [*lines, *format_failure(made, width=width).split("\n")]:
+        assert count_columns(line) <= width, line
         assert not any(map(harmful, line)), ascii(line)
 
 
 @given(nasty, st.lists(nasty, max_size=4), st.lists(nasty, max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_no_header_is_too_wide_or_harmful(version, urls, models):
-    line = header(version, urls, models)
-    assert cells(line) <= 80
+    line = format_header(version, urls, models)
+    assert count_columns(line) <= 80
     assert not any(map(harmful, line))

@@ -11,10 +11,9 @@ import anyio
 import trio
 import trio.testing
 
-from pytest_ollama_perf.simulator.clock import LoopClock
-from pytest_ollama_perf.simulator.engine import Answer, Engine, engine
-from pytest_ollama_perf.simulator.job import Ask, Truth
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
+from pytest_ollama_perf.simulator.engine import Engine, InferenceResult, run_engine
+from pytest_ollama_perf.simulator.job import GroundTruth, InferenceRequest, LoopClock
+from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 
 MS = 1_000_000
 
@@ -42,19 +41,19 @@ class Heard:
     thoughts: int = 0
     garbled: bool = False
 
-    def piece(self, text, thinking, at_ns):
+    def write_text(self, text, thinking, at_ns):
         self.texts.append(text)
         self.at_ms.append(at_ns / MS)
         self.thoughts += thinking
 
-    def garbage(self, at_ns):
+    def write_garbage(self, at_ns):
         self.garbled = True
 
 
 @dataclass
 class Told:
-    answer: Answer
-    truth: Truth
+    answer: InferenceResult
+    truth: GroundTruth
     heard: Heard
 
     @property
@@ -76,9 +75,9 @@ class World:
     def __init__(self, running: Engine) -> None:
         self.engine = running
 
-    def ask(self, prompt="one", *, model="m", limit=10, **more) -> Ask:
+    def ask(self, prompt="one", *, model="m", limit=10, **more) -> InferenceRequest:
         tokens = tuple(self.engine.tokenizer.encode(prompt))
-        return Ask(model=model, prompt=tokens, limit=limit, **more)
+        return InferenceRequest(model=model, prompt=tokens, limit=limit, **more)
 
     async def tell(self, prompt="one", *, at=0.0, heard=None, **more) -> Told:
         await anyio.sleep_until(at / 1000)
@@ -119,7 +118,7 @@ PLAIN = {
 
 @asynccontextmanager
 async def world(**words):
-    models = tuple(Model(name=name) for name in words.pop("names", ("m",)))
+    models = tuple(SimulatedModel(name=name) for name in words.pop("names", ("m",)))
     settings = SimulatorSettings(**{**PLAIN, "models": models, **words})
-    async with engine(settings, LoopClock()) as running:
+    async with run_engine(settings, LoopClock()) as running:
         yield World(running)

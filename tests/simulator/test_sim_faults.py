@@ -8,9 +8,14 @@ import anyio
 import pytest
 from simkit import MS, Heard, virtual, world
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.simulator.faults import HELP, Fault, Kind, Script, parse_fault
-from pytest_ollama_perf.simulator.job import DIED, Drop, Failure, Truncate
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.simulator.faults import FAULT_HELP, Fault, FaultKind, FaultScript, parse_fault
+from pytest_ollama_perf.simulator.job import (
+    RUNNER_DIED_MESSAGE,
+    DroppedConnectionError,
+    ResponseError,
+    TruncatedResponseError,
+)
 
 
 def faults(*texts):
@@ -19,7 +24,12 @@ def faults(*texts):
 
 @pytest.mark.parametrize(
     ("text", "error", "status"),
-    [("http_500@2", Failure, 500), ("busy@2", Failure, 503), ("drop@2", Drop, None), ("truncate@2", Truncate, None)],
+    [
+        ("http_500@2", ResponseError, 500),
+        ("busy@2", ResponseError, 503),
+        ("drop@2", DroppedConnectionError, None),
+        ("truncate@2", TruncatedResponseError, None),
+    ],
 )
 def test_a_fault_strikes_its_request_and_no_other(text, error, status):
     @virtual
@@ -30,12 +40,15 @@ def test_a_fault_strikes_its_request_and_no_other(text, error, status):
                 await sim.tell("b")
             assert getattr(caught.value, "status", None) == status
             assert (await sim.tell("c")).answer.reason == "length"
-            assert [truth.outcome for truth in sim.engine.truths] == ["ok", error.__name__.lower(), "ok"]
+            assert [truth.outcome for truth in sim.engine.ground_truths] == ["ok", error.__name__.lower(), "ok"]
 
     run()
 
 
-@pytest.mark.parametrize(("text", "error"), [("drop:12", Drop), ("truncate:12", Truncate), ("error:12", Failure)])
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [("drop:12", DroppedConnectionError), ("truncate:12", TruncatedResponseError), ("error:12", ResponseError)],
+)
 def test_a_break_after_n_tokens_lets_n_tokens_out_and_frees_the_slot(text, error):
     @virtual
     async def run():
@@ -44,7 +57,7 @@ def test_a_break_after_n_tokens_lets_n_tokens_out_and_frees_the_slot(text, error
             with pytest.raises(error):
                 await sim.tell(limit=40, heard=heard)
             assert len(heard.texts) == 12
-            assert sim.engine.truths[0].eval_count == 12
+            assert sim.engine.ground_truths[0].eval_count == 12
             assert (await sim.tell("b")).truth.queue_ns == 0
 
     run()
@@ -66,13 +79,13 @@ async def test_a_crash_ends_every_stream_and_the_next_request_loads_again():
         async def one(prompt, at):
             try:
                 await sim.tell(prompt, limit=100, at=at)
-            except Failure as failure:
+            except ResponseError as failure:
                 failures.append((failure.status, failure.message, sim.now_ms))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one, "bystander", 0)
             tasks.start_soon(one, "struck", 10)
-        assert failures == [(500, DIED, 257.0)] * 2  # loaded at 250, both read at 252, five steps
+        assert failures == [(500, RUNNER_DIED_MESSAGE, 257.0)] * 2  # loaded at 250, both read at 252, five steps
         assert (await sim.tell("after")).counters.load_duration_ns == 250 * MS
 
 
@@ -159,14 +172,14 @@ async def test_a_buffering_proxy_lets_go_in_bursts_and_loses_nothing():
     ],
 )
 def test_when_names_the_requests(when, struck):
-    script = Script([parse_fault(f"busy{when}")], seed=1)
-    assert [number for number in range(1, 11) if script.strike(number)] == struck
+    script = FaultScript([parse_fault(f"busy{when}")], seed=1)
+    assert [number for number in range(1, 11) if script.draw_faults(number)] == struck
 
 
 def test_a_probability_strikes_its_share_and_the_same_ones_for_a_seed():
     def struck(seed):
-        script = Script([parse_fault("busy@p0.1")], seed)
-        return [number for number in range(1, 2001) if script.strike(number)]
+        script = FaultScript([parse_fault("busy@p0.1")], seed)
+        return [number for number in range(1, 2001) if script.draw_faults(number)]
 
     assert struck(1) == struck(1)
     assert struck(1) != struck(2)
@@ -176,12 +189,12 @@ def test_a_probability_strikes_its_share_and_the_same_ones_for_a_seed():
 def test_a_certain_fault_draws_nothing():
     chance = random.Random(1)
     state = chance.getstate()
-    assert Fault(kind=Kind.BUSY).hits(1, chance)
+    assert Fault(kind=FaultKind.BUSY).applies_to(1, chance)
     assert chance.getstate() == state
 
 
 def test_every_kind_has_its_line_of_help():
-    assert set(HELP) == set(Kind)
+    assert set(FAULT_HELP) == set(FaultKind)
 
 
 @pytest.mark.parametrize(

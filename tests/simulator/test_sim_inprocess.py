@@ -8,12 +8,12 @@ import anyio
 import pytest
 from simkit import MS, PLAIN, virtual
 
-from pytest_ollama_perf.load.backend import Backend, Request
-from pytest_ollama_perf.sample import Outcome, Stage
+from pytest_ollama_perf.core.sample import Outcome, Phase
+from pytest_ollama_perf.core.workload import Endpoint, Timeouts
+from pytest_ollama_perf.loadgen.backend import Backend, Request
 from pytest_ollama_perf.simulator.faults import parse_fault
-from pytest_ollama_perf.simulator.inprocess import simulated
+from pytest_ollama_perf.simulator.inprocess import open_simulated_backend
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
-from pytest_ollama_perf.workload import Endpoint, Timeouts
 
 
 def request(prompt="a b c", *, model="llama3.2:3b", endpoint=Endpoint.GENERATE, stream=True, limit=5, **words):
@@ -21,7 +21,7 @@ def request(prompt="a b c", *, model="llama3.2:3b", endpoint=Endpoint.GENERATE, 
     text = {"input": prompt} if endpoint is Endpoint.EMBED else {"prompt": prompt}
     if endpoint is Endpoint.CHAT:
         text = {"messages": [{"role": "user", "content": prompt}]}
-    fields = {"index": 0, "client": 0, "target": 0, "request_id": "id-1", "stage": Stage.MEASURED}
+    fields = {"index": 0, "client": 0, "target": 0, "request_id": "id-1", "stage": Phase.MEASURED}
     raw = json.dumps(body | text).encode()
     return Request(**fields, endpoint=endpoint, stream=stream, body=raw, timeouts=words.pop("timeouts", Timeouts()))
 
@@ -29,7 +29,7 @@ def request(prompt="a b c", *, model="llama3.2:3b", endpoint=Endpoint.GENERATE, 
 async def sample_of(asked, *, read_delay_s=0.0, leave_after_s=None, **words):
     settings = SimulatorSettings(**{**PLAIN, **words})
     seen = []
-    async with simulated(settings, read_delay_s=read_delay_s) as backend:
+    async with open_simulated_backend(settings, read_delay_s=read_delay_s) as backend:
         with anyio.move_on_after(leave_after_s):
             await backend.send(asked, seen.append)
         (truth,) = backend.requests or [None]
@@ -39,7 +39,7 @@ async def sample_of(asked, *, read_delay_s=0.0, leave_after_s=None, **words):
 
 @virtual
 async def test_it_is_a_backend():
-    async with simulated() as backend:
+    async with open_simulated_backend() as backend:
         checked: Backend = backend
         await checked.connect(4)
         assert checked.now_ns() == 0

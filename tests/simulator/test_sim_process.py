@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from pytest_ollama_perf.cli import main
-from pytest_ollama_perf.errors import ServerError
+from pytest_ollama_perf.core.errors import ServerError
 from pytest_ollama_perf.simulator import process
-from pytest_ollama_perf.simulator.process import start
+from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
 
 PARENT = """
 import time
-from pytest_ollama_perf.simulator.process import start
+from pytest_ollama_perf.simulator.process import start_simulator
 with start() as simulator:
     print(simulator.url, flush=True)
     time.sleep(60)
@@ -39,7 +39,7 @@ def gone(url):
 
 
 def test_it_answers_until_the_block_ends():
-    with start(SimulatorSettings(version="0.33.3")) as simulator:
+    with start_simulator(SimulatorSettings(version="0.33.3")) as simulator:
         version = httpx.get(f"{simulator.url}/api/version", trust_env=False).json()
         assert version == {"version": "0.33.3"}
     assert gone(simulator.url)
@@ -60,7 +60,7 @@ def test_it_ends_when_its_parent_is_killed():
 def test_a_start_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(process.msgspec.json, "encode", lambda value: b'{"slots": "many"}')
     with pytest.raises(ServerError, match=r"the simulator did not start: .*Expected `int \| null`, got `str`"):
-        start().__enter__()
+        start_simulator().__enter__()
 
 
 def test_the_command_serves_until_told_to_stop():
@@ -86,7 +86,7 @@ def test_the_command_serves_until_told_to_stop():
 
 
 def test_a_taken_port_is_one_clear_line(capsys):
-    with start() as simulator:
+    with start_simulator() as simulator:
         port = simulator.url.rsplit(":", 1)[1]
         assert main(["simulate", "--port", port]) == 2
     assert f"pytest-ollama-perf: cannot serve on 127.0.0.1:{port}: " in capsys.readouterr().err

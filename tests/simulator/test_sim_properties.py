@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simkit import Heard, world
 
-from pytest_ollama_perf.simulator.cache import PromptCache, common_prefix
+from pytest_ollama_perf.simulator.tokens import PromptCache, count_common_prefix
 
 REQUEST = st.fixed_dictionaries(
     {
@@ -83,7 +83,7 @@ def test_slots_are_given_in_order_of_arrival_and_never_to_two(requests, slots, j
 @given(st.lists(st.integers(0, 3), max_size=200), st.lists(st.integers(0, 3), max_size=200), st.integers(0, 150))
 def test_a_common_prefix_is_common_and_ends_where_they_differ(one, other, shared):
     one, other = [1] * shared + one, [1] * shared + other
-    length = common_prefix(one, other)
+    length = count_common_prefix(one, other)
     assert one[:length] == other[:length]
     assert length in (len(one), len(other)) or one[length] != other[length]
 
@@ -92,6 +92,6 @@ def test_a_common_prefix_is_common_and_ends_where_they_differ(one, other, shared
 def test_the_cache_never_holds_more_than_it_may(sequences, capacity):
     cache = PromptCache(capacity)
     for tokens in sequences:
-        cache.keep(tokens)
-        assert cache.held <= capacity
-        assert cache.reusable(tokens) in (0, *range(len(tokens)))
+        cache.add(tokens)
+        assert cache.token_count <= capacity
+        assert cache.count_reusable(tokens) in (0, *range(len(tokens)))

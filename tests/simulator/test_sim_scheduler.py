@@ -6,11 +6,11 @@ import anyio
 import pytest
 from simkit import MS, virtual, world
 
-from pytest_ollama_perf.simulator.job import Failure
+from pytest_ollama_perf.simulator.job import ResponseError
 
 
 def names(sim):
-    return [held.model.name for held in sim.engine.loaded()]
+    return [held.model.name for held in sim.engine.list_loaded()]
 
 
 @virtual
@@ -45,7 +45,7 @@ async def test_a_new_num_ctx_loads_the_model_again():
         await sim.tell("a", options={"num_ctx": 2048})
         same = await sim.tell("b", options={"num_ctx": 2048, "temperature": 0.7})
         other = await sim.tell("c", options={"num_ctx": 1024})
-        assert [held.runner.num_ctx for held in sim.engine.loaded()] == [1024]
+        assert [held.runner.num_ctx for held in sim.engine.list_loaded()] == [1024]
     assert same.counters.load_duration_ns is None
     assert other.counters.load_duration_ns == 250 * MS
 
@@ -158,7 +158,7 @@ async def test_an_unload_lets_the_streams_finish():
             sim.engine.unload(sim.engine.settings.models[0])
             assert names(sim) == ["m"]
         assert names(sim) == []
-        assert sim.engine.truths[0].outcome == "ok"
+        assert sim.engine.ground_truths[0].outcome == "ok"
 
 
 @virtual
@@ -170,7 +170,7 @@ async def test_503_comes_only_while_a_load_is_pending_and_the_queue_is_full():
             try:
                 await sim.tell(f"p{index}", at=index * 10.0)
                 outcomes.append((index, 200))
-            except Failure as failure:
+            except ResponseError as failure:
                 outcomes.append((index, failure.status))
                 messages.add(failure.message)
 
@@ -190,13 +190,13 @@ async def test_a_request_that_gives_up_while_its_model_loads_holds_nothing():
             await sim.tell()
         await anyio.sleep(1)
         assert names(sim) == ["m"]
-        assert [held.users for held in sim.engine.loaded()] == [0]
+        assert [held.users for held in sim.engine.list_loaded()] == [0]
         assert (await sim.tell()).counters.load_duration_ns is None
 
 
 @virtual
 async def test_a_missing_model_is_named():
     async with world() as sim:
-        with pytest.raises(Failure, match=r"^model 'nope' not found$") as caught:
+        with pytest.raises(ResponseError, match=r"^model 'nope' not found$") as caught:
             await sim.tell(model="nope")
     assert caught.value.status == 404

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from pytest_ollama_perf.simulator.faults import parse_fault
-from pytest_ollama_perf.simulator.process import RunningSimulator, start
+from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
 from pytest_ollama_perf.simulator.server import serve
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
 from pytest_ollama_perf.simulator.url import read_settings
@@ -21,7 +21,7 @@ FAST = {"tps": 5000, "prefill_tps": 100_000, "load_time": 0, "warm_load": 0, "ov
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningSimulator]:
-    with start(read_settings(FAST)) as running:
+    with start_simulator(read_settings(FAST)) as running:
         yield running
 
 
@@ -152,9 +152,9 @@ def over_http(faults, **body):
         async with serve(settings) as (url, running), httpx.AsyncClient(base_url=url, trust_env=False) as client:
             request = {"model": "tiny", "prompt": " a", "raw": True, "options": {"num_predict": 6}, **body}
             try:
-                return await client.post("/api/generate", json=request), list(running.truths)
+                return await client.post("/api/generate", json=request), list(running.ground_truths)
             except httpx.HTTPError as error:
-                return error, list(running.truths)
+                return error, list(running.ground_truths)
 
     return asyncio.run(run())
 
@@ -206,6 +206,6 @@ def test_a_hang_up_frees_the_slot():
             with pytest.raises(httpx.ReadTimeout):
                 await client.post("/api/generate", json=body, timeout=0.05)
             answer = await client.post("/api/generate", json=body, timeout=20)
-            return answer.status_code, [truth.outcome for truth in running.truths]
+            return answer.status_code, [truth.outcome for truth in running.ground_truths]
 
     assert asyncio.run(run()) == (200, ["cancelled", "ok"])

@@ -7,7 +7,7 @@ import pytest
 from simkit import MS, Heard, virtual, world
 
 from pytest_ollama_perf.simulator.faults import parse_fault
-from pytest_ollama_perf.simulator.job import Drop, Failure
+from pytest_ollama_perf.simulator.job import DroppedConnectionError, ResponseError
 
 
 @virtual
@@ -152,8 +152,8 @@ async def test_a_cancelled_stream_frees_its_slot_for_the_next():
             tasks.start_soon(hang_up)
             await anyio.sleep(0.001)
             told = await sim.tell("b", at=1.0, limit=5)
-        assert sim.engine.truths[0].outcome == "cancelled"
-        assert sim.engine.truths[0].eval_count == 20
+        assert sim.engine.ground_truths[0].outcome == "cancelled"
+        assert sim.engine.ground_truths[0].eval_count == 20
     assert told.truth.slot_ns == 21 * MS  # the step under way ends first
 
 
@@ -166,8 +166,8 @@ async def test_a_request_cancelled_in_the_queue_never_gets_a_slot():
             with anyio.move_on_after(0.002):
                 await sim.tell("b", at=1.0)
         third = await sim.tell("c")
-        assert sim.engine.truths[1].slot_ns is None
-        assert sim.engine.truths[1].outcome == "cancelled"
+        assert sim.engine.ground_truths[1].slot_ns is None
+        assert sim.engine.ground_truths[1].outcome == "cancelled"
     assert third.answer.reason == "length"
 
 
@@ -203,7 +203,7 @@ async def test_a_prompt_longer_than_the_context_is_cut_silently():
     async with world(num_ctx=2048) as sim:
         told = await sim.tell(" ".join(["w"] * 3000))
         assert told.counters.prompt_eval_count == 1026
-        with pytest.raises(Failure, match=r"request \(3000 tokens\) exceeds the available context size"):
+        with pytest.raises(ResponseError, match=r"request \(3000 tokens\) exceeds the available context size"):
             await sim.tell(" ".join(["w"] * 3000), truncate=False)
 
 
@@ -233,7 +233,7 @@ async def test_noise_between_loads_moves_whole_runs():
 async def test_the_ground_truth_holds_the_times_of_every_request():
     async with world(overhead_s=0.002, warm_load_s=0.001, load_time_s=0.25) as sim:
         await sim.tell("a b", limit=3, request_id="r-1")
-        truth = sim.engine.truths[0]
+        truth = sim.engine.ground_truths[0]
     assert truth.request_id == "r-1"
     times = (truth.arrived_ns, truth.loaded_ns, truth.queued_ns, truth.slot_ns, truth.first_token_ns, truth.done_ns)
     assert [time / MS for time in times] == [0, 251, 253, 253, 255, 257]
@@ -244,6 +244,6 @@ async def test_the_ground_truth_holds_the_times_of_every_request():
 async def test_what_was_heard_before_a_break_stays_heard():
     heard = Heard()
     async with world(faults=(parse_fault("drop:3"),)) as sim:
-        with pytest.raises(Drop):
+        with pytest.raises(DroppedConnectionError):
             await sim.tell(heard=heard)
     assert len(heard.texts) == 3

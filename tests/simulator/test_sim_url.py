@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.simulator.settings import Model, SimulatorSettings
-from pytest_ollama_perf.simulator.url import KEYS, describe, is_sim_url, parse_sim_url, read_settings
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
+from pytest_ollama_perf.simulator.url import URL_PARAMETERS, describe_settings, is_sim_url, parse_sim_url, read_settings
 
 
 def test_a_bare_url_is_the_simulator_as_it_comes():
@@ -15,8 +15,8 @@ def test_a_bare_url_is_the_simulator_as_it_comes():
 
 
 def test_every_setting_of_a_server_has_a_word_and_an_example_that_is_valid():
-    assert {key.field for key in KEYS.values()} == set(SimulatorSettings.__struct_fields__)
-    for name, key in KEYS.items():
+    assert {key.field for key in URL_PARAMETERS.values()} == set(SimulatorSettings.__struct_fields__)
+    for name, key in URL_PARAMETERS.items():
         assert read_settings({name: key.example}) == parse_sim_url(f"sim:?{name}={key.example}")
 
 
@@ -36,7 +36,9 @@ def test_tables_models_and_faults_are_read():
 
 
 def test_keywords_take_numbers_lists_and_models():
-    settings = read_settings({"tps": 50, "load_time_s": 2, "models": [Model(name="a")], "fault": ["busy@1", "drop:2"]})
+    settings = read_settings(
+        {"tps": 50, "load_time_s": 2, "models": [SimulatedModel(name="a")], "fault": ["busy@1", "drop:2"]}
+    )
     assert (settings.tps, settings.load_time_s, len(settings.faults)) == (50.0, 2.0, 2)
     assert read_settings({"aggregate": {1: 10, 4: 20}}).aggregate == ((1, 10.0), (4, 20.0))
     assert read_settings({"fault": "busy"}).faults == read_settings({"fault": ["busy"]}).faults
@@ -46,7 +48,7 @@ def test_what_is_asked_of_the_server_wins_over_what_its_own_models_have():
     assert {model.tps for model in parse_sim_url("sim:?tps=50").models} == {None}
     assert {model.tps for model in parse_sim_url("sim:?aggregate=1:50&models=tiny,x").models} == {None}
     assert parse_sim_url("sim:?slots=2&models=tiny").models[0].tps == 3840.0
-    slow = Model(name="slow", tps=3.0)
+    slow = SimulatedModel(name="slow", tps=3.0)
     assert read_settings({"tps": 50, "models": [slow]}).models == (slow,)
 
 
@@ -92,10 +94,10 @@ def test_a_wrong_url_says_what_is_right(url, words):
 
 def test_an_unknown_capability_is_refused():
     with pytest.raises(ConfigError, match="capability 'singing'; valid: completion, embedding"):
-        SimulatorSettings(models=(Model(name="a", capabilities=("singing",)),))
+        SimulatorSettings(models=(SimulatedModel(name="a", capabilities=("singing",)),))
 
 
 def test_the_description_fits_on_a_line():
     settings = parse_sim_url("sim:?slots=4&tps=80&models=tiny&fault=busy@3")
-    assert describe(settings) == "Ollama 0.32.15, 4 slots, 80 tokens/s, fault busy; models tiny"
-    assert "tokens/s by streams 1: 123, 2: 184" in describe(parse_sim_url("sim:?aggregate=1:123,2:184"))
+    assert describe_settings(settings) == "Ollama 0.32.15, 4 slots, 80 tokens/s, fault busy; models tiny"
+    assert "tokens/s by streams 1: 123, 2: 184" in describe_settings(parse_sim_url("sim:?aggregate=1:123,2:184"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from simkit import MS, virtual, world
 
-from pytest_ollama_perf.simulator.settings import SimulatorSettings
-from pytest_ollama_perf.simulator.version import profile
+from pytest_ollama_perf.simulator.settings import SimulatorSettings, get_profile
 
 
 @pytest.mark.parametrize(("version", "slots"), [("0.5.1", 4), ("0.9.6", 4), ("0.10.0", 1), ("0.32.15", 1)])
@@ -54,4 +53,4 @@ def test_from_0_33_3_the_cached_tokens_are_told():
 
 
 def test_a_build_suffix_changes_nothing():
-    assert profile("0.33.3-rc1") == profile("0.33.3")
+    assert get_profile("0.33.3-rc1") == get_profile("0.33.3")

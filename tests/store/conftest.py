@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ollama_perf.store import Store, open_store
+from pytest_ollama_perf.store import open_store
+from pytest_ollama_perf.store.base import Store
 
 POSTGRESQL = os.environ.get("OLLAMA_PERF_TEST_POSTGRESQL", "")
 KINDS = ["directory", "sqlite", *(["postgresql"] if POSTGRESQL else [])]

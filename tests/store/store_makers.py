@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from pytest_ollama_perf.run import Fingerprint, ModelState, Run, Watch
-from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.core.run import ClientStats, Fingerprint, ModelState, Run
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
+from pytest_ollama_perf.core.workload import Workload
 
 URL = "http://127.0.0.1:11434"
 TEST = "tests/test_llm.py::test_chat_speed"
@@ -46,7 +46,7 @@ def make_run(run_id: str = "r1", **changed: Any) -> Run:
         "load_time_s": 1.2345,
         "before": state,
         "after": state,
-        "watch": Watch(loop_lag_p99_s=0.00123, cpu_share=0.1234),
+        "watch": ClientStats(loop_lag_p99_s=0.00123, cpu_share=0.1234),
     }
     return Run(**fields | changed)
 
@@ -75,7 +75,7 @@ def _sample(run: str, index: int, sent: int, chunks: list[int], done: int, chanc
         client=index % 4,
         url=URL,
         request_id=f"{run}-{index:06d}",
-        stage=Stage.MEASURED if index else Stage.WARMUP,
+        stage=Phase.MEASURED if index else Phase.WARMUP,
         outcome=Outcome.OK,
         status=200,
         sent_ns=sent,

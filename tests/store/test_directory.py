@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from store_makers import TEST, make_run
 
-from pytest_ollama_perf.errors import CorruptRecord, StoreError
-from pytest_ollama_perf.store import atomic
-from pytest_ollama_perf.store.atomic import ABANDONED_S, write_once
-from pytest_ollama_perf.store.directory import DirectoryStore, folder_name
-from pytest_ollama_perf.store.record import encode
-from pytest_ollama_perf.store.seal import seal
-from pytest_ollama_perf.verdict.epoch import Kind
+from pytest_ollama_perf.analysis.epochs import RunKind
+from pytest_ollama_perf.core.errors import CorruptRecordError, StoreError
+from pytest_ollama_perf.store import files as store_files
+from pytest_ollama_perf.store.directory import DirectoryStore, build_folder_name
+from pytest_ollama_perf.store.files import ABANDONED_S, encode_checked, write_once
+from pytest_ollama_perf.store.record import encode_run
 
 HERE = Path(__file__).parent
 
@@ -35,7 +34,7 @@ def files(store: DirectoryStore) -> list[str]:
 
 def test_a_person_finds_a_run_by_test_and_time(store: DirectoryStore) -> None:
     store.add(make_run())
-    store.add(make_run("r2"), Kind.REGRESSED)
+    store.add(make_run("r2"), RunKind.REGRESSED)
     store.accept(TEST, why="x", who="y", at=1_700_000_100.0)
     names = files(store)
     assert names[0].startswith("test_chat_speed-")
@@ -52,7 +51,7 @@ def test_a_person_finds_a_run_by_test_and_time(store: DirectoryStore) -> None:
     "test", ["x.py::t", "x.py::t[" + "ä" * 500 + "]", "/../..", "..", "\ud800", "a\0b", ".hidden", "NUL"]
 )
 def test_folder_names_are_short_and_harmless_everywhere(test: str) -> None:
-    name = folder_name(test)
+    name = build_folder_name(test)
     assert len(name) <= 65
     assert name.isascii()
     assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -60,7 +59,7 @@ def test_folder_names_are_short_and_harmless_everywhere(test: str) -> None:
 
 
 def test_tests_that_differ_in_case_only_have_folders_of_their_own() -> None:
-    assert folder_name("x.py::t[a]").lower() != folder_name("x.py::t[A]").lower()
+    assert build_folder_name("x.py::t[a]").lower() != build_folder_name("x.py::t[A]").lower()
 
 
 def test_a_lookup_opens_one_tests_files_only(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +68,8 @@ def test_a_lookup_opens_one_tests_files_only(store: DirectoryStore, monkeypatch:
     opened: list[Path] = []
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self) or real(self, *a, **k))
-    assert len(store.history("t3").runs) == 1
-    assert {path.parent.name for path in opened} == {folder_name("t3")}
+    assert len(store.read_history("t3").runs) == 1
+    assert {path.parent.name for path in opened} == {build_folder_name("t3")}
 
 
 def test_a_lookup_opens_no_more_files_than_it_needs(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +78,7 @@ def test_a_lookup_opens_no_more_files_than_it_needs(store: DirectoryStore, monke
     opened: list[Path] = []
     real = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: opened.append(self) or real(self, *a, **k))
-    assert len(store.history(TEST, limit=3).runs) == 3
+    assert len(store.read_history(TEST, limit=3).runs) == 3
     assert len(opened) == 3
 
 
@@ -94,7 +93,7 @@ def test_a_full_disk_leaves_the_old_data_whole_and_says_so(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((atomic, "_write") if call == "write" else (os, call)), full)
+        patched.setattr(*((store_files, "_write") if call == "write" else (os, call)), full)
         if call == "link":
             patched.setattr(Path, "replace", full)
         with pytest.raises(StoreError) as caught:
@@ -103,7 +102,7 @@ def test_a_full_disk_leaves_the_old_data_whole_and_says_so(
         f"run r2 could not be saved in {store.root}: No space left on device; what was stored before is whole"
     )
     assert files(store) == before
-    assert [run.id for run in store.history(TEST).runs] == ["r1"]
+    assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ import sys
 sys.path.insert(0, {str(HERE)!r})
 from pathlib import Path
 from store_makers import make_run, TEST
-from pytest_ollama_perf.errors import StoreError
+from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.store.directory import DirectoryStore
 store = DirectoryStore(Path({str(tmp_path)!r}))
 added = []
@@ -143,7 +142,7 @@ def test_where_there_are_no_hard_links_a_rename_serves(store: DirectoryStore, mo
     monkeypatch.setattr(os, "link", refused)
     store.add(make_run())
     store.add(make_run())
-    assert [run.id for run in store.history(TEST).runs] == ["r1"]
+    assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
     with pytest.raises(FileExistsError):
         write_once(next(store.root.glob("*/*-r1.json")), b"other")
 
@@ -153,7 +152,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"run r1 could not be saved in .*file: .*; what was stored before is whole"):
         DirectoryStore(tmp_path / "file").add(make_run())
     with pytest.raises(StoreError, match=r"the history in .*file.* cannot be read: Not a directory"):
-        DirectoryStore(tmp_path / "file").history(TEST)
+        DirectoryStore(tmp_path / "file").read_history(TEST)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
@@ -164,7 +163,7 @@ def test_a_read_only_folder_is_read_and_not_written(store: DirectoryStore) -> No
     try:
         with pytest.raises(StoreError, match="Permission denied"):
             store.add(make_run("r2"))
-        assert [run.id for run in store.history(TEST).runs] == ["r1"]
+        assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
     finally:
         folder.chmod(0o755)
 
@@ -193,12 +192,12 @@ def test_a_writer_killed_in_the_middle_leaves_no_half_run(store: DirectoryStore)
         writer.kill()
     leftovers = list(store.root.rglob("*.tmp"))
     assert len(leftovers) == 1
-    history = store.history(TEST)
+    history = store.read_history(TEST)
     assert ([run.id for run in history.runs], history.damaged) == (["r1"], ())
     os.utime(leftovers[0], (0, time.time() - 2 * ABANDONED_S))
     store.add(make_run("r2", started_at=2e9))
     assert not list(store.root.rglob("*.tmp"))
-    assert [run.id for run in store.history(TEST).runs] == ["r1", "r2"]
+    assert [run.id for run in store.read_history(TEST).runs] == ["r1", "r2"]
 
 
 @pytest.mark.parametrize(
@@ -208,32 +207,32 @@ def test_a_writer_killed_in_the_middle_leaves_no_half_run(store: DirectoryStore)
         ("20231114T221320.250000Z-0123456789abcdef-r9.json", b""),
         ("20231114T221320.250000Z-0123456789abcdef-r9.json", b"\xff\xfe\x00garbage"),
         ("20231114T221320.250000Z-0123456789abcdef-r9.json", b'{"schema":1,"id":"r9"}'),
-        ("notes.json", seal({"schema": 9})),
+        ("notes.json", encode_checked({"schema": 9})),
     ],
 )
 def test_foreign_and_newer_files_are_named(store: DirectoryStore, name: str, content: bytes) -> None:
     store.add(make_run())
-    (store.root / folder_name(TEST) / name).write_bytes(content)
-    history = store.history(TEST, limit=1)
-    assert [run.id for run in store.history(TEST).runs] == ["r1"]
-    assert len(store.history(TEST).damaged) == 1
-    assert name in store.history(TEST).damaged[0]
+    (store.root / build_folder_name(TEST) / name).write_bytes(content)
+    history = store.read_history(TEST, limit=1)
+    assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
+    assert len(store.read_history(TEST).damaged) == 1
+    assert name in store.read_history(TEST).damaged[0]
     assert [run.id for run in history.runs] == ["r1"]
 
 
 def test_files_that_are_no_json_are_nobodys_business(store: DirectoryStore) -> None:
     store.add(make_run())
-    (store.root / folder_name(TEST) / "README").write_text("hello")
+    (store.root / build_folder_name(TEST) / "README").write_text("hello")
     (store.root / ".gitattributes").write_text("* -text")
-    assert store.history(TEST).damaged == ()
-    assert store.tests() == (TEST,)
+    assert store.read_history(TEST).damaged == ()
+    assert store.list_tests() == (TEST,)
 
 
 def test_a_damaged_acceptance_is_named_and_takes_nothing_with_it(store: DirectoryStore) -> None:
     store.add(make_run())
     store.accept(TEST, why="x", who="y", at=1.0)
     next(store.root.glob("*/epochs/*.json")).write_text("{}")
-    history = store.history(TEST)
+    history = store.read_history(TEST)
     assert [run.id for run in history.runs] == ["r1"]
     assert (history.acceptances, len(history.damaged)) == ((), 1)
 
@@ -241,21 +240,21 @@ def test_a_damaged_acceptance_is_named_and_takes_nothing_with_it(store: Director
 @pytest.mark.parametrize("content", [None, b"", b"[]", b'{"test": 3}', b'{"nothing": "here"}'])
 def test_a_lost_test_name_is_read_from_a_record(store: DirectoryStore, content: bytes | None) -> None:
     store.add(make_run())
-    name = store.root / folder_name(TEST) / "test.json"
+    name = store.root / build_folder_name(TEST) / "test.json"
     name.write_bytes(content) if content is not None else name.unlink()
-    assert store.tests() == (TEST,)
+    assert store.list_tests() == (TEST,)
 
 
 def test_asking_for_a_damaged_run_names_its_file(store: DirectoryStore) -> None:
     store.add(make_run())
     next(store.root.glob("*/*-r1.json")).write_text("[]")
-    with pytest.raises(CorruptRecord, match=r"-r1\.json is damaged or foreign"):
-        store.get("r1")
+    with pytest.raises(CorruptRecordError, match=r"-r1\.json is damaged or foreign"):
+        store.read_run("r1")
 
 
 def test_a_record_in_another_tests_folder_is_foreign(store: DirectoryStore) -> None:
     store.add(make_run())
-    next(store.root.glob("*/*-r1.json")).write_bytes(encode(make_run(test="other::test")))
-    history = store.history(TEST)
+    next(store.root.glob("*/*-r1.json")).write_bytes(encode_run(make_run(test="other::test")))
+    history = store.read_history(TEST)
     assert history.runs == ()
     assert "it is of the test other::test" in history.damaged[0]

@@ -16,14 +16,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_makers import make_run
 
-from pytest_ollama_perf.errors import CorruptRecord, NewerSchema, StoreError
-from pytest_ollama_perf.run import Fingerprint, ModelState, Run, Watch
-from pytest_ollama_perf.sample import Counters, Outcome, Sample, Stage
-from pytest_ollama_perf.store.columns import BadColumn, pack_in_full, unpack, unpack_in_full
-from pytest_ollama_perf.store.record import decode, encode
-from pytest_ollama_perf.store.seal import MAX_BYTES, seal
-from pytest_ollama_perf.summary import summarise
-from pytest_ollama_perf.workload import Arrival, Endpoint, Prefix, Timeouts, Workload, identity, prompt_set
+from pytest_ollama_perf.core.errors import CorruptRecordError, NewerSchemaError, StoreError
+from pytest_ollama_perf.core.run import ClientStats, Fingerprint, ModelState, Run
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
+from pytest_ollama_perf.core.workload import (
+    Arrival,
+    Endpoint,
+    Prefix,
+    Timeouts,
+    Workload,
+    compute_identity,
+    hash_prompts,
+)
+from pytest_ollama_perf.metrics.summary import summarise
+from pytest_ollama_perf.store.columns import ColumnError, pack_in_full, unpack, unpack_in_full
+from pytest_ollama_perf.store.files import MAX_FILE_BYTES, encode_checked
+from pytest_ollama_perf.store.record import decode_run, encode_run
 
 US = 1000
 TIMES = st.integers(-(10**15), 10**18)
@@ -38,7 +46,7 @@ SAMPLES = st.builds(
     client=SMALL,
     url=WORDS,
     request_id=WORDS | st.from_regex(r"[a-f]{3}-\{?[0-9]{1,7}\}?", fullmatch=True),
-    stage=st.sampled_from(Stage),
+    stage=st.sampled_from(Phase),
     outcome=st.sampled_from(Outcome),
     sent_ns=TIMES,
     done_ns=TIMES,
@@ -95,7 +103,7 @@ RUNS = st.builds(
     load_time_s=st.none() | SECONDS,
     before=STATES,
     after=STATES,
-    watch=st.builds(Watch, cpu_share=SECONDS),
+    watch=st.builds(ClientStats, cpu_share=SECONDS),
     aborted=WORDS,
 )
 
@@ -132,10 +140,10 @@ def without_times(sample: Sample) -> Sample:
 @given(RUNS)
 @settings(max_examples=120, deadline=None)
 def test_a_run_comes_back_up_to_the_documented_resolution(run: Run) -> None:
-    back = decode(encode(run), "x")
-    kept = msgspec.structs.replace(run.workload, prompts=(), prompt_set=prompt_set(run.workload.prompts))
+    back = decode_run(encode_run(run), "x")
+    kept = msgspec.structs.replace(run.workload, prompts=(), prompt_set=hash_prompts(run.workload.prompts))
     assert msgspec.structs.replace(back, samples=()) == msgspec.structs.replace(run, samples=(), workload=kept)
-    assert identity(back.workload) == identity(run.workload)
+    assert compute_identity(back.workload) == compute_identity(run.workload)
     assert [without_times(s) for s in back.samples] == [without_times(s) for s in run.samples]
     tick = tick_of(run)
     for found, given_ in zip(back.samples, run.samples, strict=True):
@@ -159,14 +167,14 @@ def test_a_run_comes_back_up_to_the_documented_resolution(run: Run) -> None:
 
 def test_times_stay_in_order() -> None:
     run = make_run(requests=40, tokens=30)
-    for sample in decode(encode(run), "x").samples:
+    for sample in decode_run(encode_run(run), "x").samples:
         times = [sample.sent_ns, sample.header_ns, sample.first_token_ns, *sample.chunk_ns, sample.done_ns]
         assert times == sorted(times)
 
 
 def test_metrics_of_a_stored_run_are_those_of_the_run() -> None:
     run = make_run(requests=50, tokens=64)
-    before, after = summarise(run), summarise(decode(encode(run), "x"))
+    before, after = summarise(run), summarise(decode_run(encode_run(run), "x"))
     assert after.metrics["tps"].value == before.metrics["tps"].value
     for name in ("ttft", "latency", "itl", "tpot"):
         for stat, value in before.metrics[name].stats.items():
@@ -177,11 +185,11 @@ def test_metrics_of_a_stored_run_are_those_of_the_run() -> None:
 def test_fifty_requests_of_64_tokens_take_less_than_10_kb(gap_ns: int) -> None:
     run_id = uuid.UUID(int=random.Random(gap_ns).getrandbits(128)).hex
     run = make_run(run_id, requests=50, tokens=64, gap_ns=gap_ns, session=run_id[::-1])
-    assert len(encode(run)) < 10_000
+    assert len(encode_run(run)) < 10_000
 
 
 def test_one_member_stands_on_a_line() -> None:
-    lines = encode(make_run()).decode().splitlines()
+    lines = encode_run(make_run()).decode().splitlines()
     assert lines[0] == '{"schema":1,'
     assert lines[1] == '"id":"r1",'
     assert any(line.startswith('"eval_count":8') for line in lines)
@@ -189,15 +197,15 @@ def test_one_member_stands_on_a_line() -> None:
 
 def test_a_reformatted_record_is_the_same_record() -> None:
     run = make_run()
-    pretty = json.dumps(json.loads(encode(run)), indent=4, sort_keys=True).replace("\n", "\r\n").encode()
-    assert decode(pretty, "x") == decode(encode(run), "x")
+    pretty = json.dumps(json.loads(encode_run(run)), indent=4, sort_keys=True).replace("\n", "\r\n").encode()
+    assert decode_run(pretty, "x") == decode_run(encode_run(run), "x")
 
 
 def test_prompts_are_kept_as_their_hash() -> None:
     secret = Workload(model="m", prompts=("my secret prompt", "another"))
-    data = encode(make_run(workload=secret))
+    data = encode_run(make_run(workload=secret))
     assert b"secret" not in data
-    assert identity(decode(data, "x").workload) == identity(secret)
+    assert compute_identity(decode_run(data, "x").workload) == compute_identity(secret)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +213,7 @@ def test_prompts_are_kept_as_their_hash() -> None:
     [{"salt": "x"}, {"timeouts": Timeouts(total_s=1)}, {"keep_alive": 3}, {"drain_s": 1.0}, {"model": "other"}],
 )
 def test_what_is_not_the_load_leaves_the_identity(changed: dict[str, Any]) -> None:
-    assert identity(Workload(**{"model": "m"} | changed)) == identity(Workload(model="m"))
+    assert compute_identity(Workload(**{"model": "m"} | changed)) == compute_identity(Workload(model="m"))
 
 
 @pytest.mark.parametrize(
@@ -223,12 +231,12 @@ def test_what_is_not_the_load_leaves_the_identity(changed: dict[str, Any]) -> No
     ],
 )
 def test_what_is_the_load_changes_the_identity(changed: dict[str, Any]) -> None:
-    assert identity(Workload(**{"model": "m"} | changed)) != identity(Workload(model="m"))
+    assert compute_identity(Workload(**{"model": "m"} | changed)) != compute_identity(Workload(model="m"))
 
 
 def test_the_identity_is_the_same_in_every_version() -> None:
-    assert identity(Workload(model="m")) == "63880914fb50dfa1"
-    assert identity(Workload(model="m", think_time_s=(0, 2), options={"top_k": 1})) == identity(
+    assert compute_identity(Workload(model="m")) == "63880914fb50dfa1"
+    assert compute_identity(Workload(model="m", think_time_s=(0, 2), options={"top_k": 1})) == compute_identity(
         Workload(model="m", think_time_s=(0.0, 2.0), options={"top_k": 1.0})
     )
 
@@ -243,11 +251,11 @@ def test_the_identity_is_the_same_in_every_version() -> None:
 )
 @settings(deadline=None)
 def test_foreign_content_is_a_corrupt_record_that_names_the_file(data: bytes) -> None:
-    with pytest.raises((CorruptRecord, NewerSchema), match=r"^/store/x\.json "):
-        decode(data, "/store/x.json")
+    with pytest.raises((CorruptRecordError, NewerSchemaError), match=r"^/store/x\.json "):
+        decode_run(data, "/store/x.json")
 
 
-DATA = encode(make_run())
+DATA = encode_run(make_run())
 
 
 @given(st.integers(0, len(DATA) - 1), st.integers(0, 255), st.booleans())
@@ -255,10 +263,10 @@ DATA = encode(make_run())
 def test_a_damaged_byte_never_gives_another_run(position: int, byte: int, cut: bool) -> None:
     damaged = DATA[:position] if cut else DATA[:position] + bytes([byte]) + DATA[position + 1 :]
     try:
-        run = decode(damaged, "x")
-    except (CorruptRecord, NewerSchema):
+        run = decode_run(damaged, "x")
+    except (CorruptRecordError, NewerSchemaError):
         return
-    assert run == decode(DATA, "x")
+    assert run == decode_run(DATA, "x")
 
 
 def body(**changed: Any) -> dict[str, Any]:
@@ -268,7 +276,7 @@ def body(**changed: Any) -> dict[str, Any]:
 
 
 def columns(**changed: Any) -> bytes:
-    return seal(body(samples=body()["samples"] | changed))
+    return encode_checked(body(samples=body()["samples"] | changed))
 
 
 @pytest.mark.parametrize(
@@ -302,8 +310,8 @@ def columns(**changed: Any) -> bytes:
     ],
 )
 def test_sealed_columns_that_do_not_fit_are_corrupt(changed: dict[str, Any]) -> None:
-    with pytest.raises(CorruptRecord, match=r"^x "):
-        decode(columns(**changed), "x")
+    with pytest.raises(CorruptRecordError, match=r"^x "):
+        decode_run(columns(**changed), "x")
 
 
 @pytest.mark.parametrize(
@@ -319,16 +327,16 @@ def test_sealed_columns_that_do_not_fit_are_corrupt(changed: dict[str, Any]) -> 
     ],
 )
 def test_sealed_members_of_a_wrong_kind_are_corrupt(changed: dict[str, Any]) -> None:
-    with pytest.raises(CorruptRecord, match=r"^x "):
-        decode(seal(body(**changed)), "x")
+    with pytest.raises(CorruptRecordError, match=r"^x "):
+        decode_run(encode_checked(body(**changed)), "x")
 
 
 def test_a_bomb_is_not_unfolded() -> None:
     press = zlib.compressobj(9, wbits=-15)
     bomb = base64.b85encode(press.compress(bytes(10**8)) + press.flush()).decode()
-    with pytest.raises(BadColumn, match="100000000 values in"):
+    with pytest.raises(ColumnError, match="100000000 values in"):
         unpack_in_full(f"0,1,1,{bomb}", 10**8)
-    with pytest.raises(BadColumn, match="wrong length"):
+    with pytest.raises(ColumnError, match="wrong length"):
         unpack_in_full(f"0,1,1,{bomb}", 1000)
 
 
@@ -341,15 +349,15 @@ def test_even_a_million_equal_values_can_be_read_back() -> None:
 
 
 def test_depth_and_size_are_bounded() -> None:
-    with pytest.raises(CorruptRecord):
-        decode(b"[" * 10**6, "x")
-    with pytest.raises(CorruptRecord, match="at most"):
-        decode(bytes(MAX_BYTES + 1), "x")
+    with pytest.raises(CorruptRecordError):
+        decode_run(b"[" * 10**6, "x")
+    with pytest.raises(CorruptRecordError, match="at most"):
+        decode_run(bytes(MAX_FILE_BYTES + 1), "x")
 
 
 def test_a_newer_schema_is_refused_with_what_to_do() -> None:
-    with pytest.raises(NewerSchema) as caught:
-        decode(seal({"schema": 7, "anything": "new"}), "a/b.json")
+    with pytest.raises(NewerSchemaError) as caught:
+        decode_run(encode_checked({"schema": 7, "anything": "new"}), "a/b.json")
     assert str(caught.value) == (
         "a/b.json has schema 7, newer than this version understands (up to 1): upgrade pytest-ollama-perf to read it"
     )
@@ -362,7 +370,7 @@ def test_an_older_record_is_brought_up_step_by_step() -> None:
         1: lambda found: {("middle" if name == "trial" else name): value for name, value in found.items()},
         2: lambda found: {("test" if name == "middle" else name): value for name, value in found.items()},
     }
-    run = decode(seal(old), "x", upgrades=steps, newest=3)
+    run = decode_run(encode_checked(old), "x", upgrades=steps, newest=3)
     assert (run.schema, run.test) == (3, make_run().test)
 
 
@@ -380,9 +388,9 @@ SAMPLE = make_run().samples[0]
 )
 def test_what_cannot_be_read_back_is_not_written(run: Run) -> None:
     with pytest.raises(StoreError, match=r"^run r1 cannot be stored: "):
-        encode(run)
+        encode_run(run)
 
 
 def test_text_that_is_no_unicode_is_kept_as_an_escape() -> None:
-    run = decode(encode(make_run(test="t\udcff.py::x", aborted="\ud800")), "x")
+    run = decode_run(encode_run(make_run(test="t\udcff.py::x", aborted="\ud800")), "x")
     assert (run.test, run.aborted) == ("t\\udcff.py::x", "\\ud800")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from store_makers import TEST, make_run
 
-from pytest_ollama_perf.errors import ConfigError, MissingExtra, NewerSchema, StoreError
+from pytest_ollama_perf.core.errors import ConfigError, MissingExtraError, NewerSchemaError, StoreError
 from pytest_ollama_perf.store import open_store
 
 SECRET = "hunter2"
@@ -29,7 +29,7 @@ def test_credentials_are_never_shown(url: str) -> None:
     pytest.importorskip("psycopg")
     store = open_store(url)
     assert store.name == "postgresql://127.0.0.1:1/perf"
-    for use in (lambda: store.add(make_run()), lambda: store.history(TEST), store.tests):
+    for use in (lambda: store.add(make_run()), lambda: store.read_history(TEST), store.list_tests):
         with pytest.raises(StoreError) as caught:
             use()
         assert SECRET not in str(caught.value)
@@ -73,16 +73,16 @@ def test_without_sqlalchemy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         return real(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.delitem(sys.modules, "pytest_ollama_perf.store.sql", raising=False)
-    monkeypatch.delitem(sys.modules, "pytest_ollama_perf.store.tables", raising=False)
+    monkeypatch.delitem(sys.modules, "pytest_ollama_perf.store.sql", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingExtraError) as caught:
         open_store("sqlite:///x.db")
     assert str(caught.value) == "a store in a database needs an extra: pip install 'pytest-ollama-perf[sql]'"
 
 
 def test_without_a_driver_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingExtraError) as caught:
         open_store("postgresql://h/x")
     assert str(caught.value) == "a store in postgresql needs an extra: pip install 'pytest-ollama-perf[postgresql]'"
 
@@ -102,9 +102,9 @@ def test_newer_tables_are_refused_with_what_to_do(tmp_path: Path) -> None:
         connection.execute("UPDATE ollama_perf_schema SET version = 9")
     connection.close()
     store = open_store(url)
-    for use in (lambda: store.history(TEST), lambda: store.add(make_run("r2"))):
+    for use in (lambda: store.read_history(TEST), lambda: store.add(make_run("r2"))):
         with pytest.raises(
-            NewerSchema, match=r"has schema 9, newer than this version understands \(up to 1\): upgrade"
+            NewerSchemaError, match=r"has schema 9, newer than this version understands \(up to 1\): upgrade"
         ):
             use()
     store.close()
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_database_is_an_error_and_stays_as_it_is(tmp_path: Pat
     (tmp_path / "x.db").write_bytes(content)
     store = open_store(f"sqlite:///{tmp_path}/x.db")
     with pytest.raises(StoreError, match=r"the history in sqlite:///.*x\.db cannot be read: file is not a database"):
-        store.history(TEST)
+        store.read_history(TEST)
     with pytest.raises(StoreError, match=r"run r1 could not be saved in .*; what was stored before is whole"):
         store.add(make_run())
     store.close()
@@ -137,7 +137,7 @@ def test_a_full_database_keeps_what_it_had_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         store.add(make_run("big", requests=400, tokens=60))
     assert "database or disk is full; what was stored before is whole" in str(caught.value)
-    history = store.history(TEST, limit=None)
+    history = store.read_history(TEST, limit=None)
     assert [run.id for run in history.runs] == ["r1"]
     assert history.damaged == ()
     store.close()
@@ -148,7 +148,7 @@ def test_a_read_only_database_is_read_and_not_written(tmp_path: Path) -> None:
     writable.add(make_run())
     writable.close()
     store = open_store(f"sqlite:///file:{tmp_path}/x.db?mode=ro&uri=true")
-    assert [run.id for run in store.history(TEST).runs] == ["r1"]
+    assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
     with pytest.raises(StoreError, match="attempt to write a readonly database"):
         store.add(make_run("r2"))
     store.close()

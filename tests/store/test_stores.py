@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_makers import TEST, make_run
 
-from pytest_ollama_perf.errors import StoreError
-from pytest_ollama_perf.run import Run
-from pytest_ollama_perf.store import Store, open_store
-from pytest_ollama_perf.store.record import decode, encode
-from pytest_ollama_perf.verdict.epoch import Acceptance, History, Kind
-from pytest_ollama_perf.workload import Workload, identity
+from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns
+from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.workload import Workload, compute_identity
+from pytest_ollama_perf.store import open_store
+from pytest_ollama_perf.store.base import Store
+from pytest_ollama_perf.store.record import decode_run, encode_run
 
 HERE = Path(__file__).parent
 
@@ -30,14 +31,14 @@ def test_postgresql_is_one_of_them(request: pytest.FixtureRequest) -> None:
 
 
 def stored(run: Run) -> Run:
-    return decode(encode(run), "x")
+    return decode_run(encode_run(run), "x")
 
 
-def ids(history: History) -> list[str]:
+def ids(history: StoredRuns) -> list[str]:
     return [run.id for run in history.runs]
 
 
-def fill(store: Store, names: str, kind: Kind = Kind.SAVED, start: float = 100.0, **changed: object) -> list[Run]:
+def fill(store: Store, names: str, kind: RunKind = RunKind.SAVED, start: float = 100.0, **changed: object) -> list[Run]:
     runs = [make_run(name, started_at=start + i, **changed) for i, name in enumerate(names)]
     for run in runs:
         store.add(run, kind)
@@ -45,99 +46,99 @@ def fill(store: Store, names: str, kind: Kind = Kind.SAVED, start: float = 100.0
 
 
 def test_an_empty_store_has_nothing_and_is_no_error(store: Store) -> None:
-    assert store.history(TEST) == History()
-    assert store.pending(TEST) == History()
-    assert store.tests() == ()
-    assert store.get("r1") is None
+    assert store.read_history(TEST) == StoredRuns()
+    assert store.read_pending(TEST) == StoredRuns()
+    assert store.list_tests() == ()
+    assert store.read_run("r1") is None
 
 
 def test_a_run_comes_back_as_it_was_added(store: Store) -> None:
     run = make_run()
     store.add(run)
-    assert store.history(TEST).runs == (stored(run),)
-    assert store.get("r1") == stored(run)
-    assert store.tests() == (TEST,)
+    assert store.read_history(TEST).runs == (stored(run),)
+    assert store.read_run("r1") == stored(run)
+    assert store.list_tests() == (TEST,)
 
 
 def test_a_second_opening_sees_what_the_first_added(store: Store, place: str) -> None:
     fill(store, "ab")
     other = open_store(place)
-    assert ids(other.history(TEST)) == ["a", "b"]
+    assert ids(other.read_history(TEST)) == ["a", "b"]
     other.close()
 
 
 def test_the_history_is_the_newest_runs_newest_last(store: Store) -> None:
     for at in (5.0, 1.0, 4.0, 2.0, 3.0):
         store.add(make_run(f"at-{at:.0f}", started_at=at))
-    assert ids(store.history(TEST)) == ["at-1", "at-2", "at-3", "at-4", "at-5"]
-    assert ids(store.history(TEST, limit=2)) == ["at-4", "at-5"]
-    assert ids(store.history(TEST, limit=None)) == ["at-1", "at-2", "at-3", "at-4", "at-5"]
+    assert ids(store.read_history(TEST)) == ["at-1", "at-2", "at-3", "at-4", "at-5"]
+    assert ids(store.read_history(TEST, limit=2)) == ["at-4", "at-5"]
+    assert ids(store.read_history(TEST, limit=None)) == ["at-1", "at-2", "at-3", "at-4", "at-5"]
 
 
 def test_twenty_runs_are_enough_unless_asked_for_more(store: Store) -> None:
     for number in range(23):
         store.add(make_run(f"r{number:02}", started_at=float(number), requests=1, tokens=2))
-    assert len(store.history(TEST).runs) == 20
-    assert len(store.history(TEST, limit=22).runs) == 22
+    assert len(store.read_history(TEST).runs) == 20
+    assert len(store.read_history(TEST, limit=22).runs) == 22
 
 
 def test_tests_do_not_see_each_others_runs(store: Store) -> None:
     store.add(make_run("a", test="t.py::test[x]"))
     store.add(make_run("b", test="t.py::test[X]"))
-    assert ids(store.history("t.py::test[x]")) == ["a"]
-    assert store.tests() == ("t.py::test[X]", "t.py::test[x]")
+    assert ids(store.read_history("t.py::test[x]")) == ["a"]
+    assert store.list_tests() == ("t.py::test[X]", "t.py::test[x]")
 
 
 def test_a_test_with_several_loads_has_a_history_of_each(store: Store) -> None:
     one, two = (Workload(model="m", concurrency=number) for number in (1, 2))
     fill(store, "abc", workload=one)
     fill(store, "def", workload=two)
-    assert ids(store.history(TEST, identity=identity(one), limit=2)) == ["b", "c"]
-    assert sorted(ids(store.history(TEST))) == list("abcdef")
+    assert ids(store.read_history(TEST, identity=compute_identity(one), limit=2)) == ["b", "c"]
+    assert sorted(ids(store.read_history(TEST))) == list("abcdef")
 
 
 def test_adding_the_same_run_again_changes_nothing(store: Store) -> None:
     run = make_run()
     store.add(run)
     store.add(run)
-    assert ids(store.history(TEST)) == ["r1"]
+    assert ids(store.read_history(TEST)) == ["r1"]
 
 
 def test_a_run_is_never_changed(store: Store) -> None:
     store.add(make_run())
     with pytest.raises(StoreError, match=r"run r1 could not be saved: .* never changed"):
         store.add(make_run(git_commit="other"))
-    assert store.history(TEST).runs == (stored(make_run()),)
+    assert store.read_history(TEST).runs == (stored(make_run()),)
 
 
 def test_regressed_runs_are_kept_apart(store: Store) -> None:
     fill(store, "ab")
-    fill(store, "xy", Kind.REGRESSED, start=200.0)
-    assert ids(store.history(TEST)) == ["a", "b"]
-    assert ids(store.pending(TEST)) == ["x", "y"]
-    assert store.get("x") is not None
+    fill(store, "xy", RunKind.REGRESSED, start=200.0)
+    assert ids(store.read_history(TEST)) == ["a", "b"]
+    assert ids(store.read_pending(TEST)) == ["x", "y"]
+    assert store.read_run("x") is not None
 
 
 def test_accepting_moves_the_newest_regressed_session_into_the_history(store: Store) -> None:
     fill(store, "ab")
-    fill(store, "vw", Kind.REGRESSED, start=200.0, session="old-build")
-    fill(store, "xy", Kind.REGRESSED, start=300.0, session="new-build")
+    fill(store, "vw", RunKind.REGRESSED, start=200.0, session="old-build")
+    fill(store, "xy", RunKind.REGRESSED, start=300.0, session="new-build")
     accepted = store.accept(TEST, why="bigger model", who="ada", at=400.0)
     assert accepted == Acceptance(test=TEST, at=400.0, why="bigger model", who="ada", runs=("x", "y"))
-    assert ids(store.history(TEST)) == ["a", "b", "x", "y"]
-    assert store.history(TEST).acceptances == (accepted,)
-    assert ids(store.pending(TEST)) == [], "what was passed over at an acceptance does not wait for the next one"
+    assert ids(store.read_history(TEST)) == ["a", "b", "x", "y"]
+    assert store.read_history(TEST).acceptances == (accepted,)
+    assert ids(store.read_pending(TEST)) == [], "what was passed over at an acceptance does not wait for the next one"
     assert store.accept(TEST, why="again", who="ada", at=500.0).runs == ()
 
 
 def test_a_regression_after_an_acceptance_waits_for_its_own(store: Store) -> None:
-    fill(store, "x", Kind.REGRESSED, start=100.0)
+    fill(store, "x", RunKind.REGRESSED, start=100.0)
     store.accept(TEST, why="one", who="", at=200.0)
-    fill(store, "y", Kind.REGRESSED, start=300.0)
-    assert ids(store.pending(TEST)) == ["y"]
+    fill(store, "y", RunKind.REGRESSED, start=300.0)
+    assert ids(store.read_pending(TEST)) == ["y"]
     assert store.accept(TEST, why="two", who="", at=400.0).runs == ("y",)
-    assert [item.why for item in store.history(TEST).acceptances] == ["one", "two"]
-    assert ids(store.history(TEST)) == ["x", "y"]
+    assert [item.why for item in store.read_history(TEST).acceptances] == ["one", "two"]
+    assert ids(store.read_history(TEST)) == ["x", "y"]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -147,10 +148,10 @@ def test_a_regression_after_an_acceptance_waits_for_its_own(store: Store) -> Non
 )
 def test_any_node_id_and_run_id_can_be_stored(store: Store, test: str, run_id: str) -> None:
     run = make_run(run_id, test=test, requests=1, tokens=2)
-    if store.get(run_id) is None:
+    if store.read_run(run_id) is None:
         store.add(run)
-        assert stored(run) in store.history(test, limit=None).runs
-        assert stored(run).test in store.tests()
+        assert stored(run) in store.read_history(test, limit=None).runs
+        assert stored(run).test in store.list_tests()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_any_node_id_and_run_id_can_be_stored(store: Store, test: str, run_id: s
 def test_odd_node_ids_stay_inside_the_store(store: Store, test: str, tmp_path: Path) -> None:
     before = {path.name for path in tmp_path.parent.iterdir()}
     store.add(make_run("odd", test=test))
-    assert ids(store.history(test)) == ["odd"]
+    assert ids(store.read_history(test)) == ["odd"]
     assert {path.name for path in tmp_path.parent.iterdir()} == before
 
 
@@ -178,7 +179,7 @@ for number in range(5):
 def test_many_processes_may_write_at_once(store: Store, place: str) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, place, str(n), str(HERE)]) for n in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    history = store.history(TEST, limit=None)
+    history = store.read_history(TEST, limit=None)
     expected = {f"w{n}-{number}" for n in range(3) for number in range(5)} | {f"shared-{n}" for n in range(5)}
     assert {run.id for run in history.runs} == expected
     assert len(history.runs) == len(expected)
@@ -188,7 +189,7 @@ def test_many_processes_may_write_at_once(store: Store, place: str) -> None:
 def test_a_damaged_run_is_named_and_the_rest_still_used(store: Store) -> None:
     runs = fill(store, "abcde")
     damage(store, runs[3])
-    history = store.history(TEST, limit=3)
+    history = store.read_history(TEST, limit=3)
     assert ids(history) == ["b", "c", "e"], "an older run takes the place of the damaged one"
     assert len(history.damaged) == 1
     assert "is damaged or foreign" in history.damaged[0]
@@ -198,7 +199,7 @@ def test_a_damaged_run_is_named_and_the_rest_still_used(store: Store) -> None:
 def test_only_damaged_runs_are_not_the_same_as_none(store: Store) -> None:
     (run,) = fill(store, "a")
     damage(store, run)
-    history = store.history(TEST)
+    history = store.read_history(TEST)
     assert history.runs == ()
     assert len(history.damaged) == 1
 
@@ -214,5 +215,5 @@ def damage(store: Store, run: Run) -> None:
     with store._engine.begin() as connection:  # type: ignore[attr-defined]
         connection.execute(
             sa.text("UPDATE ollama_perf_runs SET record = :record WHERE id = :id"),
-            {"record": encode(run)[:-200], "id": run.id},
+            {"record": encode_run(run)[:-200], "id": run.id},
         )

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.telemetry.lines import LineReader, Unreadable
-from pytest_ollama_perf.telemetry.reading import GpuReading, HostReading
+from pytest_ollama_perf.telemetry.command import LineReader, UnreadableLineError
+from pytest_ollama_perf.telemetry.readings import GpuReading, HostReading
 
 HEADER = (
     "index, name, driver_version, utilization.gpu [%], memory.used [MiB], memory.total [MiB], power.draw [W], "
@@ -116,7 +116,7 @@ def test_json_may_be_about_the_machine_alone():
     ],
 )
 def test_what_cannot_be_read_is_named(lines, why):
-    with pytest.raises(Unreadable, match=re.escape(why)):
+    with pytest.raises(UnreadableLineError, match=re.escape(why)):
         read(*lines)
 
 
@@ -124,7 +124,7 @@ def test_readings_of_endless_gpus_are_refused():
     reader = LineReader()
     for index in range(64):
         reader.read(json.dumps({"gpu": index, "power_w": 1}), 0)
-    with pytest.raises(Unreadable, match="more than 64 different GPUs"):
+    with pytest.raises(UnreadableLineError, match="more than 64 different GPUs"):
         reader.read('{"gpu": 64, "power_w": 1}', 0)
 
 
@@ -137,7 +137,7 @@ def test_text_from_elsewhere_is_inert():
 def test_no_line_does_anything_but_say_or_be_refused(first, second):
     reader = LineReader()
     for line in (first, second, HEADER, second):
-        with contextlib.suppress(Unreadable):
+        with contextlib.suppress(UnreadableLineError):
             gpu, host = reader.read(line, 0)
             assert gpu is None or isinstance(gpu, GpuReading)
             assert host is None or isinstance(host, HostReading)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fake_nvml import TEXTS, USUAL, FakeNvml
 
-from pytest_ollama_perf.telemetry.nvml import _LOST, _NEVER, NO_EXTRA, NvmlGpus
-from pytest_ollama_perf.telemetry.reading import REASONS, GpuReading
+from pytest_ollama_perf.telemetry.nvml import _LOST_CODES, _UNSUPPORTED_CODES, MISSING_EXTRA, NvmlGpus
+from pytest_ollama_perf.telemetry.readings import THROTTLE_REASONS, GpuReading
 
 
 def test_a_reading_is_in_plain_units():
@@ -33,7 +33,7 @@ def test_without_the_extra_one_line_says_what_to_install():
     gpus = NvmlGpus(None)
     assert not gpus
     assert list(gpus.read(0)) == []
-    assert gpus.missing == NO_EXTRA == "nvidia-ml-py is not installed: pip install 'pytest-ollama-perf[gpu]'"
+    assert gpus.missing == MISSING_EXTRA == "nvidia-ml-py is not installed: pip install 'pytest-ollama-perf[gpu]'"
 
 
 @pytest.mark.parametrize("code", [9, 12])
@@ -110,10 +110,12 @@ def test_names_and_codes_are_those_of_nvidias_package():
     assert all(callable(getattr(pynvml, name)) for name in functions)
     never = "NOT_SUPPORTED NO_PERMISSION FUNCTION_NOT_FOUND ARGUMENT_VERSION_MISMATCH DEPRECATED"
     lost = "UNINITIALIZED DRIVER_NOT_LOADED GPU_IS_LOST RESET_REQUIRED GPU_NOT_FOUND"
-    assert {getattr(pynvml, f"NVML_ERROR_{name}") for name in never.split()} == _NEVER
-    assert {getattr(pynvml, f"NVML_ERROR_{name}") for name in lost.split()} == _LOST
+    assert {getattr(pynvml, f"NVML_ERROR_{name}") for name in never.split()} == _UNSUPPORTED_CODES
+    assert {getattr(pynvml, f"NVML_ERROR_{name}") for name in lost.split()} == _LOST_CODES
     words = "SwPowerCap HwSlowdown SyncBoost SwThermalSlowdown HwThermalSlowdown HwPowerBrakeSlowdown"
-    assert [getattr(pynvml, f"nvmlClocksEventReason{word}") for word in words.split()] == list(REASONS.values())
+    assert [getattr(pynvml, f"nvmlClocksEventReason{word}") for word in words.split()] == list(
+        THROTTLE_REASONS.values()
+    )
     assert pynvml.NVMLError(15).value == 15
 
 

@@ -9,18 +9,24 @@ from itertools import pairwise
 import pytest
 from fake_nvml import FakeNvml
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.telemetry import command, meter, sampler
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.telemetry import command, sampler
 from pytest_ollama_perf.telemetry.command import CommandMeter, parse_command
-from pytest_ollama_perf.telemetry.host import HostMeter, proc_memory, proc_times, this_host
-from pytest_ollama_perf.telemetry.meter import Meters, is_here
-from pytest_ollama_perf.telemetry.nvml import NO_EXTRA, NvmlGpus
-from pytest_ollama_perf.telemetry.reading import HostReading
-from pytest_ollama_perf.telemetry.sampler import Sampler
+from pytest_ollama_perf.telemetry.nvml import MISSING_EXTRA, NvmlGpus
+from pytest_ollama_perf.telemetry.readings import HostReading
+from pytest_ollama_perf.telemetry.sampler import (
+    HostMeter,
+    LocalSampler,
+    TelemetryProvider,
+    is_local_host,
+    make_host_meter,
+    read_cpu_times,
+    read_memory,
+)
 
 
 def sampled(gpus, during=lambda: None, machine=None):
-    with Sampler(gpus, machine).reading() as log:
+    with LocalSampler(gpus, machine).record() as log:
         during()
     return log
 
@@ -56,8 +62,8 @@ def test_a_slow_driver_is_asked_more_rarely():
         return 1000
 
     nvml.answers["nvmlDeviceGetPowerUsage"] = slow
-    reader, waited = Sampler(NvmlGpus(nvml), None, clock=lambda: now[0]), []
-    reader._run(lambda seconds: waited.append(seconds) or len(waited) > 3)
+    reader, waited = LocalSampler(NvmlGpus(nvml), None, clock=lambda: now[0]), []
+    reader._run_loop(lambda seconds: waited.append(seconds) or len(waited) > 3)
     assert waited == pytest.approx([0.5, 5.0, 5.0, 5.0])
 
 
@@ -96,16 +102,16 @@ def test_a_driver_that_hangs_does_not_hold_the_load(monkeypatch):
 def test_the_machine_is_read_where_there_is_no_gpu():
     log = sampled(NvmlGpus(None), machine=HostMeter(iter([(1.0, 10.0), (4.0, 20.0)]).__next__, lambda: (5, 9)))
     assert [one[1:] for one in log.host] == [(None, 5, 9), (0.3, 5, 9)]
-    assert log.missing == NO_EXTRA
+    assert log.missing == MISSING_EXTRA
 
 
 def test_proc_is_read_as_its_manual_says(tmp_path):
     stat, meminfo = tmp_path / "stat", tmp_path / "meminfo"
     stat.write_text("cpu  10 20 30 400 50 6 7 8 999 999\ncpu0 1 1 1 1\n")
     meminfo.write_text("MemTotal:       2048 kB\nMemFree:  1 kB\nMemAvailable:   512 kB\n")
-    assert proc_times(stat) == (81.0, 531.0)
-    assert proc_memory(meminfo) == (1536 * 1024, 2048 * 1024)
-    assert this_host(tmp_path).read(1) == HostReading(1, None, 1536 * 1024, 2048 * 1024)
+    assert read_cpu_times(stat) == (81.0, 531.0)
+    assert read_memory(meminfo) == (1536 * 1024, 2048 * 1024)
+    assert make_host_meter(tmp_path).read(1) == HostReading(1, None, 1536 * 1024, 2048 * 1024)
 
 
 def test_a_machine_that_cannot_be_read_is_unknown_and_no_failure(tmp_path):
@@ -115,18 +121,18 @@ def test_a_machine_that_cannot_be_read_is_unknown_and_no_failure(tmp_path):
     assert HostMeter(broken, broken).read(3) == HostReading(3)
     (tmp_path / "stat").write_text("nonsense")
     (tmp_path / "meminfo").write_text("nonsense")
-    assert this_host(tmp_path).read(3) == HostReading(3)
+    assert make_host_meter(tmp_path).read(3) == HostReading(3)
 
 
 def test_without_proc_psutil_is_asked(tmp_path):
     pytest.importorskip("psutil")
-    found = this_host(tmp_path).read(0)
+    found = make_host_meter(tmp_path).read(0)
     assert 0 < found.memory_bytes < found.memory_total_bytes
 
 
 def test_without_proc_and_psutil_there_is_no_machine(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
-    assert this_host(tmp_path) is None
+    assert make_host_meter(tmp_path) is None
 
 
 # Commands.
@@ -140,7 +146,7 @@ FOREVER = "import time\nprint('{\"power_w\": 100}')\ntime.sleep(60)"
 
 
 def followed(code, during=lambda: None):
-    with script(code).reading() as log:
+    with script(code).record() as log:
         during()
     return log
 
@@ -192,7 +198,7 @@ def test_a_command_that_says_nothing_of_a_gpu_says_so(monkeypatch):
 
 
 def test_a_command_that_does_not_exist_is_told():
-    with CommandMeter(("no-such-command-here",)).reading() as log:
+    with CommandMeter(("no-such-command-here",)).record() as log:
         pass
     assert log.missing == "the telemetry command cannot be started: No such file or directory"
 
@@ -217,7 +223,7 @@ def test_a_command_runs_without_a_shell():
 )
 def test_a_command_that_is_none_is_refused(text, why):
     with pytest.raises(ConfigError) as raised:
-        Meters(text)
+        TelemetryProvider(text)
     assert str(raised.value) == why
 
 
@@ -240,11 +246,11 @@ def test_a_command_that_is_none_is_refused(text, why):
     ],
 )
 def test_only_a_loopback_address_is_this_machine(host, here):
-    assert is_here(host) is here
+    assert is_local_host(host) is here
 
 
 def missing(asked=None, hosts=("127.0.0.1",), *, simulated=False):
-    with Meters(asked).of(hosts, simulated=simulated).reading() as log:
+    with TelemetryProvider(asked).select_meter(hosts, simulated=simulated).record() as log:
         pass
     return log.missing
 
@@ -262,12 +268,12 @@ def test_a_command_is_asked_wherever_the_server_is():
 
 def test_the_driver_is_opened_once_and_only_for_a_server_on_this_machine(monkeypatch):
     nvml, opened = FakeNvml(), []
-    monkeypatch.setattr(meter, "installed", lambda: opened.append(1) or nvml)
-    meters = Meters(None)
-    meters.of(["gpu-box"], simulated=False)
+    monkeypatch.setattr(sampler, "installed", lambda: opened.append(1) or nvml)
+    meters = TelemetryProvider(None)
+    meters.select_meter(["gpu-box"], simulated=False)
     assert not opened
     for _ in range(2):
-        with meters.of(["127.0.0.1"], simulated=False).reading() as log:
+        with meters.select_meter(["127.0.0.1"], simulated=False).record() as log:
             pass
         assert log.gpus
     assert (len(opened), nvml.open) == (1, 1)

@@ -7,12 +7,12 @@ import sys
 import pytest
 from fake_nvml import FakeNvml
 
-from pytest_ollama_perf.bench import Bench
-from pytest_ollama_perf.settings import Settings
-from pytest_ollama_perf.simulator.process import start
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.harness.harness import Harness
+from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
-from pytest_ollama_perf.telemetry import meter
-from pytest_ollama_perf.workload import Workload
+from pytest_ollama_perf.telemetry import sampler
 
 WORDS = {"slots": 2, "tps": 4000, "prefill_tps": 100_000, "load_time": 0, "overhead": 0, "models": "llama3.2:3b,tiny"}
 LOAD = Workload(model="llama3.2:3b", requests=4, num_predict=8)
@@ -20,7 +20,7 @@ LOAD = Workload(model="llama3.2:3b", requests=4, num_predict=8)
 
 @pytest.fixture(scope="module")
 def url():
-    with start(read_settings(WORDS)) as running:
+    with start_simulator(read_settings(WORDS)) as running:
         yield running.url
 
 
@@ -44,8 +44,8 @@ def bench(url, tmp_path, monkeypatch):
     opened = []
 
     def make(nvml=None, **settings):
-        monkeypatch.setattr(meter, "installed", lambda: nvml)
-        opened.append(Bench(Settings(urls=(url,), **settings), root=tmp_path))
+        monkeypatch.setattr(sampler, "installed", lambda: nvml)
+        opened.append(Harness(Settings(urls=(url,), **settings), root=tmp_path))
         return opened[-1]
 
     yield make
@@ -59,7 +59,7 @@ def test_a_server_on_this_machine_is_read_and_its_gpu_is_part_of_the_fingerprint
     run = used.measure(LOAD, onlooker=Silent())
     assert [gpu.name for gpu in run.telemetry.gpus] == ["NVIDIA H200"] * 2
     assert run.telemetry.memory_bytes == 36 * 2**30
-    assert run.telemetry.complete
+    assert run.telemetry.is_complete
     assert (run.fingerprint.gpu, run.fingerprint.driver) == ("2 x NVIDIA H200", "570.86.15")
     assert run.watch.telemetry_cpu_share > 0
     used.close()
@@ -92,7 +92,7 @@ def test_an_interrupted_load_keeps_what_was_read(bench):
     used = bench(FakeNvml())
     with pytest.raises(KeyboardInterrupt):
         used.measure(LOAD, onlooker=Silent(stop=True))
-    assert used.partial.telemetry.gpus[0].name == "NVIDIA H200"
+    assert used.partial_run.telemetry.gpus[0].name == "NVIDIA H200"
 
 
 SMI = """

@@ -7,23 +7,23 @@ import json
 import pytest
 from run_makers import one_after_another, run_of
 
-from pytest_ollama_perf.errors import ConfigError
-from pytest_ollama_perf.marks import load_spec
+from pytest_ollama_perf.analysis.epochs import compare_fingerprints
+from pytest_ollama_perf.analysis.limits import parse_limit, parse_limit_option
+from pytest_ollama_perf.analysis.thresholds import judge_contract
+from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.config.settings import parse_margin
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.run import ClientStats, Fingerprint, GpuStats, HostStats, Telemetry
+from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.metrics.summary import summarise
 from pytest_ollama_perf.report import facts
-from pytest_ollama_perf.report.json_report import Meta, document, read
-from pytest_ollama_perf.report.result import LoadResult, TestResult
-from pytest_ollama_perf.report.terminal import section
-from pytest_ollama_perf.run import Fingerprint, Gpu, Host, Telemetry, Watch
-from pytest_ollama_perf.settings import parse_margin
-from pytest_ollama_perf.store.record import decode, encode
-from pytest_ollama_perf.summary import summarise
-from pytest_ollama_perf.verdict.contract import judge_contract
-from pytest_ollama_perf.verdict.epoch import changes
-from pytest_ollama_perf.verdict.limits import limit_from_word, parse_limit
-from pytest_ollama_perf.verdict.words import Word
+from pytest_ollama_perf.report.document import ReportMeta, build_report, parse_document
+from pytest_ollama_perf.report.terminal import build_section
+from pytest_ollama_perf.store.record import decode_run, encode_run
 
 GIB = 2**30
-H200 = Gpu(
+H200 = GpuStats(
     name="NVIDIA H200",
     utilization=0.93,
     memory_bytes=18 * GIB,
@@ -45,11 +45,11 @@ def run(telemetry=READ, count=20):
 
 def judged(telemetry=READ, **words):
     made = run(telemetry)
-    return judge_contract(made, summarise(made), [limit_from_word(word, value) for word, value in words.items()])
+    return judge_contract(made, summarise(made), [parse_limit_option(word, value) for word, value in words.items()])
 
 
 def with_gpu(**fields):
-    return Telemetry(source="nvml", readings=40, gpus=(Gpu(name="NVIDIA H200", **fields),))
+    return Telemetry(source="nvml", readings=40, gpus=(GpuStats(name="NVIDIA H200", **fields),))
 
 
 def test_numbers_read_beside_the_load_are_metrics_of_it():
@@ -62,12 +62,12 @@ def test_numbers_read_beside_the_load_are_metrics_of_it():
 @pytest.mark.parametrize(
     ("words", "word", "reason"),
     [
-        ({"max_gpu_memory": "20GiB"}, Word.OK, "1 limit met over 20 requests"),
-        ({"max_gpu_memory": "16GiB"}, Word.BROKEN, "gpu_memory 18 GiB, limit <= 16 GiB: 12.5 % above"),
-        ({"max_gpu_temperature": 71}, Word.OK, "1 limit met over 20 requests"),
-        ({"max_gpu_temperature": 70}, Word.BROKEN, "gpu_temperature 71 °C, limit <= 70 °C: 1.43 % above"),
-        ({"max_joules_per_token": 2}, Word.OK, "1 limit met over 20 requests"),
-        ({"max_joules_per_token": 1.6}, Word.BROKEN, "joules_per_token 2 J, limit <= 1.6 J: 25 % above"),
+        ({"max_gpu_memory": "20GiB"}, VerdictStatus.OK, "1 limit met over 20 requests"),
+        ({"max_gpu_memory": "16GiB"}, VerdictStatus.BROKEN, "gpu_memory 18 GiB, limit <= 16 GiB: 12.5 % above"),
+        ({"max_gpu_temperature": 71}, VerdictStatus.OK, "1 limit met over 20 requests"),
+        ({"max_gpu_temperature": 70}, VerdictStatus.BROKEN, "gpu_temperature 71 °C, limit <= 70 °C: 1.43 % above"),
+        ({"max_joules_per_token": 2}, VerdictStatus.OK, "1 limit met over 20 requests"),
+        ({"max_joules_per_token": 1.6}, VerdictStatus.BROKEN, "joules_per_token 2 J, limit <= 1.6 J: 25 % above"),
     ],
 )
 def test_limits_hold_what_instruments_showed(words, word, reason):
@@ -88,12 +88,12 @@ WORDS = {"max_gpu_memory": "999GiB", "max_gpu_temperature": 999, "max_joules_per
             Telemetry(missing="GPU 0 stopped answering: GPU is lost", gpus=(H200,), memory_bytes=1),
             "GPU 0 stopped answering: GPU is lost",
         ),
-        (Telemetry(source="nvml", gpus=(Gpu(),)), "the GPU's driver does not tell"),
+        (Telemetry(source="nvml", gpus=(GpuStats(),)), "the GPU's driver does not tell"),
     ],
 )
 def test_a_limit_without_telemetry_is_never_ok(word, telemetry, why):
     verdict = judged(telemetry, **{word: WORDS[word]})
-    assert verdict.word is Word.BROKEN
+    assert verdict.word is VerdictStatus.BROKEN
     assert verdict.reason == f"{word.removeprefix('max_')} was not measured: {why}"
 
 
@@ -128,7 +128,7 @@ def test_limits_are_written_in_the_units_of_what_they_limit(key, text, bound):
 )
 def test_a_limit_that_makes_no_sense_is_refused(word, value, why):
     with pytest.raises(ConfigError) as raised:
-        load_spec({"model": "m", word: value})
+        build_load_spec({"model": "m", word: value})
     assert why in str(raised.value)
 
 
@@ -142,22 +142,22 @@ def test_no_history_is_kept_of_what_is_read_beside_the_load():
     [
         (
             {"hardware thermal slowdown": 0.4},
-            Word.INVALID,
+            VerdictStatus.INVALID,
             "GPU (NVIDIA H200) was slowed down in 40 % of the readings: hardware thermal slowdown, up to 91 °C",
         ),
         (
             {"hardware power brake": 0.1},
-            Word.INVALID,
+            VerdictStatus.INVALID,
             "GPU (NVIDIA H200) was slowed down in 10 % of the readings: hardware power brake, up to 700 W",
         ),
         (
             {"software thermal slowdown": 0.09},
-            Word.OK,
+            VerdictStatus.OK,
             "GPU (NVIDIA H200) was slowed down in 9 % of the readings: software thermal slowdown, up to 91 °C",
         ),
         (
             {"software power cap": 0.9},
-            Word.OK,
+            VerdictStatus.OK,
             "GPU (NVIDIA H200) was slowed down in 90 % of the readings: software power cap, up to 700 W",
         ),
     ],
@@ -173,8 +173,8 @@ def test_a_gpu_that_touches_its_power_limit_now_and_then_is_no_problem():
 
 
 def test_which_of_several_gpus_was_slowed_down_is_told():
-    hot = Gpu(throttled={"sync boost": 0.5})
-    verdict = judged(Telemetry(source="nvml", gpus=(Gpu(), hot)))
+    hot = GpuStats(throttled={"sync boost": 0.5})
+    verdict = judged(Telemetry(source="nvml", gpus=(GpuStats(), hot)))
     assert verdict.problems[0].text == "GPU 1 was slowed down in 50 % of the readings: sync boost"
 
 
@@ -190,28 +190,28 @@ def test_which_of_several_gpus_was_slowed_down_is_told():
 def test_missing_telemetry_is_told_where_it_was_asked_for_or_broke_off(telemetry, named):
     verdict = judged(telemetry)
     assert [problem.name for problem in verdict.problems] == named
-    assert verdict.word is Word.OK
+    assert verdict.word is VerdictStatus.OK
 
 
 def test_a_gpu_that_only_one_of_two_runs_could_read_is_no_other_gpu():
     known, unknown = Fingerprint(gpu="NVIDIA H200", driver="570"), Fingerprint()
-    assert not any(change.separates for change in changes(unknown, known))
-    assert not any(change.separates for change in changes(known, unknown))
+    assert not any(change.separates for change in compare_fingerprints(unknown, known))
+    assert not any(change.separates for change in compare_fingerprints(known, unknown))
     other = Fingerprint(gpu="NVIDIA L4", driver="570")
-    assert [change.name for change in changes(known, other) if change.separates] == ["gpu"]
+    assert [change.name for change in compare_fingerprints(known, other) if change.separates] == ["gpu"]
 
 
 def test_a_record_brings_telemetry_back_and_takes_little_room():
-    host = Host(cpu_share=0.1234, max_cpu_share=0.5, memory_bytes=2**37, memory_total_bytes=2**39)
+    host = HostStats(cpu_share=0.1234, max_cpu_share=0.5, memory_bytes=2**37, memory_total_bytes=2**39)
     whole = Telemetry(
         source="nvml", driver="570.86.15", readings=120, gpus=(H200,) * 8, memory_bytes=8 * 18 * GIB, host=host
     )
     with_it, without = run(whole), run(None)
-    with_it = with_it.__class__(**{**_fields(with_it), "watch": Watch(telemetry_cpu_share=0.00123)})
-    back = decode(encode(with_it), "x")
+    with_it = with_it.__class__(**{**_fields(with_it), "watch": ClientStats(telemetry_cpu_share=0.00123)})
+    back = decode_run(encode_run(with_it), "x")
     assert back.telemetry == whole
     assert back.watch.telemetry_cpu_share == 0.00123
-    assert len(encode(run(READ))) - len(encode(without)) < 450
+    assert len(encode_run(run(READ))) - len(encode_run(without)) < 450
 
 
 def _fields(made):
@@ -219,22 +219,22 @@ def _fields(made):
 
 
 def test_a_record_from_before_there_was_telemetry_is_read():
-    assert decode(encode(run(None)), "x").telemetry is None
+    assert decode_run(encode_run(run(None)), "x").telemetry is None
 
 
 def result(*telemetry):
-    loads = tuple(LoadResult(made, summarise(made)) for made in map(run, telemetry))
+    loads = tuple(MeasuredLoad(made, summarise(made)) for made in map(run, telemetry))
     return TestResult("t.py::test_it", judged(), loads)
 
 
 def test_the_terminal_says_in_one_line_what_the_gpu_did():
-    lines = [line.text for line in section([result(READ)], verbosity=0)]
+    lines = [line.text for line in build_section([result(READ)], verbosity=0)]
     assert "  GPU 93 % busy, GPU memory 18 GiB of 140 GiB, 410 W, 71 °C, 2 J a token" in lines
 
 
 def test_of_several_runs_the_line_has_the_most():
-    hotter = Telemetry(source="nvml", gpus=(Gpu(utilization=0.5, max_temperature_c=80.0),))
-    assert facts.telemetry(result(READ, hotter).loads) == [
+    hotter = Telemetry(source="nvml", gpus=(GpuStats(utilization=0.5, max_temperature_c=80.0),))
+    assert facts.describe_telemetry(result(READ, hotter).loads) == [
         "GPU 93 % busy",
         "GPU memory 18 GiB of 140 GiB",
         "410 W",
@@ -245,12 +245,12 @@ def test_of_several_runs_the_line_has_the_most():
 
 @pytest.mark.parametrize("telemetry", [None, Telemetry(missing="nvidia-ml-py is not installed")])
 def test_without_telemetry_the_terminal_says_nothing_of_it(telemetry):
-    lines = [line.text for line in section([result(telemetry)], verbosity=0)]
+    lines = [line.text for line in build_section([result(telemetry)], verbosity=0)]
     assert not any("GPU" in line or "nvidia" in line for line in lines)
 
 
 def test_every_number_is_in_the_table_of_a_verbose_run():
-    lines = [line.text for line in section([result(READ)], verbosity=1)]
+    lines = [line.text for line in build_section([result(READ)], verbosity=1)]
     assert [line.split() for line in lines if line.startswith(("  gpu_", "  joules"))] == [
         ["gpu_memory", "GiB", "18"],
         ["gpu_temperature", "°C", "71"],
@@ -259,9 +259,9 @@ def test_every_number_is_in_the_table_of_a_verbose_run():
 
 
 def test_the_json_report_has_telemetry_and_its_metrics():
-    content = document([result(READ)], meta=Meta(plugin_version="0", started_at=0.0))
+    content = build_report([result(READ)], meta=ReportMeta(plugin_version="0", started_at=0.0))
     load = json.loads(content)["tests"][0]["loads"][0]
     assert load["telemetry"]["gpus"][0]["max_temperature_c"] == 71.0
     assert load["metrics"]["gpu_memory"]["unit"] == "B"
     assert load["metrics"]["joules_per_token"]["value"] == 2.0
-    assert read(content, "x").tests[0].loads[0].telemetry == READ
+    assert parse_document(content, "x").tests[0].loads[0].telemetry == READ

@@ -1,0 +1,223 @@
+"""Problems on the way and in the client itself: buffered streams, a client that could not keep up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.sample import Counters, Sample
+from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.workload import Prefix
+from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds
+from pytest_ollama_perf.metrics.summary import Summary
+
+_MIN_CHUNKS = 8
+_MIN_DECODE_S = 0.05
+_MIN_STEP_S = 0.002
+_MIN_BURST = 8.0
+_MAX_AFFECTED_SHARE = 0.1
+
+
+def check_buffering(run: Run, summary: Summary) -> Iterator[Problem]:
+    """Something between server and client held the stream back.
+
+    Two signs, each of which needs at least 8 chunks, and about as many chunks as tokens (a parser on the server may
+    hold text back, too): all chunks came in less than half the time that the server says it took to make them; or they
+    came in bursts of 8 and more with nothing between them, where the server needed over 2 ms for each. Speculative
+    decoding makes shorter bursts, and a long prefill beside a stream pauses it but leaves its other gaps as they were.
+    A proxy holds every stream back, and spoils the run; a server short of CPU holds some, which is only noted.
+    """
+    streams = [sample for sample in run.measured if sample.ok and len(sample.chunk_ns) >= _MIN_CHUNKS]
+    held = [
+        one
+        for one in streams
+        if _is_conclusive(one) and (_compute_delay_s(one) or _compute_burst_size(one) >= _MIN_BURST)
+    ]
+    if len(held) <= _MAX_AFFECTED_SHARE * len(streams):
+        return
+    late = median(_compute_delay_s(sample) for sample in held)
+    bursts = median(_compute_burst_size(sample) for sample in held)
+    of_chunks = f" of {format_number(bursts)} chunks" if bursts >= _MIN_BURST else ""
+    text = (
+        f"the stream was buffered on its way: {len(held)} of {format_count(len(streams), 'response')} came in bursts"
+        f"{of_chunks}{f', the first {format_seconds(late)} late' if late else ''}; is there a proxy?"
+    )
+    yield Problem(name="buffered stream", text=text, spoils=2 * len(held) > len(streams))
+
+
+def _is_conclusive(sample: Sample) -> bool:
+    chunks, counters = len(sample.chunk_ns), sample.counters
+    enough = chunks >= _MIN_CHUNKS and 2 * chunks >= (counters.eval_count or 0)
+    return enough and (counters.eval_duration_ns or 0) >= _MIN_DECODE_S * 1e9
+
+
+def _compute_delay_s(sample: Sample) -> float:
+    """How late the first chunk came, where all came in less than half the time they were made in; else 0."""
+    made = sample.counters.eval_duration_ns or 0
+    seen = sample.chunk_ns[-1] - sample.chunk_ns[0]
+    return (made - seen) / 1e9 if 2 * seen < made else 0.0
+
+
+def _compute_burst_size(sample: Sample) -> float:
+    step = (sample.counters.eval_duration_ns or 0) / max(1, (sample.counters.eval_count or 1) - 1)
+    if step < _MIN_STEP_S * 1e9:
+        return 1.0
+    pauses = int((np.diff(np.array(sample.chunk_ns, dtype=np.int64)) > int(step / 10)).sum())
+    return len(sample.chunk_ns) / (pauses + 1)
+
+
+_MIN_LAG_S = 0.025
+_MIN_LAG_SHARE = 0.25
+_BUSY, _NEARLY_BUSY = 0.9, 0.7
+
+
+def check_client_bound(run: Run, summary: Summary) -> Iterator[Problem]:
+    """The client was the bottleneck.
+
+    A core that is 90 % busy has no reserve for the next burst. A lag counts from 25 ms on, more than a
+    scheduler's time slices cost on a shared machine, and where it is a quarter of the shortest time that is measured.
+    One hiccup is a note: it takes a lag in a tenth of the requests, or a tenth of the time, to spoil a run, since the
+    numbers that decide (medians, trimmed means) bear fewer.
+    """
+    busy = run.watch.cpu_share
+    if busy >= _NEARLY_BUSY:
+        text = f"the client used {format_percent(busy)} of a core: it may have been the bottleneck"
+        yield Problem(name="client-bound", text=text, spoils=busy >= _BUSY)
+    measured = _get_typical_s(summary)
+    if not measured:
+        return
+    bearable = max(_MIN_LAG_S, _MIN_LAG_SHARE * measured)
+    late = [lag for lag in (sample.read_lag_ns / 1e9 for sample in run.measured) if lag >= bearable]
+    if late:
+        text = (
+            f"the client read {len(late)} of {format_count(len(run.measured), 'response')} late, "
+            f"by up to {format_seconds(max(late))}, where the server answers in {format_seconds(measured)}"
+        )
+        yield Problem(name="client-bound", text=text, spoils=len(late) > _compute_tolerated_late(len(run.measured)))
+    if run.watch.loop_lag_p99_s >= bearable:
+        usual = run.watch.loop_lag_p90_s
+        text = (
+            f"the client's event loop lagged by {format_seconds(run.watch.loop_lag_p99_s)} (p99; p90 "
+            f"{format_seconds(usual)}), "
+            f"where the server answers in {format_seconds(measured)}"
+        )
+        yield Problem(name="client-bound", text=text, spoils=usual >= bearable)
+
+
+def _compute_tolerated_late(requests: int) -> float:
+    """How many late requests the deciding numbers bear: a trimmed mean leaves one out from five requests on."""
+    return max(_MAX_AFFECTED_SHARE * requests, float(requests >= 5))
+
+
+def _get_typical_s(summary: Summary) -> float | None:
+    """The median time to the first token, or of the whole request where there is none."""
+    found = summary.metrics.get("ttft") or summary.metrics.get("latency")
+    return found.stats["p50"] if found else None
+
+
+def check_schedule(run: Run, summary: Summary) -> Iterator[Problem]:
+    """An open loop that could not send when it meant to did not offer the load it was asked for."""
+    late = _list_lateness_s(run.measured)
+    measured = _get_typical_s(summary)
+    if not late or not measured:
+        return
+    p95 = float(np.percentile(late, 95))
+    if p95 >= _MIN_LAG_S and p95 >= _MIN_LAG_SHARE * measured:
+        text = (
+            f"requests left late: {format_seconds(p95)} (p95) and up to {format_seconds(max(late))} after their "
+            f"scheduled time"
+        )
+        yield Problem(name="behind schedule", text=text, spoils=True)
+
+
+def _list_lateness_s(samples: Sequence[Sample]) -> list[float]:
+    return [(one.sent_ns - one.scheduled_ns) / 1e9 for one in samples if one.scheduled_ns is not None]
+
+
+@dataclass(frozen=True)
+class CachedPrompts:
+    """``requests`` of ``of`` had more than half of their prompt cached; ``told`` by the server or inferred from times.
+
+    ``tokens`` is the share of prompt tokens that were cached, 0 where the server does not say.
+    """
+
+    requests: int
+    of: int
+    told: bool
+    tokens: float = 0.0
+
+
+def find_cached_prompts(run: Run) -> CachedPrompts | None:
+    """Return what was cached, or nothing: also where a warm prefix was asked for.
+
+    Later turns of a chat are left out.
+    """
+    if run.workload.prefix is Prefix.WARM:
+        return None
+    # a later turn of a chat begins with the earlier ones: what the server kept of those is no accident
+    first = [sample for sample in run.measured if sample.ok and sample.turn == 1]
+    counters = [sample.counters for sample in first if sample.counters.prompt_eval_count]
+    told = any(one.prompt_eval_cached_count for one in counters)
+    requests = _count_reported(counters) if told else _count_inferred(counters, _find_slowest_prefill(run))
+    if not requests:
+        return None
+    return CachedPrompts(requests, len(counters), told, _compute_cached_share(counters))
+
+
+def _count_reported(counters: Sequence[Counters]) -> int:
+    """A template's opening is the same in every prompt; more than half of the prompt is not the template."""
+    return sum((one.prompt_eval_cached_count or 0) * 2 > (one.prompt_eval_count or 0) for one in counters)
+
+
+def _compute_cached_share(counters: Sequence[Counters]) -> float:
+    return sum(one.prompt_eval_cached_count or 0 for one in counters) / sum(
+        one.prompt_eval_count or 0 for one in counters
+    )
+
+
+_LONG_TOKENS, _VERY_LONG_TOKENS = 256, 512
+_MAX_STEPS, _MAX_STEPS_ALONE = 4.0, 1.5
+_MIN_SPEEDUP = 10.0
+
+
+def _count_inferred(counters: Sequence[Counters], slowest: float) -> int:
+    """Servers before 0.33.3 do not say what was cached; the time tells for long prompts.
+
+    Reading a cached prompt costs about one decode step (1.1-3.4 steps measured, 200 for the same 1000 tokens uncached).
+    On the fastest GPUs prefill becomes compute-bound near 40 tokens a step, so 512 uncached tokens take over ten steps.
+    The step is the fastest of the run: other requests' prefills only ever make steps longer. A prompt counts as cached
+    at 1.5 steps or fewer from 512 tokens on; or, from 256 on, at 4 steps or fewer where another request of the same run
+    needed ten times as long for a token.
+    """
+    steps = [step for step in map(_compute_step_ns, counters) if step]
+    if not steps:
+        return 0
+    return sum(_is_cached(one, min(steps), slowest) for one in counters)
+
+
+def _is_cached(one: Counters, step: float, slowest: float) -> bool:
+    count, took = one.prompt_eval_count or 0, one.prompt_eval_duration_ns
+    if not took or count < _LONG_TOKENS:
+        return False
+    alone = count >= _VERY_LONG_TOKENS and took <= _MAX_STEPS_ALONE * step
+    return alone or (took <= _MAX_STEPS * step and _MIN_SPEEDUP * took / count <= slowest)
+
+
+def _compute_step_ns(one: Counters) -> float | None:
+    """Nanoseconds of one decode step."""
+    count = one.eval_count or 0
+    return one.eval_duration_ns / (count - 1) if one.eval_duration_ns and count >= 2 else None
+
+
+def _find_slowest_prefill(run: Run) -> float:
+    """The longest prefill per token of a long prompt, in nanoseconds, warm-up included; 0 where there is none."""
+    long = (
+        sample.counters
+        for sample in run.samples
+        if sample.ok and (sample.counters.prompt_eval_count or 0) >= _LONG_TOKENS
+    )
+    return max(((one.prompt_eval_duration_ns or 0) / (one.prompt_eval_count or 1) for one in long), default=0.0)

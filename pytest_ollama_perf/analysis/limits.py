@@ -1,0 +1,251 @@
+"""Absolute limits as people write them: ``{"ttft.p95": "<= 300ms"}`` or ``min_tps=150``, read and checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from types import MappingProxyType
+
+import msgspec
+
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import safe_repr, suggest_match
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, Metric, Shape, Unit
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a contract promises: ``stat`` of ``metric`` (``""`` for the pooled or per-run value) ``op`` ``bound``.
+
+    ``op`` is ``<=`` for metrics where lower is better and ``>=`` for rates; ``bound`` is in the metric's own unit;
+    ``text`` is what was written.
+    """
+
+    metric: str
+    stat: str
+    op: str
+    bound: float
+    text: str
+
+
+def parse_limit(key: str, text: object) -> Limit:
+    """Return the limit that ``key`` (``ttft.p95``, ``tps``) and ``text`` (``<= 300ms``) state.
+
+    The statistic may stand in the text instead: ``parse_limit("ttft", "p95 <= 300ms")``.
+
+    Raises:
+        ConfigError: metric, statistic, direction, number or unit is wrong; one line says what would be right.
+    """
+    written = f"{key!r}: {safe_repr(text)}"
+    name, _, stat = key.strip().partition(".")
+    metric = _get_metric(name, written)
+    match = _LIMIT_PATTERN.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ConfigError(f"limit {written}: expected a text such as '{_format_example(metric)}'")
+    stat = _check_statistic(metric, _choose_statistic(stat, match["stat"] or "", written), written)
+    _check_direction(metric, match["op"], written)
+    bound = _parse_bound(metric, match["number"], match["unit"], written)
+    return Limit(
+        metric=name, stat=stat, op=_get_op(metric), bound=bound, text=text.strip() if isinstance(text, str) else ""
+    )
+
+
+def parse_limit_option(word: str, value: object) -> Limit:
+    """Return the limit of a marker word: ``min_tps=150``, ``max_p95_latency=2.5`` (seconds) or ``="300ms"``.
+
+    Raises:
+        ConfigError: there is no such word, or the value is not what its metric takes.
+    """
+    written = f"{word}={safe_repr(value)}"
+    if word not in _LIMIT_OPTIONS:
+        raise ConfigError(f"{written}: {_explain_unknown_option(word)}")
+    metric, stat = _LIMIT_OPTIONS[word]
+    bound = _parse_option_value(metric, value, written)
+    return Limit(metric=metric.name, stat=stat, op=_get_op(metric), bound=bound, text=written)
+
+
+def list_limit_options() -> tuple[str, ...]:
+    """Return every word ``limit_from_word`` takes."""
+    return tuple(_LIMIT_OPTIONS)
+
+
+def collect_latency_limits(limits: Iterable[Limit]) -> dict[str, float]:
+    """Return what a single request has to meet for goodput: metric -> seconds, the tightest of its limits.
+
+    Limits on percentiles and on the maximum say something about a single request; one on the mean does not.
+    """
+    found: dict[str, float] = {}
+    for limit in limits:
+        if METRICS[limit.metric].unit is Unit.SECONDS and (limit.stat in PERCENTILES or limit.stat == "max"):
+            found[limit.metric] = min(limit.bound, found.get(limit.metric, math.inf))
+    return found
+
+
+_LIMIT_PATTERN = re.compile(
+    r"\s*(?:(?P<stat>[A-Za-z]\w*)\s*)?(?P<op><=|>=|==|=|<|>)\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)\w*)"
+    r"\s*(?P<unit>[^\s\d]\S*)?\s*"
+)
+_QUANTITY_PATTERN = re.compile(r"\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<unit>[^\s\d]\S*)?\s*")
+
+_MILLI, _MICRO = Decimal("1e-3"), Decimal("1e-6")
+_UNIT_SCALES: Mapping[Unit, Mapping[str, Decimal]] = MappingProxyType(
+    {
+        Unit.SECONDS: {"s": Decimal(1), "ms": _MILLI, "us": _MICRO, "µs": _MICRO, "min": Decimal(60)},
+        Unit.TOKENS_PER_SECOND: {"": Decimal(1), "tokens/s": Decimal(1), "/s": Decimal(1)},
+        Unit.REQUESTS_PER_SECOND: {"": Decimal(1), "requests/s": Decimal(1), "/s": Decimal(1)},
+        Unit.SHARE: {"": Decimal(1), "%": Decimal("0.01")},
+        Unit.BYTES: {
+            **{"KiB": Decimal(2**10), "MiB": Decimal(2**20), "GiB": Decimal(2**30), "TiB": Decimal(2**40)},
+            **{"kB": Decimal(10**3), "MB": Decimal(10**6), "GB": Decimal(10**9), "TB": Decimal(10**12)},
+            "B": Decimal(1),
+        },
+        Unit.CELSIUS: {"": Decimal(1), "°C": Decimal(1), "C": Decimal(1)},
+        Unit.JOULES_PER_TOKEN: {"": Decimal(1), "J/token": Decimal(1), "J": Decimal(1), "mJ": _MILLI},
+    }
+)
+
+
+EXAMPLE_BOUNDS: Mapping[Unit, str] = MappingProxyType(
+    {
+        Unit.SECONDS: "300ms",
+        Unit.TOKENS_PER_SECOND: "150",
+        Unit.REQUESTS_PER_SECOND: "2.5",
+        Unit.SHARE: "1%",
+        Unit.BYTES: "20GiB",
+        Unit.CELSIUS: "85",
+        Unit.JOULES_PER_TOKEN: "1.5",
+    }
+)
+"""A bound of each unit, as a person may write it."""
+
+
+def _get_metric(name: str, written: str) -> Metric:
+    if name not in METRICS:
+        near = suggest_match(name, METRICS)
+        raise ConfigError(f"limit {written}: unknown metric '{name}'{near or '; valid: ' + ', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def _choose_statistic(in_key: str, in_text: str, written: str) -> str:
+    if in_key and in_text:
+        raise ConfigError(f"limit {written}: the statistic stands twice, '{in_key}' and '{in_text}'; write it once")
+    return in_key or in_text
+
+
+def _check_statistic(metric: Metric, stat: str, written: str) -> str:
+    if not stat and metric.shape is Shape.PER_REQUEST:
+        raise ConfigError(
+            f"limit {written}: {metric.name} has one value per request, say which statistic: "
+            f"'{metric.name}.p95' (on the marker max_p95_{metric.name}); valid: {', '.join(STATS)}"
+        )
+    if stat and metric.shape is Shape.PER_RUN:
+        raise ConfigError(
+            f"limit {written}: {metric.name} is one number per run; write '{metric.name}' without '{stat}'"
+        )
+    if stat and stat not in STATS:
+        near = suggest_match(stat, STATS)
+        raise ConfigError(f"limit {written}: unknown statistic '{stat}'{near}; valid: {', '.join(STATS)}")
+    return stat
+
+
+def _check_direction(metric: Metric, op: str, written: str) -> None:
+    if op != _get_op(metric):
+        raise ConfigError(
+            f"limit {written}: {_describe_direction(metric)}, so its limit is written '{_get_op(metric)}'"
+        )
+
+
+def _parse_bound(metric: Metric, number: str, unit: str | None, written: str) -> float:
+    scales = _UNIT_SCALES[metric.unit]
+    if (unit or "") not in scales:
+        units = ", ".join(repr(name) for name in scales if name)
+        wrong = f"'{unit}' is no unit of {metric.name}" if unit else f"{metric.name} needs a unit"
+        raise ConfigError(f"limit {written}: {wrong}; valid: {units}, as in '{_format_example(metric)}'")
+    return _check_range(metric, float(Decimal(number) * scales[unit or ""]), written)
+
+
+def _parse_option_value(metric: Metric, value: object, written: str) -> float:
+    if isinstance(value, str) and (match := _QUANTITY_PATTERN.fullmatch(value)):
+        return _parse_bound(metric, match["number"], match["unit"], written)
+    unit_needed = metric.unit is Unit.BYTES  # nobody who writes 20 means twenty bytes
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or unit_needed:
+        raise ConfigError(f"limit {written}: expected {_describe_expected(metric)}")
+    return _check_range(metric, float(Decimal(value)), written)
+
+
+def _check_range(metric: Metric, bound: float, written: str) -> float:
+    if not math.isfinite(bound) or bound < 0:
+        raise ConfigError(
+            f"limit {written}: a limit is a number from 0 up, not {bound:g}; expected {_describe_expected(metric)}"
+        )
+    if metric.unit is Unit.SHARE and bound > 1:
+        raise ConfigError(
+            f"limit {written}: {bound:g} is more than every request; expected {_describe_expected(metric)}"
+        )
+    return bound
+
+
+def _describe_expected(metric: Metric) -> str:
+    return {
+        Unit.SECONDS: "seconds such as 2.5, or a text with a unit such as '300ms'",
+        Unit.TOKENS_PER_SECOND: "tokens per second, such as 150",
+        Unit.REQUESTS_PER_SECOND: "requests per second, such as 2.5",
+        Unit.SHARE: "a share from 0 to 1 such as 0.01, or a text such as '1%'",
+        Unit.BYTES: "a text with a unit such as '20GiB'",
+        Unit.CELSIUS: "degrees Celsius, such as 85",
+        Unit.JOULES_PER_TOKEN: "joules per token, such as 1.5",
+    }[metric.unit]
+
+
+def _format_example(metric: Metric) -> str:
+    return f"{_get_op(metric)} {EXAMPLE_BOUNDS[metric.unit]}"
+
+
+def _get_op(metric: Metric) -> str:
+    return ">=" if metric.is_higher_better else "<="
+
+
+def _describe_direction(metric: Metric) -> str:
+    return f"{metric.better.value} is better for {metric.name}"
+
+
+def _list_options(metric: Metric) -> dict[str, tuple[Metric, str]]:
+    side = "min" if metric.is_higher_better else "max"
+    words = {} if metric.shape is Shape.PER_REQUEST else {f"{side}_{metric.name}": (metric, "")}
+    stats = () if metric.shape is Shape.PER_RUN else STATS
+    return words | {f"{side}_{stat}_{metric.name}": (metric, stat) for stat in stats}
+
+
+_LIMIT_OPTIONS = MappingProxyType(
+    {word: what for metric in METRICS.values() for word, what in _list_options(metric).items()}
+)
+
+
+def _explain_unknown_option(word: str) -> str:
+    """Say what is wrong with a word that is none: direction, missing statistic or spelling."""
+    side, _, rest = word.partition("_")
+    named = next(
+        (name for name in sorted(METRICS, key=len, reverse=True) if rest == name or rest.endswith(f"_{name}")), ""
+    )
+    stat = rest[: -len(named) - 1] if named else ""
+    if not named or side not in {"min", "max"}:
+        return f"unknown limit '{word}'{suggest_match(word, _LIMIT_OPTIONS)}"
+    metric = METRICS[named]
+    right = "min" if metric.is_higher_better else "max"
+    if side != right:
+        instead = f"{right}_{rest}"
+        return (
+            f"{_describe_direction(metric)}; write "
+            f"{instead if instead in _LIMIT_OPTIONS else ' or '.join(_suggest_options(metric))}"
+        )
+    if not stat:
+        return f"{named} has one value per request, say which statistic: {', '.join(_suggest_options(metric))}"
+    if metric.shape is Shape.PER_RUN:
+        return f"{named} is one number per run; write {right}_{named}"
+    return f"unknown statistic '{stat}'{suggest_match(stat, STATS)}; valid: {', '.join(STATS)}"
+
+
+def _suggest_options(metric: Metric) -> tuple[str, ...]:
+    words = _list_options(metric)
+    return tuple(word for word, (_, stat) in words.items() if stat in {"", "p50", "p95"})

@@ -1,0 +1,253 @@
+"""The verdict of a test against its history: every gating metric through the gate, and one word for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from pytest_ollama_perf.analysis.gate import (
+    ALPHA,
+    MAX_RUNS,
+    WINDOW,
+    ErrorBudget,
+    GateRule,
+    Judgement,
+    compute_holm_levels,
+    judge_runs,
+)
+from pytest_ollama_perf.analysis.run_value import (
+    GATING_METRICS,
+    POLICIES,
+    MetricPolicy,
+    RunEvidence,
+    get_policy,
+    sort_by_time,
+    to_change,
+    to_value,
+)
+from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent
+
+
+@dataclass(frozen=True)
+class MetricVerdict:
+    """One metric of a test. ``history`` and ``candidates`` are the run values that ``judgement`` was made of."""
+
+    policy: MetricPolicy
+    rule: GateRule
+    history: tuple[float, ...]
+    candidates: tuple[float, ...]
+    judgement: Judgement
+    refusal: str = ""
+
+    @property
+    def word(self) -> VerdictStatus:
+        return VerdictStatus.UNSURE if self.refusal else self.judgement.word
+
+    @property
+    def baseline(self) -> float | None:
+        """What is usual, in the metric's own unit."""
+        return to_value(self.policy, self.judgement.baseline.mean) if self.judgement.baseline else None
+
+    @property
+    def now(self) -> float:
+        """The candidate runs together, in the metric's own unit; ``NaN`` without data."""
+        return to_value(self.policy, math.fsum(self.candidates) / len(self.candidates)) if self.candidates else math.nan
+
+    @property
+    def change(self) -> float:
+        """The relative change of the metric itself: -0.1 for a tenth fewer tokens/s."""
+        return to_change(self.policy, self.judgement.d)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of ``change``."""
+        ends = (_to_metric_change(self.policy, self.judgement.low), _to_metric_change(self.policy, self.judgement.high))
+        return (min(ends), max(ends))
+
+    @property
+    def reason(self) -> str:
+        """One line that stands alone."""
+        return self.refusal or _REASONS.get(self.word, _format_comparison)(self)
+
+    @property
+    def row(self) -> VerdictRow:
+        """The row of the report's table."""
+        low, high = self.interval
+        return VerdictRow(
+            metric=self.policy.metric.name,
+            stat=self.policy.stat,
+            word=self.word,
+            value=self.now,
+            reason=self.reason,
+            baseline=self.baseline,
+            change=self.change,
+            low=low,
+            high=high,
+            margin=self.rule.margin,
+        )
+
+
+def _to_metric_change(policy: MetricPolicy, relative_cost: float) -> float:
+    """Return the change of the metric for a relative change of its cost."""
+    if not policy.metric.is_higher_better:
+        return relative_cost
+    return math.inf if relative_cost == -1.0 else 1.0 / (1.0 + relative_cost) - 1.0
+
+
+@dataclass(frozen=True)
+class TestVerdict:
+    """All judged metrics of a test; the gravest word is that of the test. Without any metric there was no data."""
+
+    __test__ = False
+
+    test: str
+    metrics: tuple[MetricVerdict, ...]
+
+    @property
+    def word(self) -> VerdictStatus:
+        return get_worst_status(tuple(metric.word for metric in self.metrics)) if self.metrics else VerdictStatus.UNSURE
+
+    @property
+    def reason(self) -> str:
+        if not self.metrics:
+            return "no data: no candidate run has a value for a metric that can gate"
+        return next(metric.reason for metric in self.metrics if metric.word is self.word)
+
+    @property
+    def again(self) -> bool:
+        """Whether one more candidate run is asked for."""
+        return self.word is VerdictStatus.UNSURE and any(
+            metric.judgement.again and not metric.refusal for metric in self.metrics
+        )
+
+    @property
+    def suspect(self) -> bool:
+        """Whether some metric looks so much worse that further runs could convict it."""
+        return any(metric.judgement.suspect and not metric.refusal for metric in self.metrics)
+
+
+def judge_test(
+    history: Iterable[RunEvidence],
+    candidates: Iterable[RunEvidence],
+    names: Sequence[str] = (),
+    *,
+    margins: Mapping[str, float] | None = None,
+    max_runs: int = MAX_RUNS,
+    family: ErrorBudget | None = None,
+) -> TestVerdict:
+    """Judge the candidate runs of one test against its stored runs of the same epoch.
+
+    Without ``names`` the metrics that gate by default are judged, or where nobody recorded any of those, all that were
+    recorded; a metric that only the candidates have is new and left out as long as another has a history. ``family``
+    is what the rest of the build leaves; by default the metrics are all there is.
+    """
+    stored, fresh = sort_by_time(tuple(history)), tuple(candidates)
+    policies = [get_policy(name) for name in names] or _select_recorded(stored, fresh)
+    family = family or ErrorBudget(len(policies))
+    metrics = tuple(_judge_metric(one, stored, fresh, margins or {}, max_runs, family.alpha) for one in policies)
+    return TestVerdict(fresh[0].test if fresh else "", metrics)
+
+
+def judge_build(tests: Sequence[TestVerdict]) -> tuple[TestVerdict, ...]:
+    """Judge tests again as one build: a regression has to hold at the level that Holm 1979 leaves it."""
+    p_values = [_get_p(metric) for test in tests for metric in test.metrics]
+    levels = iter(compute_holm_levels(p_values))
+    return tuple(
+        replace(test, metrics=tuple(_judge_at(metric, next(levels)) for metric in test.metrics)) for test in tests
+    )
+
+
+def _get_p(metric: MetricVerdict) -> float:
+    return 1.0 if math.isnan(metric.judgement.p) else metric.judgement.p
+
+
+def _judge_at(metric: MetricVerdict, alpha: float) -> MetricVerdict:
+    if metric.word is not VerdictStatus.REGRESSED:
+        return metric
+    return replace(metric, judgement=judge_runs(metric.history, metric.candidates, metric.rule, alpha))
+
+
+def _select_recorded(stored: Sequence[RunEvidence], fresh: Sequence[RunEvidence]) -> list[MetricPolicy]:
+    """Return the gating metrics with a history, or those only candidates have; other metrics where there are none."""
+    pooled = [one for one in POLICIES.values() if not one.stat]
+    for gating in (True, False):
+        for runs in (stored, fresh):
+            found = [one for one in pooled if (one.name in GATING_METRICS) is gating and _has_values(runs, one)]
+            if found:
+                return found
+    return []
+
+
+def _has_values(runs: Iterable[RunEvidence], one: MetricPolicy) -> bool:
+    return any(not math.isnan(run.compute_cost(one)) for run in runs)
+
+
+def _judge_metric(
+    one: MetricPolicy,
+    stored: Sequence[RunEvidence],
+    fresh: Sequence[RunEvidence],
+    margins: Mapping[str, float],
+    max_runs: int,
+    alpha: float,
+) -> MetricVerdict:
+    rule = GateRule.from_policy(
+        one, margins.get(one.name), max_runs, _estimate_scatter(one, [*stored[-WINDOW:], *fresh])
+    )
+    history = tuple(run.compute_cost(one) for run in stored)
+    candidates = tuple(run.compute_cost(one) for run in fresh)
+    fewest = min((run.requests for run in fresh if run.requests), default=one.least_requests)
+    return MetricVerdict(
+        one,
+        rule,
+        history,
+        candidates,
+        judge_runs(history, candidates, rule, min(alpha, ALPHA)),
+        one.explain_refusal(fewest),
+    )
+
+
+def _estimate_scatter(one: MetricPolicy, runs: Sequence[RunEvidence]) -> float:
+    """Return how much runs differ at least, judging by the requests of each: by the usual run, not by a stalled one."""
+    found = [run.estimate_scatter(one) for run in runs]
+    return median(found) if found else 0.0
+
+
+def _format_metric_name(metric: MetricVerdict) -> str:
+    return format_label(metric.policy.metric.name, metric.policy.stat)
+
+
+def _format_comparison(metric: MetricVerdict) -> str:
+    """``tps -9.1 % (84.1 /s -> 76.5 /s), margin 5 %, 2 runs against 10 stored``."""
+    found = metric.judgement
+    before, after = format_distinct(metric.policy.metric.name, metric.baseline or 0.0, metric.now)
+    stored = len(found.baseline.kept) if found.baseline else 0
+    return (
+        f"{_format_metric_name(metric)} {format_percent(metric.change, signed=True)} ({before} -> {after}), "
+        f"margin {format_percent(metric.rule.margin)}, {format_count(found.runs, 'run')} against {stored} stored"
+    )
+
+
+def _format_unsure(metric: MetricVerdict) -> str:
+    found = metric.judgement
+    if math.isnan(found.d):
+        return f"{_format_metric_name(metric)}: a candidate run has no data"
+    return f"{_format_comparison(metric)}: cannot tell, {_format_settling(found)}"
+
+
+def _format_settling(found: Judgement) -> str:
+    sees = f"this many show a change of {format_percent(found.detectable)}"
+    if found.more_runs is not None:
+        return f"{sees}, {format_count(found.more_runs, 'run')} would settle it"
+    if found.more_stored is not None:
+        return f"{sees}, {format_count(found.more_stored, 'stored run')} would settle it"
+    return f"{sees}, no number of runs up to 20 would settle it"
+
+
+def _format_new(metric: MetricVerdict) -> str:
+    return f"{_format_metric_name(metric)}: no stored run to compare with"
+
+
+_REASONS = {VerdictStatus.UNSURE: _format_unsure, VerdictStatus.NEW: _format_new}

@@ -1,0 +1,242 @@
+"""Options that say where the history is, and finding in it what a person means."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import sanitize, suggest_match
+from pytest_ollama_perf.report.tables import truncate_middle
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.config.settings import Option
+    from pytest_ollama_perf.core.run import Run
+    from pytest_ollama_perf.store.base import Store
+
+
+_MAX_LISTED = 10
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--store`` and ``--json``."""
+    from pytest_ollama_perf.config.settings import DEFAULT_STORE
+
+    parser.add_argument(
+        "--store",
+        default=DEFAULT_STORE,
+        metavar="PLACE",
+        help=f"where the history is kept: a folder (default: {DEFAULT_STORE}) or a database URL",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def find_test(store: Store, text: str) -> str:
+    """Return the node id that ``text`` means: itself, or the only one that ends with it, parameters left out or not.
+
+    Raises:
+        ConfigError: none or several; the message names what is near.
+    """
+    tests = store.list_tests()
+    for means in (_is_same_test, _has_suffix, _has_suffix_without_parameters):
+        found = [test for test in tests if means(test, text)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f"'{sanitize(text)}' means {len(found)} tests, name one of them: {_format_names(found)}")
+    raise ConfigError(_describe_unknown_test(store, tests, text))
+
+
+def _describe_unknown_test(store: Store, tests: tuple[str, ...], text: str) -> str:
+    if not tests:
+        return f"no run is stored in {store.name} yet: run pytest with --ollama-save"
+    near = suggest_match(text, tests) or suggest_match(text, {_get_test_name(test) for test in tests})
+    known = "" if near else f"; it has {_format_names(tests)}"
+    return f"no runs of a test '{sanitize(text)}' in {store.name}{near}{known}"
+
+
+def _is_same_test(test: str, text: str) -> bool:
+    return test == text
+
+
+def _has_suffix(test: str, text: str) -> bool:
+    return bool(text) and test.endswith(text) and test[: -len(text)].endswith((":", "/"))
+
+
+def _has_suffix_without_parameters(test: str, text: str) -> bool:
+    bare = re.sub(r"\[.*\]$", "", test, flags=re.DOTALL)
+    return _is_same_test(bare, text) or _has_suffix(bare, text)
+
+
+def _get_test_name(test: str) -> str:
+    return test.rpartition("::")[2]
+
+
+def _format_names(tests: Iterable[str]) -> str:
+    names = [sanitize(test) for test in tests]
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
+
+
+def find_run(store: Store, text: str) -> Run:
+    """Return the run that ``text`` means: a file, the id of a run, or the beginning of one.
+
+    Raises:
+        ConfigError: none or several.
+        StoreError: it is damaged.
+    """
+    if Path(text).is_file():
+        return read_run(Path(text))
+    if (run := store.read_run(text)) is not None:
+        return run
+    found = store.find_run_ids(text) if text else ()
+    if len(found) > 1:
+        raise ConfigError(f"'{sanitize(text)}' begins {len(found)} runs: {_format_names(found)}")
+    whole = store.read_run(found[0]) if found else None
+    if whole is None:
+        raise ConfigError(
+            f"no run '{sanitize(text)}' in {store.name}: give the id that history shows, or the file of a record"
+        )
+    return whole
+
+
+def read_run(path: Path) -> Run:
+    """Return the run in a record's file; ``CorruptRecord`` or ``NewerSchema`` where it is none."""
+    from pytest_ollama_perf.store.record import read_run
+
+    return read_run(path)
+
+
+def add_gate_options(parser: argparse.ArgumentParser, *, than: str) -> None:
+    """Add ``--metric`` and ``--margin``; ``than`` is what a run may be worse than."""
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="judge this metric (tps, ttft, latency, ttft.p95, ...); may be repeated; default: those that gate",
+    )
+    parser.add_argument(
+        "--margin",
+        action="append",
+        default=[],
+        metavar="METRIC=PERCENT",
+        help=f"how much worse than {than} is accepted, as in tps=5%%; may be repeated",
+    )
+
+
+_WIDTH = 80
+_BARS = "▁▂▃▄▅▆▇█"
+_PLAIN_BARS = "_.-=+*%#"
+
+
+def open_console() -> Console:
+    """Return where to print: 80 columns without colour, or a terminal as it is."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    width = None if sys.stdout.isatty() else _WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_json(body: object) -> None:
+    """Print ``body``; numbers that do not exist become null."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(body), indent=2).decode() + "\n")
+
+
+def warn(texts: Iterable[str]) -> None:
+    """Print each of ``texts`` on standard error."""
+    for text in texts:
+        print(f"pytest-ollama-perf: {text}", file=sys.stderr)
+
+
+def build_text(text: str, style: str = "") -> Text:
+    """Return harmless text of one style, to be wrapped where the line ends."""
+    return Text(sanitize(text, 2000), style=style)
+
+
+def shorten_test_id(test: str, width: int) -> Text:
+    """Return a node id in ``width`` columns (at least 14); both of its ends are what people know it by."""
+    return Text(truncate_middle(sanitize(test, 2000), max(14, width)))
+
+
+def build_table(*columns: str, header: bool = True, left: int = 1) -> Table:
+    """Return a table without lines: the first ``left`` columns to the left, the others to the right."""
+    found = Table(box=None, show_header=header, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(columns):
+        found.add_column(name, justify="left" if number < left else "right", no_wrap=number >= left, overflow="fold")
+    return found
+
+
+def draw_sparkline(values: Sequence[float]) -> str:
+    """Return one bar per value between the lowest and the highest; a blank for a value that does not exist."""
+    bars = _BARS if "utf" in (sys.stdout.encoding or "").lower() else _PLAIN_BARS
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return " " * len(values)
+    low, span = min(known), max(known) - min(known)
+    return "".join(_pick_bar(value, low, span, bars) for value in values)
+
+
+def _pick_bar(value: float, low: float, span: float, bars: str) -> str:
+    if not math.isfinite(value):
+        return " "
+    if not span:
+        return bars[len(bars) // 2]
+    return bars[min(len(bars) - 1, int((value - low) / span * len(bars)))]
+
+
+def format_minute(seconds: float) -> str:
+    """Return Unix seconds as ``2026-11-20 20:58`` (UTC)."""
+    return _to_datetime(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def format_day(seconds: float) -> str:
+    """Return Unix seconds as ``2026-11-20`` (UTC)."""
+    return _to_datetime(seconds).strftime("%Y-%m-%d")
+
+
+def _to_datetime(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        return datetime.fromtimestamp(0, timezone.utc)
+
+
+SERVER_SETTINGS = ("url", "header", "ca-file", "insecure", "server-env")
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Add them to a command."""
+    from pytest_ollama_perf.config.settings import OPTIONS
+
+    group = parser.add_argument_group("the server")
+    for option in OPTIONS:
+        if option.name in SERVER_SETTINGS:
+            shape: dict[str, Any] = {"metavar": option.metavar} if option.metavar else {}
+            shape["action"] = {"value": "store", "list": "append", "flag": "store_true"}[option.kind]
+            group.add_argument(f"--{option.name}", dest=option.key, default=None, help=option.help, **shape)
+
+
+class CommandLineSource:
+    """A command line as a source of settings."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+
+    def read_command_line(self, option: Option) -> object:
+        return getattr(self._options, option.key) if option.name in SERVER_SETTINGS else None
+
+    def read_ini(self, option: Option) -> object:
+        return None

@@ -1,0 +1,1 @@
+"""Options, ini keys and environment; the load options of markers; datasets."""

@@ -1,0 +1,65 @@
+"""``--ollama-report TYPE:PATH``: which report to write, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import suggest_match
+
+REPORT_TYPES = (
+    *("json", "html", "markdown", "openmetrics", "csv", "benchstat", "bencher"),
+    *("github-bigger", "github-smaller"),
+)
+"""Report types that can be written. The action github-action-benchmark takes one direction a file, hence two types."""
+
+
+_REQUIRED_EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {"html": ("html", ("jinja2", "vl_convert"))}
+)
+"""The extra that a type needs, and the packages by which one sees whether it is installed."""
+
+
+@dataclass(frozen=True)
+class ReportTarget:
+    """One report to write."""
+
+    type: str
+    path: Path
+
+
+def parse_report_target(text: str) -> ReportTarget:
+    """Return what ``TYPE:PATH`` asks for.
+
+    Raises ``ConfigError``, one line, where the type is unknown, needs what is not installed, or either part is missing.
+    """
+    kind, colon, path = text.partition(":")
+    if not colon or not kind or not path.strip():
+        raise ConfigError(
+            f"--ollama-report {text!r}: give TYPE:PATH, such as {REPORT_TYPES[0]}:report.json; {_list_valid_types()}"
+        )
+    if kind not in REPORT_TYPES:
+        raise ConfigError(
+            f"--ollama-report {text!r}: unknown report type {kind!r}{suggest_match(kind.lower(), REPORT_TYPES)}; "
+            f"{_list_valid_types()}"
+        )
+    if not Path(path).name:
+        raise ConfigError(f"--ollama-report {text!r}: {path!r} is a folder; give a file, such as {kind}:report.json")
+    if lacking := explain_missing_extra(kind):
+        raise ConfigError(f"--ollama-report {text!r}: {lacking}")
+    return ReportTarget(kind, Path(path))
+
+
+def explain_missing_extra(kind: str) -> str:
+    """Say how to install what reports of this type need; nothing where it is there. Nothing is imported for it."""
+    extra, packages = _REQUIRED_EXTRAS.get(kind, ("", ()))
+    lacking = [package for package in packages if find_spec(package) is None]
+    return f"the {kind} report needs an extra: pip install 'pytest-ollama-perf[{extra}]'" if lacking else ""
+
+
+def _list_valid_types() -> str:
+    return f"valid types: {', '.join(REPORT_TYPES)}"

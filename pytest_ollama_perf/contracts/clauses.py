@@ -1,0 +1,237 @@
+"""One clause of a contract: a limit on a number, or how much worse than its history the number may be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import msgspec
+
+from pytest_ollama_perf.analysis.limits import EXAMPLE_BOUNDS, Limit, parse_limit
+from pytest_ollama_perf.analysis.thresholds import judge_contract
+from pytest_ollama_perf.config.settings import Settings, read_margin
+from pytest_ollama_perf.contracts.preconditions import Precondition, explain_violations
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.text import safe_repr
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Verdict, VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.experiments import Experiment
+from pytest_ollama_perf.experiments.load import LoadTest
+from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
+from pytest_ollama_perf.metrics.definitions import METRICS
+
+DEFAULT_ERROR_CLAUSE = "error_rate <= 0%"
+"""What every contract promises that says nothing else of errors."""
+
+_REGRESSION = re.compile(r"\s*(?:(?P<stat>\w+)\s+)?regress\w*\s*(?P<op><=|>=|==|=|<|>)?\s*(?P<share>.*?)\s*")
+
+
+@dataclass(frozen=True)
+class Clause:
+    """``name`` is how it reads, ``ttft p95 <= 300ms``; ``line`` where it stands, 0 for the one that nobody wrote.
+
+    Exactly one of ``limit``, ``margin`` and ``held`` is set. A margin is a number's name, ``ttft.p95``, and a share;
+    ``held`` is what an experiment calls the number it found.
+    """
+
+    name: str
+    line: int
+    limit: Limit | None = None
+    margin: tuple[str, float] | None = None
+    finding_name: str = ""
+
+
+def parse_clause(metric: str, stat: str, text: object, line: int = 0) -> Clause:
+    """Read ``p95 <= 300ms`` or ``regression <= 20%`` of ``metric``; ``stat`` is what the key named, or nothing.
+
+    Raises:
+        ConfigError: it is no clause; the message says what would be one.
+    """
+    key = f"{metric}.{stat}" if stat else metric
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"{key} = {safe_repr(text)}: expected a text such as '{format_example(metric)}', or a list of such texts"
+        )
+    if match := _REGRESSION.fullmatch(text):
+        return _parse_regression(metric, stat, match, text, line)
+    limit = parse_limit(key, text)
+    return Clause(" ".join(f"{metric} {stat} {text}".split()), line, limit=limit)
+
+
+def _parse_regression(metric: str, stat: str, match: re.Match[str], text: str, line: int) -> Clause:
+    written = f"{metric} = {safe_repr(text)}"
+    if stat and match["stat"]:
+        raise ConfigError(f"{written}: the statistic stands twice, '{stat}' and '{match['stat']}'; write it once")
+    if match["op"] != "<=" or not re.search(r"\bregression\b", text):
+        raise ConfigError(f"{written}: write it as 'regression <= 20%'")
+    stat = stat or match["stat"] or ""
+    name, share = read_margin(f"{metric}.{stat}" if stat else metric, match["share"], written)
+    return Clause(" ".join(f"{metric} {stat} regression <= {match['share']}".split()), line, margin=(name, share))
+
+
+def format_example(metric: str) -> str:
+    """Return a clause as it may be written for ``metric``."""
+    found = METRICS[metric]
+    stat = "p95 " if found.shape.value == "per request" else ""
+    return f"{stat}{'>=' if found.is_higher_better else '<='} {EXAMPLE_BOUNDS[found.unit]}"
+
+
+def suggest_clause(word: str) -> str:
+    """Return how a limit word of the marker, ``min_tps`` or ``max_p95_ttft``, is written in a contract."""
+    side, _, rest = word.partition("_")
+    metric = next((name for name in METRICS if rest == name or rest.endswith(f"_{name}")), "")
+    if side not in {"min", "max"} or not metric:
+        return ""
+    stat = rest.removesuffix(metric).rstrip("_")
+    clause = format_example(metric)
+    return f"; write {metric} = '{clause.replace('p95', stat) if stat else clause}'"
+
+
+class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """``model`` and ``name`` say where it stands, ``llama3.2:3b`` and ``4 at once``; ``line`` is that of its table.
+
+    ``experiment`` measures, with every limit of ``clauses``; ``require`` must hold before it begins.
+    """
+
+    model: str
+    name: str
+    line: int
+    experiment: Experiment
+    clauses: tuple[Clause, ...]
+    preconditions: tuple[Precondition, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models it needs."""
+        return self.experiment.models
+
+    @property
+    def gating(self) -> int:
+        """How many numbers history may fail here: those with a regression clause."""
+        return sum(clause.margin is not None for clause in self.clauses)
+
+    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+        """Measure, unless a precondition is broken.
+
+        Raises:
+            OllamaPerfError: nothing could be measured.
+        """
+        lab.precondition = self._explain_violations
+        return self.experiment.run(lab, test)
+
+    def result(self, host: Any, test: str, trial: Evaluation) -> Any:
+        """Return what a fixture would give; nobody asks a contract file."""
+        return self.experiment.result(host, test, trial)
+
+    def _explain_violations(self, run: Run) -> str:
+        return explain_violations(self.preconditions, run)
+
+
+def judge_clause(clause: Clause, trial: Evaluation, experiment: Experiment, *, strict: bool) -> Verdict:
+    """Return the verdict on one clause of ``trial``, what ``experiment`` measured; what spoils that spoils them all."""
+    if trial.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not trial.loads:
+        return trial.verdict
+    if clause.finding_name or not isinstance(experiment, LoadTest):
+        return _judge_experiment_clause(clause, trial)
+    if clause.limit is not None:
+        first = trial.loads[0]
+        return judge_contract(first.run, first.summary, [clause.limit], strict=strict)
+    return _judge_regression_clause(clause, trial)
+
+
+def _judge_experiment_clause(clause: Clause, trial: Evaluation) -> Verdict:
+    """Return what an experiment's own verdict holds of one clause; what no row explains speaks for every clause."""
+    whole = trial.verdict
+    held = [each for found in trial.findings for each in getattr(found, "held", ())]
+    judged = [*((each.word, each.reason) for each in held), *((row.word, row.reason) for row in whole.rows)]
+    if whole.word in FAILING_STATUSES and not any(word in FAILING_STATUSES for word, _ in judged):
+        return whole
+    rows = tuple(row for row in whole.rows if _is_row_of_clause(row, clause))
+    mine = [each for each in held if clause.finding_name and each.name.partition(" (")[0] == clause.finding_name]
+    found = [*((each.word, each.reason) for each in mine), *((row.word, f"{row.where}: {row.reason}") for row in rows)]
+    word = get_worst_status(tuple(word for word, _ in found))
+    reason = next((reason for each, reason in found if each is word), f"{clause.name}: met throughout")
+    return _build_clause_verdict(trial, word, reason, rows)
+
+
+def _is_row_of_clause(row: VerdictRow, clause: Clause) -> bool:
+    limit = clause.limit
+    return limit is not None and (row.metric, row.stat, row.bound) == (limit.metric, limit.stat, limit.bound)
+
+
+def _judge_regression_clause(clause: Clause, trial: Evaluation) -> Verdict:
+    assert clause.margin is not None
+    metric, _, stat = clause.margin[0].partition(".")
+    compared = trial.comparison
+    if compared is None:
+        return _build_clause_verdict(trial, VerdictStatus.NEW, "no baseline yet: save some runs with --ollama-save")
+    found = [row for row in compared.rows if row.gating and (row.metric, row.stat) == (metric, stat)]
+    if not found:
+        return _build_clause_verdict(trial, compared.word, compared.reason)
+    return _build_clause_verdict(trial, found[0].word, _build_reason(found[0], trial), (found[0],))
+
+
+def _build_reason(row: VerdictRow, trial: Evaluation) -> str:
+    """Return the row's own reason, with what the phases explain where it speaks for the whole comparison."""
+    whole = trial.comparison.reason if trial.comparison else ""
+    return whole if whole.startswith(row.reason) else row.reason
+
+
+def _build_clause_verdict(
+    trial: Evaluation, word: VerdictStatus, reason: str, rows: tuple[VerdictRow, ...] = ()
+) -> Verdict:
+    regressed = word is VerdictStatus.REGRESSED
+    return msgspec.structs.replace(
+        trial.verdict,
+        word=word,
+        reason=reason,
+        rows=rows,
+        accept=trial.verdict.accept if regressed else "",
+        changed=trial.comparison.changed if trial.comparison and word is not VerdictStatus.OK else (),
+    )
+
+
+class ExperimentRunner(Protocol):
+    """Who measures, keeps what was measured, and fails the running test."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def measure(self, experiment: Experiment, test: str) -> Evaluation:
+        """Return what the experiment measured, also where that is nothing; whatever interrupts it passes through."""
+
+    def replace(self, test: str, trials: Iterable[Evaluation]) -> None: ...
+
+    def raise_if_failed(self, test: str, trial: Evaluation) -> None: ...
+
+
+class SharedLoad:
+    """One group of a contract file in one session. ``test`` is what its run is called in the history and in reports."""
+
+    def __init__(self, host: ExperimentRunner, test: str, group: ClauseGroup) -> None:
+        self.group = group
+        self._host, self.test = host, test
+        self._trial: Evaluation | None = None
+        self._judged: set[str] = set()
+        self._kept: dict[str, Evaluation] = {}
+
+    def judge(self, clause: Clause, test: str) -> None:
+        """Judge ``clause`` for the item ``test`` and fail that where it is broken.
+
+        A clause that is judged a second time is being run again, and so measured again.
+        """
+        if self._trial is None or clause.name in self._judged:
+            self._trial = self._host.measure(self.group, self.test)
+            self._judged.clear()
+            self._kept = {name: Evaluation(kept.verdict) for name, kept in self._kept.items()}
+        trial = replace(self._trial, verdict=self._judge_clause(clause, self._trial))
+        # The loads and findings are reported once, beside the verdicts of all clauses.
+        self._kept[clause.name] = Evaluation(trial.verdict) if self._judged else trial
+        self._judged.add(clause.name)
+        self._host.replace(self.test, self._kept.values())
+        self._host.raise_if_failed(test, trial)
+
+    def _judge_clause(self, clause: Clause, trial: Evaluation) -> Verdict:
+        return judge_clause(clause, trial, self.group.experiment, strict=self._host.settings.strict)

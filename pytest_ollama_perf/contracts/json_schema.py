@@ -1,0 +1,222 @@
+"""The JSON Schema of contract files, for editors; ``docs/contract.schema.json`` is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pytest_ollama_perf.config.load_options import TIMEOUT_PARTS
+from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS, ExperimentKind, list_table_options
+from pytest_ollama_perf.contracts.parse import CONTRACT_LOAD_OPTIONS, LIST_OPTIONS, SCHEMA_VERSION
+from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
+from pytest_ollama_perf.core.workload import Arrival, Balance, Endpoint, Prefix
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, TELEMETRY_METRICS, Metric, Shape, Unit
+
+Schema = dict[str, Any]
+
+_NUMBER = r"[0-9]*\.?[0-9]+"
+_UNITS = {
+    Unit.SECONDS: "(s|ms|us|µs|min)",
+    Unit.TOKENS_PER_SECOND: "(tokens/s|/s)?",
+    Unit.REQUESTS_PER_SECOND: "(requests/s|/s)?",
+    Unit.SHARE: "%?",
+    Unit.BYTES: "([KMGT]iB|[kMGT]?B)",
+    Unit.CELSIUS: "(°C|C)?",
+    Unit.JOULES_PER_TOKEN: "(J/token|J|mJ)?",
+}
+
+
+def _build_integer(least: int) -> Schema:
+    return {"type": "integer", "minimum": least}
+
+
+def _build_any_of(*schemas: Schema) -> Schema:
+    return {"anyOf": list(schemas)}
+
+
+def _build_list(inner: Schema) -> Schema:
+    return {"type": "array", "items": inner, "minItems": 1}
+
+
+def _build_enum(words: Iterable[str]) -> Schema:
+    return {"enum": list(words)}
+
+
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_FLAG: Schema = {"type": "boolean"}
+_RATE: Schema = {"type": "number", "exclusiveMinimum": 0}
+_SECONDS = "(us|µs|ms|s|m|min|h)"
+_TIME = _build_any_of({"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_NUMBER}\s*{_SECONDS}?$"})
+_STAGE: Schema = {
+    "type": "object",
+    "properties": {
+        "concurrency": _build_integer(0),
+        "rate": {"type": "number", "minimum": 0},
+        "for": _TIME,
+        "ramp": _TIME,
+    },
+    "additionalProperties": False,
+    "minProperties": 2,
+    "maxProperties": 2,
+}
+_PERCENT = _build_any_of(
+    {"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": rf"^{_NUMBER}\s*%?$"}
+)
+
+OPTION_SCHEMAS: Mapping[str, Schema] = MappingProxyType(
+    {
+        "endpoint": _build_enum(member.value for member in Endpoint),
+        "stream": _FLAG,
+        "concurrency": _build_integer(1),
+        "rate": _RATE,
+        "arrival": _build_enum(member.value for member in Arrival),
+        "requests": _build_integer(1),
+        "duration": _TIME,
+        "drain": _TIME,
+        "warmup": _build_integer(0),
+        "think_time": _build_any_of(_TIME, {"type": "array", "items": _TIME, "minItems": 2, "maxItems": 2}),
+        "prompt": _TEXT,
+        "prompts": _build_any_of(
+            _TEXT, _build_list(_TEXT), {"type": "object", "additionalProperties": _RATE, "minProperties": 1}
+        ),
+        "dataset": _TEXT,
+        "turns": _build_integer(1),
+        "images": _build_any_of(_TEXT, _build_list(_TEXT)),
+        "stages": _build_list(_STAGE),
+        "retries": _build_integer(0),
+        "reuse_connections": _FLAG,
+        "balance": _build_enum(member.value for member in Balance),
+        "prompt_words": _build_integer(1),
+        "prefix": _build_enum(member.value for member in Prefix),
+        "raw": _FLAG,
+        "num_predict": _build_integer(1),
+        "num_ctx": _build_integer(1),
+        "temperature": {"type": "number", "minimum": 0},
+        "seed": _build_integer(0),
+        "think": _build_any_of(_FLAG, _build_enum(["low", "medium", "high", "max"])),
+        "keep_alive": {"type": ["number", "string"]},
+        "options": {"type": "object"},
+        "cold": _FLAG,
+        "timeout": _build_any_of(_TIME, {"type": "object", "propertyNames": _build_enum(TIMEOUT_PARTS)}),
+        "repeats": _build_integer(1),
+        "load_timeout": _TIME,
+        "single": _FLAG,
+        "start": _build_integer(1),
+        "maximum": _build_integer(1),
+        "max_latency": _TIME,
+        "max_ttft": _TIME,
+        "success_rate": _PERCENT,
+        "stop_success_rate": _PERCENT,
+        "stop_latency": _TIME,
+    }
+)
+"""What a word takes; one that is not listed takes anything an editor can know of."""
+
+_SWEEP_OPTIONS = ("model", "num_ctx", "prompt_words", "num_predict", *LIST_OPTIONS)
+
+
+def build_schema() -> bytes:
+    """Return the schema, indented, as it is kept in ``docs/contract.schema.json``."""
+    whole = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "pytest-ollama-perf contract",
+        **_build_table(
+            {
+                "schema": {"const": SCHEMA_VERSION},
+                "defaults": {"$ref": "#/$defs/load"},
+                "load": {"$ref": "#/$defs/loads"},
+                "model": {"type": "object", "additionalProperties": {"$ref": "#/$defs/model"}},
+            }
+        ),
+        "required": ["schema"],
+        "$defs": _build_definitions(),
+    }
+    return json.dumps(whole, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _build_definitions() -> Schema:
+    load = {**_build_load_options(), **_build_clauses(), "require": {"$ref": "#/$defs/require"}}
+    named = _build_table({"name": _TEXT, **load})
+    kinds = {name: {"$ref": f"#/$defs/{name}"} for name in EXPERIMENT_KINDS}
+    return {
+        "load": _build_table(load),
+        "loads": _build_any_of(named, _build_list(named)),
+        "model": _build_table({**load, "load": {"$ref": "#/$defs/loads"}, **kinds}),
+        "require": _build_require(),
+        **{name: _build_experiment(kind) for name, kind in EXPERIMENT_KINDS.items()},
+        **{f"clause.{name}": _build_metric(metric, regression=True) for name, metric in METRICS.items()},
+        **{f"limit.{name}": _build_metric(metric, regression=False) for name, metric in METRICS.items()},
+    }
+
+
+def _build_table(properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _build_load_options() -> Schema:
+    return {
+        word: _build_any_of(_get_option_schema(word), _build_list(_get_option_schema(word)))
+        if word in LIST_OPTIONS
+        else _get_option_schema(word)
+        for word in CONTRACT_LOAD_OPTIONS
+    }
+
+
+def _get_option_schema(word: str) -> Schema:
+    return OPTION_SCHEMAS.get(word, {})
+
+
+def _build_clauses() -> Schema:
+    return {name: {"$ref": f"#/$defs/clause.{name}"} for name in METRICS}
+
+
+def _build_metric(metric: Metric, *, regression: bool) -> Schema:
+    clause = {"type": "string", "pattern": _build_pattern(metric, regression=regression)}
+    texts = _build_any_of(clause, _build_list(clause))
+    stats = {"type": "object", "propertyNames": _build_enum(STATS), "minProperties": 1}
+    own = texts if metric.shape is Shape.PER_RUN or not regression else _build_any_of(*texts["anyOf"], stats)
+    return {"description": metric.help, **own}
+
+
+def _build_pattern(metric: Metric, *, regression: bool) -> str:
+    stats = "|".join(STATS)
+    stat = {Shape.PER_RUN: "", Shape.POOLED: rf"(({stats})\s*)?", Shape.PER_REQUEST: rf"({stats})\s*"}[metric.shape]
+    limit = rf"{stat}{'>=' if metric.is_higher_better else '<='}\s*{_NUMBER}\s*{_UNITS[metric.unit]}"
+    if not regression or metric.name in {"error_rate", *TELEMETRY_METRICS}:
+        return rf"^\s*{limit}\s*$"
+    share = "" if metric.shape is Shape.PER_RUN else rf"(({'|'.join(PERCENTILES)})\s+)?"
+    return rf"^\s*({limit}|{share}regression\s*<=\s*{_NUMBER}\s*%?)\s*$"
+
+
+def _build_require() -> Schema:
+    texts = _build_any_of(_TEXT, _build_list(_TEXT))
+    known = {
+        "gpu_offload": {"type": "string", "pattern": rf"^\s*(<=|>=|==|!=|<|>)?\s*{_NUMBER}\s*%?\s*$"},
+        "context_length": _build_any_of(
+            _build_integer(1), {"type": "string", "pattern": r"^\s*(<=|>=|==|!=|<|>)?\s*[0-9]+\s*$"}
+        ),
+        "version": _TEXT,
+        "server_env": {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
+    }
+    return _build_table({name: known.get(name, texts) for name in PRECONDITION_PARSERS})
+
+
+def _build_experiment(kind: ExperimentKind) -> Schema:
+    axes = _SWEEP_OPTIONS if kind.name == "sweep" else ()
+    words = {
+        word: _build_any_of(_get_option_schema(word), _build_list(_get_option_schema(word)))
+        if word in axes
+        else _get_option_schema(word)
+        for word in list_table_options(kind)
+    }
+    metrics = {name: {"$ref": f"#/$defs/limit.{name}"} for name in METRICS} if kind.takes_load_limits else {}
+    gates = {
+        name: {
+            "type": "string",
+            "pattern": rf"^\s*{gate.op}\s*{_NUMBER}\s*{_SECONDS if gate.is_time else ''}\s*$",
+        }
+        for name, gate in kind.own_metrics.items()
+    }
+    return _build_table({**words, **metrics, **gates, "require": {"$ref": "#/$defs/require"}})

@@ -1,0 +1,110 @@
+"""A TOML file with the line of every key, which the parser of the standard library does not tell."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.text import sanitize
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+KeyPath = tuple[str | int, ...]
+"""The keys from the top of a document down to a value; the place in an array of tables is a number from 0."""
+
+MAX_CHARS = 1_000_000
+"""Longer files are refused: nobody wrote them by hand."""
+
+_CLOSES = re.compile(r"[\]})]|\"\"\"|'''")
+_AT_LINE = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Return the document ``text``; ``name`` is what errors call the file.
+
+    Raises:
+        ConfigError: it is no TOML, or too long; the message begins with file and line.
+    """
+    if len(text) > MAX_CHARS:
+        raise ConfigError(f"{name}: more than {MAX_CHARS} characters; a contract is a short file")
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = _AT_LINE.search(str(error))
+        line = found["line"] if found and found["line"] else text.rstrip("\n").count("\n") + 1
+        raise ConfigError(f"{name}:{line}: no TOML: {sanitize(_AT_LINE.sub('', str(error)), 150)}") from None
+    return document
+
+
+def find_lines(text: str) -> dict[KeyPath, int]:
+    """Return for every key of the valid document ``text`` the line, from 1, that it begins on.
+
+    A document is cut into statements - a table's header, a key with its value - by asking the parser whether the lines
+    so far are one; no part of a statement is a statement itself. Keys inside an inline table have its line.
+    """
+    found: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    arrays: Counter[KeyPath] = Counter()
+    for number, statement in _split_statements(text.replace("\r\n", "\n").split("\n")):
+        content = tomllib.loads(statement)
+        if statement.lstrip().startswith("["):
+            table = _read_header(content, arrays, is_array=statement.lstrip().startswith("[["))
+            found.setdefault(table, number)
+        else:
+            for path in _list_paths(content):
+                found.setdefault((*table, *path), number)
+    return found
+
+
+def find_line(found: Mapping[KeyPath, int], path: Sequence[str | int]) -> int:
+    """Return the line of ``path``, or of the nearest key above it that has one; 1 where none has."""
+    for length in range(len(path), 0, -1):
+        if (line := found.get(tuple(path[:length]))) is not None:
+            return line
+    return 1
+
+
+def _split_statements(rows: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield every statement with its first line; a row alone that holds none, a comment or nothing, is left out."""
+    begun: list[str] = []
+    for number, row in enumerate(rows, 1):
+        begun.append(row)
+        if len(begun) > 1 and not _CLOSES.search(row):
+            continue  # nothing ends here, and asking the parser at every line of a long array would take long
+        text = "\n".join(begun)
+        try:
+            holds = bool(tomllib.loads(text))
+        except tomllib.TOMLDecodeError:
+            continue
+        if holds:
+            yield number - len(begun) + 1, text
+        begun.clear()
+
+
+def _read_header(content: dict[str, Any], arrays: Counter[KeyPath], *, is_array: bool) -> KeyPath:
+    """Return the path that a table's header opens; a key that names an array of tables means its last one."""
+    path: KeyPath = ()
+    inner: Any = content
+    while isinstance(inner, dict) and inner:
+        key, inner = next(iter(inner.items()))
+        path = (*path, key)
+        last = not inner or isinstance(inner, list)
+        if is_array and last:
+            arrays[path] += 1
+        if arrays[path]:
+            path = (*path, arrays[path] - 1)
+    return path
+
+
+def _list_paths(content: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """Yield the path of every key, those of tables included."""
+    for key, value in content.items():
+        yield (key,)
+        yield from ((key, *rest) for rest in _list_paths(value)) if isinstance(value, dict) else ()

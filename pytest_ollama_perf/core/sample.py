@@ -1,0 +1,105 @@
+"""One request: its times, the server's counters and how it ended; every ``*_ns`` time is on one clock."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Outcome(str, enum.Enum):
+    """How a request ended. Only ``OK`` is a success: a final object with ``done: true`` and no error object."""
+
+    OK = "ok"
+    REFUSED = "refused"  # the connection could not be made
+    CONNECT_TIMEOUT = "connect_timeout"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    TOTAL_TIMEOUT = "total_timeout"
+    CUT_OFF = "cut_off"  # the connection broke before the response ended
+    TRUNCATED = "truncated"  # the response ended properly, but without done: true
+    MALFORMED = "malformed"  # not HTTP, not NDJSON, a line over the limit, counters that are no numbers
+    HTTP_ERROR = "http_error"  # a status of 400 or more (503 has its own name)
+    BUSY = "busy"  # 503: the queue of the server is full
+    SERVER_ERROR = "server_error"  # an error object after a status of 200
+    LATE = "late"  # still unfinished when the drain after the deadline ended
+    CANCELLED = "cancelled"  # the load was stopped (Ctrl-C, SIGTERM)
+
+
+class Phase(str, enum.Enum):
+    """Whether a sample counts: warm-up samples are shown, never counted."""
+
+    WARMUP = "warmup"
+    MEASURED = "measured"
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The counters of Ollama's final object, durations in integer nanoseconds; ``None`` where the server sent none.
+
+    Ollama omits zeros, so ``None`` and 0 cannot be told apart: see ``docs/decisions.md``.
+    """
+
+    total_duration_ns: int | None = None
+    load_duration_ns: int | None = None
+    prompt_eval_count: int | None = None
+    prompt_eval_cached_count: int | None = None
+    prompt_eval_duration_ns: int | None = None
+    eval_count: int | None = None
+    eval_duration_ns: int | None = None
+
+    @property
+    def queue_ns(self) -> int | None:
+        """``total - load - prompt_eval - eval``, the wait for a slot; never below 0; ``None`` without a total."""
+        if self.total_duration_ns is None:
+            return None
+        parts = (self.load_duration_ns, self.prompt_eval_duration_ns, self.eval_duration_ns)
+        return max(0, self.total_duration_ns - sum(part or 0 for part in parts))
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one request showed.
+
+    ``scheduled_ns`` is the time an open loop meant to send it; ``sent_ns`` is taken right before the bytes left, on a
+    connection that stood; ``chunk_ns`` holds the arrival of each streamed object that carried text, the first included,
+    ``line_count`` counts all objects. ``read_lag_ns`` is the largest delay between a packet's arrival in the kernel
+    and this client's reading it (0 where the platform has no receive timestamps).
+    """
+
+    index: int
+    client: int
+    url: str
+    request_id: str
+    stage: Phase
+    outcome: Outcome
+    sent_ns: int
+    done_ns: int
+    error: str = ""
+    status: int | None = None
+    scheduled_ns: int | None = None
+    connect_ns: int | None = None  # how long making the connection took; None on a reused one
+    header_ns: int | None = None
+    first_token_ns: int | None = None
+    first_answer_ns: int | None = None  # differs from first_token_ns only where a model thinks first
+    chunk_ns: tuple[int, ...] = ()
+    line_count: int = 0
+    read_count: int = 0  # socket reads that carried body bytes: few reads for many chunks mean a buffering proxy
+    bytes_received: int = 0
+    read_lag_ns: int = 0
+    done_reason: str = ""
+    counters: Counters = Counters()
+    attempt: int = 1
+    first_sent_ns: int | None = None  # when the first attempt was sent, where it was not the last
+    first_error: str = ""  # how that attempt ended
+    turn: int = 1  # which question of a chat this was; later ones meet what the server kept of the earlier
+    server: str = ""  # which upstream answered, where a header names it
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is Outcome.OK
+
+    @property
+    def start_ns(self) -> int:
+        """Where latency counts from: the scheduled time of an open loop, else the first send."""
+        if self.scheduled_ns is not None:
+            return self.scheduled_ns
+        return self.sent_ns if self.first_sent_ns is None else self.first_sent_ns

@@ -1,0 +1,192 @@
+"""What to send, how many at once or how often, and when to stop. A plain value that can be sent to another process."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+ANY_MODEL = ""
+"""Stands for the server's only model until the server has been asked."""
+
+
+class Endpoint(str, enum.Enum):
+    GENERATE = "generate"
+    CHAT = "chat"
+    EMBED = "embed"
+
+
+class Arrival(str, enum.Enum):
+    """How an open loop spaces its requests."""
+
+    CONSTANT = "constant"
+    POISSON = "poisson"
+
+
+class Prefix(str, enum.Enum):
+    """Whether prompts may share their beginning, and so the server's prompt cache."""
+
+    UNIQUE = "unique"
+    WARM = "warm"
+
+
+class Balance(str, enum.Enum):
+    """How requests are dealt out to several servers."""
+
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+    LEAST_IN_FLIGHT = "least_in_flight"
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds; ``first_token_s`` covers queueing and a cold load, ``idle_s`` the gap between two reads after that."""
+
+    connect_s: float = 10.0
+    first_token_s: float = 600.0
+    idle_s: float = 60.0
+    total_s: float = 1800.0
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage of a load: ``level`` clients or requests/s, held for ``seconds``, or reached evenly in that time.
+
+    A ramp starts at the level of the stage before it, the first one at nothing.
+    """
+
+    level: float
+    seconds: float
+    ramp: bool = False
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One load. Exactly one of ``concurrency`` (closed loop) and ``rate`` (open loop, requests/s), exactly one of
+    ``requests`` and ``duration_s``; ``marks`` and ``plan`` see to that, this value only carries it.
+
+    ``prompts`` are user-given texts, cycled; empty means synthetic ones of ``prompt_words`` words from ``seed``.
+    ``salt`` tells one run's prompts from another's, so that a run never meets the cache of the one before; it is no
+    part of the identity. ``raw`` sends the prompt past the model's template. ``prompt_set`` stands for the prompts in a
+    stored workload, which carries none: their hash.
+
+    ``stages`` move the load over time; ``concurrency`` or ``rate`` is then their peak and ``duration_s`` their sum.
+    ``messages`` are whole chats in place of prompts; ``weights`` say how often each prompt or chat is sent, evenly
+    without them; ``images`` are base64, one a request in turn. With ``turns`` each client keeps a chat of that many
+    questions, the model's answers among them. ``retries`` is how often one that met 502, 503 or 504 is sent again.
+    """
+
+    model: str
+    endpoint: Endpoint = Endpoint.GENERATE
+    stream: bool = True
+    concurrency: int | None = 1
+    rate: float | None = None
+    arrival: Arrival = Arrival.POISSON
+    requests: int | None = 20
+    duration_s: float | None = None
+    warmup: int = 1
+    think_time_s: tuple[float, float] = (0.0, 0.0)
+    prompts: tuple[str, ...] = ()
+    prompt_words: int = 32
+    prefix: Prefix = Prefix.UNIQUE
+    raw: bool = True
+    num_predict: int = 64
+    num_ctx: int = 4096
+    temperature: float = 0.0
+    seed: int = 1
+    think: bool | str = False
+    keep_alive: str | float = "5m"
+    options: dict[str, Any] = {}
+    cold: bool = False
+    timeouts: Timeouts = Timeouts()
+    drain_s: float = 30.0
+    balance: Balance = Balance.ROUND_ROBIN
+    stages: tuple[Stage, ...] = ()
+    messages: tuple[tuple[ChatMessage, ...], ...] = ()
+    weights: tuple[float, ...] = ()
+    images: tuple[str, ...] = ()
+    turns: int = 1
+    retries: int = 0
+    reuse_connections: bool = True
+    salt: str = ""
+    prompt_set: str = ""
+
+    @property
+    def clients(self) -> int:
+        """How many connections to open before the clock starts."""
+        return self.concurrency or 1
+
+    @property
+    def unloads_itself(self) -> bool:
+        """Whether the model goes as soon as a request is done: ``keep_alive`` is 0."""
+        return str(self.keep_alive).rstrip("smh") in {"0", "0.0"}
+
+
+_NON_IDENTITY_FIELDS = frozenset(
+    {"model", "timeouts", "keep_alive", "drain_s", "salt", "prompts", "messages", "images", "prompt_set"}
+)
+"""Fields that do not change what the server has to do; the model is known by its digest, the prompts by their hash."""
+
+_ADDED_FIELDS = ("balance", "stages", "weights", "turns", "retries", "reuse_connections")
+"""Fields that stored loads lack: at their defaults they do not show, so that those are still the same loads."""
+
+
+def hash_prompts(
+    prompts: Sequence[str], messages: Sequence[Sequence[ChatMessage]] = (), images: Sequence[str] = ()
+) -> str:
+    """Return the hash of user-given ``prompts``, chats and images in their order, ``""`` when there are none."""
+    if not prompts and not messages and not images:
+        return ""
+    given: list[object] = [_escape_surrogates(prompt) for prompt in prompts]
+    if messages or images:
+        chats = [
+            [(_escape_surrogates(each.role), _escape_surrogates(each.content)) for each in chat] for chat in messages
+        ]
+        given = [given, chats, list(images)]
+    return hashlib.sha256(msgspec.json.encode(given)).hexdigest()[:32]
+
+
+def compute_identity(workload: Workload) -> str:
+    """Return the 16 hex digits that two workloads share exactly when they ask for the same load."""
+    return hashlib.sha256(
+        msgspec.json.encode(_normalize_numbers(collect_identity_fields(workload)), order="sorted")
+    ).hexdigest()[:16]
+
+
+def collect_identity_fields(workload: Workload) -> dict[str, Any]:
+    """Return the fields that make the load what it is, the prompts as their hash."""
+    fields = {
+        name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NON_IDENTITY_FIELDS
+    }
+    for name, default in _ADDED_FIELD_DEFAULTS.items():
+        if fields[name] == default:
+            del fields[name]
+    if workload.stages:
+        fields["stages"] = [msgspec.structs.asdict(stage) for stage in workload.stages]
+    given = hash_prompts(workload.prompts, workload.messages, workload.images)
+    return fields | {"prompt_set": workload.prompt_set or given}
+
+
+_ADDED_FIELD_DEFAULTS = {
+    field.name: field.default for field in msgspec.structs.fields(Workload) if field.name in _ADDED_FIELDS
+}
+
+
+def _escape_surrogates(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _normalize_numbers(value: object) -> object:
+    """JSON knows one kind of number: 2 and 2.0 are the same load, before a file and after it."""
+    if isinstance(value, dict):
+        return {key: _normalize_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normalize_numbers(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,56 @@
+"""The experiments: what a marker or a line of code can ask for, each conducted with the instruments of a ``Lab``.
+
+``READERS`` is the one list of markers: each names the function that reads its words.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.config.settings import Settings
+    from pytest_ollama_perf.experiments.load import EvaluationRecorder
+    from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
+
+
+EXPERIMENT_MODULES: Mapping[str, str] = {
+    "ollama_load": "pytest_ollama_perf.experiments.load",
+    "ollama_ab": "pytest_ollama_perf.experiments.ab",
+    "ollama_sweep": "pytest_ollama_perf.experiments.sweep",
+    "ollama_max_concurrency": "pytest_ollama_perf.experiments.capacity",
+    "ollama_cold_start": "pytest_ollama_perf.experiments.cold_start",
+}
+"""Marker name -> module with ``parse_options(options, settings)`` and ``list_option_names()``."""
+
+
+class Experiment(Protocol):
+    """What one marker asks for. ``models`` it needs; ``gating`` pairs (test, metric) it may be judged by history in."""
+
+    @property
+    def models(self) -> tuple[str, ...]: ...
+
+    @property
+    def gating(self) -> int: ...
+
+    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+        """Measure and judge.
+
+        Raises:
+            OllamaPerfError: nothing could be measured.
+        """
+
+    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> Any:
+        """Return what the fixture of the marker's name gives to the test."""
+
+
+def load_reader(marker: str) -> tuple[Callable[[Mapping[str, Any], Settings], Experiment], tuple[str, ...]]:
+    """Return the function that reads the marker's words, and the words it knows."""
+    module = importlib.import_module(EXPERIMENT_MODULES[marker])
+    return module.parse_options, module.list_option_names()
+
+
+def list_other_urls(experiment: Experiment) -> tuple[str, ...]:
+    """Return the servers, beside those under test, that an experiment names in its ``urls``; most have none."""
+    return tuple(getattr(experiment, "urls", ()))

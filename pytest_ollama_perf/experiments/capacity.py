@@ -1,0 +1,276 @@
+"""The largest bearable concurrency: the marker ``ollama_max_concurrency``, ``ollama.find_max_concurrency(...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from pytest_ollama_perf.analysis.findings import BoundCheck, check_bound
+from pytest_ollama_perf.analysis.sustained import (
+    MaxConcurrency,
+    Probe,
+    build_probe,
+    is_settled,
+    judge_probe,
+    pool_runs,
+    search_concurrency,
+)
+from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.load_options import list_option_names as load_words
+from pytest_ollama_perf.config.settings import Settings, parse_percent
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.text import safe_repr
+from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
+from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
+from pytest_ollama_perf.experiments.load import EvaluationRecorder
+from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
+from pytest_ollama_perf.harness.history import count_gating_pairs
+from pytest_ollama_perf.metrics.definitions import METRICS, Shape
+
+OWN_OPTIONS = ("start", "maximum", "success_rate", "max_latency", "max_ttft", "repeats", "min_concurrency")
+_REJECTED_OPTIONS = ("concurrency", "rate", "arrival")
+_SHORT_LIMITS = {"max_latency": "max_p95_latency", "max_ttft": "max_p95_ttft"}
+_DEFAULT_SUCCESS_RATE = 0.95
+_DEFAULT_MAXIMUM = 64
+_DEFAULT_REPEATS = 3
+_MIN_REQUESTS_PER_CLIENT = 2
+
+
+@dataclass(frozen=True)
+class MaxConcurrencyTest:
+    """What a search is asked for; ``words`` are those of every probe's load, ``spec`` is that of one client."""
+
+    options: Mapping[str, Any]
+    spec: LoadSpec
+    start: int
+    maximum: int
+    repeats: int
+    min_concurrency: int | None
+    default_model: str | None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.spec.workload.model,)
+
+    @property
+    def gating(self) -> int:
+        return count_gating_pairs(self.spec.margins)
+
+    def build_load(self, concurrency: int) -> LoadSpec:
+        """Return the load of one probe: at least two requests a client, or not all of them would be at work at once."""
+        words = {**self.options, "concurrency": concurrency}
+        if "requests" in words:
+            words["requests"] = max(words["requests"], _MIN_REQUESTS_PER_CLIENT * concurrency)
+        return msgspec.structs.replace(build_load_spec(words, default_model=self.default_model), limits=())
+
+    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+        """Search, and judge what was found."""
+        return _MaxConcurrencyRunner(self, lab, test).run()
+
+    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> MaxConcurrencyResult:
+        """Return the result that the fixture ``ollama_max_concurrency`` stands for."""
+        return MaxConcurrencyResult(trial)
+
+
+class MaxConcurrencyResult:
+    """What a search found.
+
+    ``concurrency`` is the largest that was borne (0: none), ``breach`` the probe of the lowest that was not (``None``
+    up to ``maximum``): its ``concurrency``, ``metric``, ``stat``, ``value``, ``bound`` and ``reason``. ``sure`` says
+    whether both are known beyond chance; ``probes`` are all that were tried.
+    """
+
+    def __init__(self, trial: Evaluation) -> None:
+        self.verdict: Verdict = trial.verdict
+        found = next((found for found in trial.findings if isinstance(found, MaxConcurrency)), None)
+        if found is None:
+            raise AttributeError(f"nothing was found: {trial.verdict.reason}")
+        self.concurrency: int = found.concurrency
+        self.maximum: int = found.maximum
+        self.breach: Probe | None = found.breach
+        self.sure: bool = found.sure
+        self.probes: tuple[Probe, ...] = found.probes
+
+    def __repr__(self) -> str:
+        return f"<MaxConcurrency {self.concurrency}, {self.verdict.word.value}: {self.verdict.reason}>"
+
+
+class _InvalidProbeError(Exception):
+    """A probe that is no valid measurement ends the search."""
+
+
+@dataclass
+class _MaxConcurrencyRunner:
+    """One search under way."""
+
+    experiment: MaxConcurrencyTest
+    context: ExperimentContext
+    test: str
+    parts: list[ExperimentPart] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+
+    def run(self) -> Evaluation:
+        self.context.collect_findings = lambda: (self._build_finding(),)
+        try:
+            search_concurrency(self.experiment.start, self.experiment.maximum, self._is_bearable)
+        except _InvalidProbeError:
+            return self._build_evaluation(combine_verdicts(self.parts, summary=""), self._build_finding())
+        found = self._build_finding()
+        self._record_history(found.concurrency)
+        held = tuple(self._check_bounds(found))
+        found = msgspec.structs.replace(found, held=held)
+        judged = [part for part in self.parts if part.verdict.word is not VerdictStatus.OK]
+        verdict = combine_verdicts(judged, summary=_build_summary(found), held=held)
+        if not found.concurrency and verdict.word is VerdictStatus.OK:
+            verdict = msgspec.structs.replace(verdict, word=VerdictStatus.BROKEN)
+        return self._build_evaluation(msgspec.structs.replace(verdict, hints=self._list_hints()), found)
+
+    def _is_bearable(self, concurrency: int) -> bool:
+        spec, runs = self.experiment.build_load(concurrency), []
+        for turn in range(1, self.experiment.repeats + 1):
+            again = f", run {turn} of at most {self.experiment.repeats}: too short to tell" if turn > 1 else ""
+            self.context.listener.show_message(f"trying {concurrency} at once{again}")
+            runs.append(self._fire_probe(spec.workload, f"{concurrency} at once"))
+            whole = pool_runs(runs)
+            judged = judge_probe(self.experiment.spec.limits, *whole)
+            if is_settled(judged):
+                break
+        self.probes.append(build_probe(concurrency, runs, whole, judged))
+        return self.probes[-1].bearable
+
+    def _fire_probe(self, workload: Workload, where: str) -> Run:
+        trial = self.context.add_caption(where).fire(workload, self.test)
+        cannot = trial.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+        self.parts.append(ExperimentPart(where, trial if cannot else _to_unjudged(trial)))
+        if cannot:
+            raise _InvalidProbeError
+        return trial.run
+
+    def _record_history(self, concurrency: int) -> None:
+        """Keep and judge the load at the border as any other load, where this build has a history."""
+        if not concurrency:
+            return
+        spec = self.experiment.build_load(concurrency)
+        if self.context.history.is_active_for(self.context.history.load_runs(self.test, spec.workload)):
+            self.parts.append(ExperimentPart(f"{concurrency} at once", run_load(self.context, spec, self.test)))
+
+    def _build_finding(self) -> MaxConcurrency:
+        borne = [probe.concurrency for probe in self.probes if probe.bearable]
+        broken = [probe for probe in self.probes if not probe.bearable]
+        return MaxConcurrency(
+            concurrency=max(borne, default=0),
+            maximum=self.experiment.maximum,
+            criteria=tuple(f"{limit.metric} {limit.stat}".rstrip() for limit in self.experiment.spec.limits),
+            probes=tuple(self.probes),
+            breach=min(broken, key=lambda probe: probe.concurrency, default=None),
+        )
+
+    def _check_bounds(self, found: MaxConcurrency) -> list[BoundCheck]:
+        least = self.experiment.min_concurrency
+        if least is None:
+            return []
+        one = check_bound("bearable concurrency", found.concurrency, ">=", least)
+        if one.word is VerdictStatus.BROKEN and found.breach:
+            reason = f"{one.reason}; {found.breach.concurrency} at once: {found.breach.reason}"
+            return [msgspec.structs.replace(one, reason=reason)]
+        borne = any(probe.bearable and probe.sure and probe.concurrency >= least for probe in self.probes)
+        if one.word is VerdictStatus.OK and not borne:
+            reason = f"{one.reason}, but the runs were too short to be sure; raise requests or repeats"
+            return [msgspec.structs.replace(one, word=VerdictStatus.UNSURE, reason=reason)]
+        return [one]
+
+    def _list_hints(self) -> tuple[str, ...]:
+        """What the greatest load suggests."""
+        greatest = max(self.parts, key=lambda part: part.evaluation.run.workload.clients, default=None)
+        return greatest.verdict.hints if greatest else ()
+
+    def _build_evaluation(self, verdict: Verdict, found: MaxConcurrency) -> Evaluation:
+        loads = tuple(load for part in self.parts for load in part.evaluation.loads)
+        return Evaluation(verdict, loads, (found, *find_last_findings(self.parts)))
+
+
+def _to_unjudged(trial: Evaluation) -> Evaluation:
+    """Return the trial of a probe as no judgement: that every request fails is what the search is there to find."""
+    verdict = msgspec.structs.replace(trial.verdict, word=VerdictStatus.OK, reason="measured, not judged")
+    return Evaluation(verdict, trial.loads, trial.findings)
+
+
+def _build_summary(found: MaxConcurrency) -> str:
+    """Say in one line what was found."""
+    breach = found.breach
+    if breach is None:
+        return f"{found.concurrency} at once are bearable, and no more were tried (maximum={found.maximum})"
+    what = f"{found.concurrency} at once are bearable" if found.concurrency else "not even one client is bearable"
+    unsure = "" if found.sure else " (too short to be sure)"
+    return f"{what}{unsure}; {breach.concurrency} at once: {breach.reason}"
+
+
+def list_option_names() -> tuple[str, ...]:
+    """Every word the marker takes: those of a load but its pace, and a search's own."""
+    return tuple(word for word in (*load_words(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
+
+
+def parse_options(words: Mapping[str, Any], settings: Settings) -> MaxConcurrencyTest:
+    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
+    for word in _REJECTED_OPTIONS:
+        if word in words:
+            raise ConfigError(
+                f"{word}={safe_repr(words[word])}: the search sets the pace itself; give start and maximum"
+            )
+    own = {word: value for word, value in words.items() if word in OWN_OPTIONS}
+    load = {word: value for word, value in words.items() if word not in OWN_OPTIONS} | _build_limits(own, words)
+    spec = build_load_spec({**load, "concurrency": 1}, default_model=settings.model)
+    _check_criteria(spec)
+    start, maximum = _parse_whole_number(own, "start", 1), _parse_whole_number(own, "maximum", _DEFAULT_MAXIMUM)
+    if start > maximum:
+        raise ConfigError(f"start={start}: it is above maximum={maximum}")
+    least = _parse_whole_number(own, "min_concurrency", 1) if "min_concurrency" in own else None
+    if least is not None and least > maximum:
+        raise ConfigError(f"min_concurrency={least}: it is above maximum={maximum}; raise maximum")
+    return MaxConcurrencyTest(
+        options=load,
+        spec=spec,
+        start=start,
+        maximum=maximum,
+        repeats=_parse_whole_number(own, "repeats", _DEFAULT_REPEATS),
+        min_concurrency=least,
+        default_model=settings.model,
+    )
+
+
+def _build_limits(own: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a search's own limits as words of a load: ``max_latency`` limits the P95, ``success_rate`` the errors."""
+    found = {_SHORT_LIMITS[word]: value for word, value in own.items() if word in _SHORT_LIMITS}
+    for word, long in _SHORT_LIMITS.items():
+        if word in own and long in words:
+            raise ConfigError(f"{word} and {long} are the same limit: give one of them")
+    if "max_error_rate" in words:
+        if "success_rate" in own:
+            raise ConfigError("success_rate and max_error_rate are the same limit: give one of them")
+        return found
+    given = own.get("success_rate", _DEFAULT_SUCCESS_RATE)
+    share = parse_percent(given, f"success_rate={safe_repr(given)}")
+    if share > 1:
+        raise ConfigError(f"success_rate={safe_repr(given)}: expected a share up to 1, or a percentage up to 100%")
+    return found | {"max_error_rate": round(1 - share, 9)}
+
+
+def _check_criteria(spec: LoadSpec) -> None:
+    for limit in spec.limits:
+        if METRICS[limit.metric].shape is Shape.PER_RUN and limit.metric != "error_rate":
+            raise ConfigError(
+                f"{limit.text}: {limit.metric} is what the server makes for all, not what one client bears; "
+                "use max_latency, max_ttft, min_tps or another limit on a single request"
+            )
+
+
+def _parse_whole_number(own: Mapping[str, Any], word: str, default: int) -> int:
+    value = own.get(word, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{word}={safe_repr(value)}: expected a whole number from 1")
+    return value

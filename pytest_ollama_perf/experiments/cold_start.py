@@ -1,0 +1,314 @@
+"""Cold and warm: unload, see that the model is gone, load it by the first request. The marker ``ollama_cold_start``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from pytest_ollama_perf.analysis.cold_warm import (
+    COLD_WARM_METRICS,
+    ColdStart,
+    ColdStartRepeat,
+    build_cold_start,
+    build_repeat,
+)
+from pytest_ollama_perf.analysis.epochs import StoredRuns
+from pytest_ollama_perf.analysis.findings import BoundCheck, check_bound
+from pytest_ollama_perf.analysis.run_value import POLICIES
+from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.load_options import list_option_names as load_words
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.text import parse_seconds, safe_repr
+from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictStatus
+from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
+from pytest_ollama_perf.experiments.load import EvaluationRecorder, LoadResult
+from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
+from pytest_ollama_perf.harness.harness import ProgressListener
+from pytest_ollama_perf.harness.history import HistoryComparison, count_gating_pairs
+from pytest_ollama_perf.loadgen.recorder import LoadProgress
+from pytest_ollama_perf.metrics.definitions import METRICS, Metric, Shape
+from pytest_ollama_perf.metrics.format import format_seconds as said
+
+LIMIT_OPTIONS = tuple(f"max_{name}" for name in COLD_WARM_METRICS)
+OWN_OPTIONS = ("repeats", "load_timeout", *LIMIT_OPTIONS)
+_REJECTED_OPTIONS = ("concurrency", "rate", "arrival", "cold", "duration", "drain", "warmup", "think_time")
+_DEFAULT_REPEATS = 3
+_DEFAULT_WARM_REQUESTS = 10
+_DEFAULT_LOAD_TIMEOUT_S = 1800.0
+"""Half an hour: what the largest models take from a slow disk."""
+
+
+@dataclass(frozen=True)
+class ColdStartTest:
+    """What a series of cold starts is asked for."""
+
+    cold: LoadSpec
+    warm: LoadSpec
+    repeats: int
+    bounds: Mapping[str, float]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.warm.workload.model,)
+
+    @property
+    def gating(self) -> int:
+        return count_gating_pairs(self.cold.margins) + count_gating_pairs(self.warm.margins)
+
+    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+        """Start cold as often as asked, and judge what was found."""
+        return _ColdStartRunner(self, lab, test).run()
+
+    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> ColdStartResult:
+        """Return the result that the fixture ``ollama_cold_start`` stands for."""
+        return ColdStartResult(host, test, trial)
+
+
+class ColdStartResult:
+    """Measured cold starts.
+
+    ``load_time``, ``cold_ttft``, ``cold_latency``, ``warm_ttft``, ``warm_latency`` (seconds) and ``ratio`` (cold TTFT
+    over warm) are medians over the repeats; ``starts`` has each repeat. ``cold`` and ``warm`` are the results of the
+    loads, one a repeat, with every sample.
+    """
+
+    def __init__(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> None:
+        self.verdict: Verdict = trial.verdict
+        found = next((found for found in trial.findings if isinstance(found, ColdStart)), None)
+        if found is None:
+            raise AttributeError(f"nothing was found: {trial.verdict.reason}")
+        self.starts: tuple[ColdStartRepeat, ...] = found.starts
+        self.load_time = found.load_time_s
+        self.cold_ttft = found.cold_ttft_s
+        self.cold_latency = found.cold_latency_s
+        self.warm_ttft = found.warm_ttft_s
+        self.warm_latency = found.warm_latency_s
+        self.ratio = found.ratio
+        results = [LoadResult(host, test, Evaluation(trial.verdict, (load,))) for load in trial.loads]
+        self.cold: tuple[LoadResult, ...] = tuple(result for result in results if result.run.workload.cold)
+        self.warm: tuple[LoadResult, ...] = tuple(result for result in results if not result.run.workload.cold)
+
+    def __repr__(self) -> str:
+        return f"<ColdStartResult {self.verdict.word.value}: {self.verdict.reason}>"
+
+
+@dataclass(frozen=True)
+class _LoadingListener:
+    """Tells an onlooker how long a load that may take minutes has been going on, until the first answer is there."""
+
+    listener: ProgressListener
+    model: str
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        self.listener.begin(model, duration_s)
+
+    def show_message(self, text: str) -> None:
+        self.listener.show_message(text)
+
+    def update(self, progress: LoadProgress) -> None:
+        self.listener.show_message(f"cold start: loading {self.model} ... {progress.elapsed_s:.0f} s")
+
+
+@dataclass(frozen=True)
+class _HalfComparison:
+    """Runs of one half, cold or warm, against their past."""
+
+    half: str
+    history: StoredRuns
+    comparison: HistoryComparison
+    runs: Sequence[Run]
+
+
+@dataclass
+class _ColdStartRunner:
+    """A series of cold starts under way."""
+
+    experiment: ColdStartTest
+    context: ExperimentContext
+    test: str
+    cold: list[Evaluation] = field(default_factory=list)
+    warm: list[Evaluation] = field(default_factory=list)
+
+    def run(self) -> Evaluation:
+        self.context.collect_findings = lambda: (self._build_finding(),)
+        going = all(self._measure_start(turn) for turn in range(1, self.experiment.repeats + 1))
+        compared = self._compare_halves() if going else []
+        while (
+            any(each.comparison.needs_more_runs for each in compared)
+            and len(self.cold) < self.context.settings.max_runs
+            and going
+        ):
+            going = self._measure_start(len(self.cold) + 1)
+            compared = self._compare_halves() if going else []
+        found = self._build_finding()
+        found = msgspec.structs.replace(found, held=tuple(self._check_bounds(found)))
+        verdict = combine_verdicts(self._build_parts(compared), summary=_build_summary(found), held=found.held)
+        trials = (*self.cold, *self.warm)
+        loads = tuple(load for trial in trials for load in trial.loads)
+        return Evaluation(verdict, loads, (found, *find_last_findings([ExperimentPart("", trial) for trial in trials])))
+
+    def _measure_start(self, turn: int) -> bool:
+        """Measure one repeat; say whether it makes sense to go on."""
+        again = f"{turn}: not sure yet" if turn > self.experiment.repeats else f"{turn} of {self.experiment.repeats}"
+        self.context.listener.show_message(f"cold start {again}")
+        model = self.experiment.cold.workload.model or "the model"
+        lab = replace(self.context, listener=_LoadingListener(self.context.listener, model))
+        self.cold.append(
+            _invalidate_if_loaded(lab.fire(self._build_cold_workload(), self.test, self.experiment.cold.limits))
+        )
+        if (
+            self.cold[-1].verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+            or not self.cold[-1].loads[0].summary.ok
+        ):
+            return False
+        lab = self.context.add_caption(f"cold start {again}, then warm")
+        self.warm.append(lab.fire(self.experiment.warm.workload, self.test, self.experiment.warm.limits))
+        return self.warm[-1].verdict.word not in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+
+    def _build_cold_workload(self) -> Workload:
+        """One request for each server at the same time, so that each loads the model by its own."""
+        servers = len(self.context.harness.servers)
+        return msgspec.structs.replace(self.experiment.cold.workload, requests=servers, concurrency=servers)
+
+    def _build_finding(self) -> ColdStart:
+        runs = zip(self.cold, self.warm, strict=False)
+        starts = [build_repeat(cold.run, warm.run) for cold, warm in runs]
+        model = self.cold[0].run.workload.model if self.cold else self.experiment.cold.workload.model
+        return build_cold_start(model, starts)
+
+    def _check_bounds(self, found: ColdStart) -> list[BoundCheck]:
+        return [_check_limit(found, name, bound) for name, bound in self.experiment.bounds.items()]
+
+    def _compare_halves(self) -> list[_HalfComparison]:
+        """Judge cold and warm runs against their own histories: every repeat loaded the model, and so is evidence."""
+        found = []
+        for where, spec, trials in (
+            ("cold", self.experiment.cold, self.cold),
+            ("warm", self.experiment.warm, self.warm),
+        ):
+            history = self.context.history.load_runs(self.test, trials[0].run.workload)
+            if self.context.history.is_active_for(history):
+                runs = [trial.run for trial in trials]
+                compared = self.context.history.compare(history, runs, spec.margins, spec.gating)
+                found.append(_HalfComparison(where, history, compared, runs))
+        return found
+
+    def _build_parts(self, compared: Sequence[_HalfComparison]) -> list[ExperimentPart]:
+        """The judged halves: cold and warm, each with the gravest of its verdicts and what its past adds to that."""
+        against = {each.half: each for each in compared}
+        parts = []
+        for where, trials in (("cold", self.cold), ("warm", self.warm)):
+            gravest = max(trials, key=lambda trial: list(VerdictStatus).index(trial.verdict.word), default=None)
+            if gravest is not None:
+                verdict = gravest.verdict
+                if one := against.get(where):
+                    verdict = self.context.history.apply_comparison(verdict, one.comparison, one.runs, one.history)
+                parts.append(ExperimentPart(where, Evaluation(verdict)))
+        return parts
+
+
+def _invalidate_if_loaded(trial: Evaluation) -> Evaluation:
+    """Void a cold start whose model was still there when the request was sent: something else uses the server."""
+    loaded = [url for url, state in trial.run.before.items() if state.loaded]
+    if not loaded:
+        return trial
+    text = "the model was loaded again before the cold request was sent; something else is using the server"
+    problem = Problem(name="not cold", text=text, spoils=True)
+    verdict = msgspec.structs.replace(
+        trial.verdict,
+        word=VerdictStatus.INVALID,
+        reason=f"not a valid measurement: {text}",
+        problems=(*trial.verdict.problems, problem),
+    )
+    return replace(trial, verdict=verdict)
+
+
+def _check_limit(found: ColdStart, name: str, bound: float) -> BoundCheck:
+    """Hold the median against its bound; where single repeats are beyond it, the limit is met but not for sure."""
+    unit = "x" if name == "ratio" else "s"
+    spoken = name.replace("_", " ").replace("ttft", "TTFT")
+    one = check_bound(
+        spoken, found.get(name), "<=", bound, unit=unit, missing="no start succeeded, or the server does not say"
+    )
+    beyond = [start for start in found.starts if (value := start.get(name)) is not None and value > bound]
+    if one.word is VerdictStatus.OK and beyond:
+        reason = f"{one.reason}: the median meets it, {len(beyond)} of {len(found.starts)} starts did not"
+        return msgspec.structs.replace(one, word=VerdictStatus.UNSURE, reason=reason)
+    return one
+
+
+def _build_summary(found: ColdStart) -> str:
+    """Say in one line what was found."""
+    if found.cold_latency_s is None:
+        return "no cold start succeeded"
+    told = [f"load {said(found.load_time_s)}"] if found.load_time_s is not None else []
+    if found.cold_ttft_s is not None and found.warm_ttft_s is not None:
+        told.append(f"TTFT {said(found.cold_ttft_s)} cold, {said(found.warm_ttft_s)} warm")
+    elif found.warm_latency_s is not None:
+        told.append(f"latency {said(found.cold_latency_s)} cold, {said(found.warm_latency_s)} warm")
+    return ", ".join(told)
+
+
+def list_option_names() -> tuple[str, ...]:
+    """Every word the marker takes: those of a load but its pace, and a cold start's own."""
+    return tuple(word for word in (*load_words(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
+
+
+def parse_options(words: Mapping[str, Any], settings: Settings) -> ColdStartTest:
+    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
+    for word in _REJECTED_OPTIONS:
+        if word in words:
+            valid = "repeats, requests (warm ones) and load_timeout"
+            raise ConfigError(f"{word}={safe_repr(words[word])}: a cold start is one request at a time; valid: {valid}")
+    own = {word: value for word, value in words.items() if word in OWN_OPTIONS}
+    load = {word: value for word, value in words.items() if word not in OWN_OPTIONS}
+    load.setdefault("requests", _DEFAULT_WARM_REQUESTS)
+    warm = build_load_spec(load, default_model=settings.model)
+    return ColdStartTest(
+        cold=_build_cold_load(warm, load, own),
+        warm=warm,
+        repeats=_parse_repeats(own.get("repeats", _DEFAULT_REPEATS)),
+        bounds={name: _parse_bound(name, own[f"max_{name}"]) for name in COLD_WARM_METRICS if f"max_{name}" in own},
+    )
+
+
+def _build_cold_load(warm: LoadSpec, load: Mapping[str, Any], own: Mapping[str, Any]) -> LoadSpec:
+    """Return the load of the one cold request: timeouts of its own, and load_time judged by history, too."""
+    patience = parse_seconds(own.get("load_timeout", _DEFAULT_LOAD_TIMEOUT_S), "load_timeout")
+    if not patience:
+        raise ConfigError("load_timeout=0: a timeout must be above 0")
+    usual = warm.workload.timeouts
+    total = max(usual.total_s, patience + usual.total_s)
+    timeouts = msgspec.structs.replace(usual, first_token_s=patience, total_s=total)
+    workload = msgspec.structs.replace(warm.workload, cold=True, requests=1, warmup=0, timeouts=timeouts)
+    limits = tuple(limit for limit in warm.limits if limit.metric == "error_rate")
+    # One request has no percentiles and no throughput, so margins on those say nothing of it.
+    margins = {
+        name: share for name, share in warm.margins.items() if name in METRICS and _is_per_request(METRICS[name])
+    }
+    margins.setdefault("load_time", POLICIES["load_time"].margin)
+    return LoadSpec(workload=workload, limits=limits, margins=margins)
+
+
+def _is_per_request(metric: Metric) -> bool:
+    return metric.shape is not Shape.PER_RUN
+
+
+def _parse_repeats(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ConfigError(f"repeats={safe_repr(given)}: expected a whole number from 1")
+    return given
+
+
+def _parse_bound(name: str, given: Any) -> float:
+    if name != "ratio":
+        return parse_seconds(given, f"max_{name}")
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf"):
+        raise ConfigError(f"max_ratio={safe_repr(given)}: expected a number above 0, cold TTFT over warm")
+    return float(given)

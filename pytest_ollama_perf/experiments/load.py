@@ -1,0 +1,178 @@
+"""The plain load: the marker ``ollama_load``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pytest_ollama_perf.analysis.load_profile import Servers, ServerSummary
+from pytest_ollama_perf.client.preflight import call_with_ticks
+from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec, list_option_names, parse_limits
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.core.errors import ConfigError, ServerError
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.sample import Sample
+from pytest_ollama_perf.core.text import sanitize, suggest_match
+from pytest_ollama_perf.core.verdict import Verdict
+from pytest_ollama_perf.core.workload import Timeouts, Workload
+from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, evaluate_run, run_load
+from pytest_ollama_perf.harness.harness import Harness, ProgressListener
+from pytest_ollama_perf.harness.history import count_gating_pairs
+from pytest_ollama_perf.harness.servers import TargetServer
+from pytest_ollama_perf.metrics.definitions import METRICS, Shape
+from pytest_ollama_perf.metrics.summary import MetricSummary, Summary
+
+__all__ = ["LoadResult", "LoadTest", "list_option_names", "parse_options"]
+
+
+class EvaluationRecorder(Protocol):
+    """Where results live: whoever runs the tests keeps trials and fails the running test where one is bad."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def record(self, test: str, trial: Evaluation) -> None: ...
+
+    def raise_if_failed(self, test: str, trial: Evaluation) -> None: ...
+
+
+class LoadResult:
+    """One measured load.
+
+    Every metric is an attribute: those with one value for the run are floats (``tps``, ``throughput``, ``qps``,
+    ``error_rate``), the others have statistics (``ttft.p95``, ``latency.mean``), seconds throughout. ``metric("tps")``
+    gives the summary of any metric, statistics and intervals included. A metric that does not exist for this load (TTFT
+    of embeddings) raises ``AttributeError``.
+    """
+
+    def __init__(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> None:
+        self._host, self._test = host, test
+        self.verdict: Verdict = trial.verdict
+        self.run: Run = trial.loads[-1].run
+        self.summary: Summary = trial.loads[-1].summary
+        self._servers = next((found for found in trial.findings if isinstance(found, Servers)), None)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The measured samples; ``run.samples`` has the warm-up, too."""
+        return self.run.measured
+
+    @property
+    def servers(self) -> tuple[ServerSummary, ...]:
+        """What each of several servers did, in the order given; nothing where there was one."""
+        return self._servers.servers if self._servers else ()
+
+    @property
+    def metrics(self) -> dict[str, MetricSummary]:
+        """Every metric that exists for this load, by name."""
+        return self.summary.metrics
+
+    def metric(self, name: str) -> MetricSummary:
+        """Return the summary of one metric."""
+        if name not in METRICS:
+            raise ConfigError(f"no metric '{name}'{suggest_match(name, METRICS)} (valid: {', '.join(METRICS)})")
+        if name not in self.summary.metrics:
+            raise AttributeError(f"this load has no {name}: {METRICS[name].help}")
+        return self.summary.metrics[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in METRICS:
+            raise AttributeError(f"a load's result has no '{name}'{suggest_match(name, METRICS)}")
+        found = self.metric(name)
+        return found if METRICS[name].shape is Shape.PER_REQUEST else found.value
+
+    def check(self, **limits: Any) -> Verdict:
+        """Hold this load against more limits (words as on the marker) and fail the test where one is broken."""
+        trial = evaluate_run(self.run, parse_limits(limits), strict=self._host.settings.strict)
+        self._host.record(self._test, Evaluation(trial.verdict))
+        self._host.raise_if_failed(self._test, trial)
+        return trial.verdict
+
+    def __repr__(self) -> str:
+        return f"<Result {self.verdict.word.value}: {self.verdict.reason}>"
+
+
+@dataclass(frozen=True)
+class LoadTest:
+    """One load, judged by its limits and its history."""
+
+    spec: LoadSpec
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.spec.workload.model,)
+
+    @property
+    def gating(self) -> int:
+        return count_gating_pairs(self.spec.margins)
+
+    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+        """Fire the load, again where the verdict asks for it."""
+        return run_load(lab, self.spec, test)
+
+    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> LoadResult:
+        """Return the result that the fixture ``ollama_load`` stands for."""
+        return LoadResult(host, test, trial)
+
+
+def parse_options(words: Mapping[str, Any], settings: Settings) -> LoadTest:
+    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
+    return LoadTest(build_load_spec(words, default_model=settings.model))
+
+
+def warm_up(
+    bench: Harness,
+    models: Sequence[str],
+    onlooker: ProgressListener,
+    *,
+    num_ctx: int | None = None,
+    keep_alive: str | float = "1h",
+    timeout_s: float | None = None,
+) -> dict[str, float]:
+    """Load ``models`` on every server and return how many seconds each took there, the slowest server's.
+
+    A loaded model takes milliseconds and only gets the new ``keep_alive``. ``num_ctx`` is that of loads unless given:
+    another one would make the server load the model again at the first request.
+
+    Raises:
+        ServerError: a model cannot be loaded, or one is gone again when the last was loaded.
+    """
+    usual = Workload(model="")
+    names = [bench.resolve_workload(Workload(model=model)).model for model in models or ("",)]
+    took: dict[str, float] = {}
+    for model in names:
+        for server in bench.servers:
+            seconds = _load_model(server, model, onlooker, num_ctx or usual.num_ctx, keep_alive, timeout_s)
+            took[model] = max(seconds, took.get(model, 0.0))
+    for server in bench.servers:
+        _check_all_loaded(server, names)
+    return took
+
+
+def _load_model(
+    server: TargetServer,
+    model: str,
+    onlooker: ProgressListener,
+    num_ctx: int,
+    keep_alive: str | float,
+    timeout_s: float | None,
+) -> float:
+    server.control.get_installed(model)
+    onlooker.show_message(f"warming up {model}")
+    return call_with_ticks(
+        lambda: server.control.load(
+            model, keep_alive=keep_alive, num_ctx=num_ctx, timeout_s=timeout_s or Timeouts().total_s
+        ),
+        lambda seconds: onlooker.show_message(f"warming up {model} ... {seconds:.0f} s"),
+    )
+
+
+def _check_all_loaded(server: TargetServer, models: Sequence[str]) -> None:
+    for model in models:
+        if server.control.find_running(model) is None:
+            others = ", ".join(sanitize(other, 60) for other in models if other != model)
+            raise ServerError(
+                f"warm_up: {sanitize(model, 60)} is no longer loaded on {server.name} once {others or 'it'} is; the "
+                "server holds fewer at once (OLLAMA_MAX_LOADED_MODELS, memory): warm up fewer, or one before each test"
+            )

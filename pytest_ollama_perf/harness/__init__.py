@@ -1,0 +1,1 @@
+"""Prepare servers, measure a run, evaluate it, compare it with stored runs."""

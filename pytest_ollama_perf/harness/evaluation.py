@@ -1,0 +1,245 @@
+"""One load test from its words to its verdict: measure, summarise, judge. Knows no pytest."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from pytest_ollama_perf.analysis.findings import Finding
+from pytest_ollama_perf.analysis.limits import Limit, collect_latency_limits
+from pytest_ollama_perf.analysis.load_profile import build_timeline, summarise_servers
+from pytest_ollama_perf.analysis.thresholds import judge_contract
+from pytest_ollama_perf.config.load_options import LoadSpec
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Verdict, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.harness.harness import Harness, ProgressListener
+from pytest_ollama_perf.harness.history import HistoryComparison, RunHistory
+from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.harness.servers import TargetServer
+from pytest_ollama_perf.loadgen.recorder import LoadProgress
+from pytest_ollama_perf.metrics.format import format_count
+from pytest_ollama_perf.metrics.summary import summarise
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One judged load; ``loads`` is empty where nothing was measured, and has several runs where one was not enough."""
+
+    verdict: Verdict
+    loads: tuple[MeasuredLoad, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    comparison: HistoryComparison | None = None
+    """What the past said of it, where that was asked."""
+
+    def is_failing(self, settings: Settings) -> bool:
+        """Whether this verdict fails its test."""
+        return (
+            self.verdict.word in FAILING_STATUSES
+            or (settings.strict and self.verdict.word in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE})
+            or (settings.require_baseline and self.verdict.word in {VerdictStatus.NEW, VerdictStatus.INCOMPARABLE})
+        )
+
+    @property
+    def run(self) -> Run:
+        """The run it judges, the last of several."""
+        return self.loads[-1].run
+
+    def to_unjudged(self) -> Evaluation:
+        """The same load as one that was only to be measured; without a single success that is still not green."""
+        if any(load.summary.ok for load in self.loads):
+            return replace(self, verdict=Verdict(word=VerdictStatus.OK, reason="measured, not judged"))
+        return self
+
+
+class LoadStoppedError(Exception):
+    """Whoever asked for the load no longer wants it."""
+
+
+@dataclass(frozen=True)
+class StoppableListener:
+    """An onlooker through which another thread can stop the load: it raises ``Stopped`` once ``stop`` is set."""
+
+    listener: ProgressListener
+    stop: threading.Event
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        self._raise_if_stopped()
+        self.listener.begin(model, duration_s)
+
+    def show_message(self, text: str) -> None:
+        self._raise_if_stopped()
+        self.listener.show_message(text)
+
+    def update(self, progress: LoadProgress) -> None:
+        self._raise_if_stopped()
+        self.listener.update(progress)
+
+    def _raise_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise LoadStoppedError("the test was cancelled")
+
+
+@dataclass(frozen=True)
+class CaptionedListener:
+    """An onlooker that hears which of several loads one is: ``run 2 of at most 3``."""
+
+    listener: ProgressListener
+    caption: str
+
+    def begin(self, model: str, duration_s: float | None = None) -> None:
+        self.listener.begin(f"{self.caption}, {model}", duration_s)
+
+    def show_message(self, text: str) -> None:
+        self.listener.show_message(f"{self.caption}: {text}")
+
+    def update(self, progress: LoadProgress) -> None:
+        self.listener.update(progress)
+
+
+@dataclass
+class ExperimentContext:
+    """The instruments of one experiment: servers, history, and who is told how it comes along.
+
+    ``loads`` holds every load that was finished, for whoever catches what interrupts the experiment; ``found`` returns
+    what those show by then; ``admit`` says of a run that is about to begin why it must not, see ``Bench.measure``.
+    """
+
+    harness: Harness
+    history: RunHistory
+    listener: ProgressListener
+    loads: list[MeasuredLoad] = field(default_factory=list)
+    collect_findings: Callable[[], tuple[Finding, ...]] = tuple
+    precondition: Callable[[Run], str] = lambda draft: ""
+
+    @property
+    def settings(self) -> Settings:
+        return self.harness.settings
+
+    def fire(
+        self,
+        workload: Workload,
+        test: str,
+        limits: Sequence[Limit] = (),
+        *,
+        fresh: bool = False,
+        servers: Sequence[TargetServer] = (),
+    ) -> Evaluation:
+        """Fire one load and judge it by its limits alone; ``fresh`` loads the model anew before.
+
+        ``servers`` are those under test unless others are named.
+        """
+        run = self.harness.measure(
+            workload, test, fresh=fresh, onlooker=self.listener, servers=servers, admit=self.precondition
+        )
+        trial = evaluate_run(run, limits, strict=self.settings.strict)
+        self.loads += trial.loads
+        return trial
+
+    def add_caption(self, caption: str) -> ExperimentContext:
+        """Return the same instruments, whose onlooker hears which of several loads the next one is."""
+        return replace(self, listener=CaptionedListener(self.listener, caption))
+
+    def build_partial_evaluation(self) -> Evaluation | None:
+        """Return what had been measured when something stopped the experiment; ``None`` where that is nothing."""
+        if self.harness.partial_run is not None:
+            last = evaluate_run(self.harness.partial_run, (), strict=False)
+            return Evaluation(last.verdict, (*self.loads, *last.loads), self.collect_findings())
+        if not self.loads:
+            return None
+        stopped = Verdict(word=VerdictStatus.ABORTED, reason=f"stopped after {format_count(len(self.loads), 'load')}")
+        return Evaluation(stopped, tuple(self.loads), self.collect_findings())
+
+
+def run_load(lab: ExperimentContext, spec: LoadSpec, test: str) -> Evaluation:
+    """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more.
+
+    Raises:
+        OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through.
+    """
+    history = lab.history.load_runs(test, spec.workload)
+    if not lab.history.is_active_for(history):
+        return lab.fire(spec.workload, test, spec.limits)
+    first = lab.fire(spec.workload, test, spec.limits, fresh=True)
+    if first.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}:
+        return first
+    runs = [first]
+    compared = lab.history.compare(history, [first.run], spec.margins, spec.gating)
+    # A broken contract has failed already; only what is to be stored has to be known better.
+    while compared.needs_more_runs and (lab.settings.save or first.verdict.word is not VerdictStatus.BROKEN):
+        turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
+        why = f"not sure yet, {turn}"
+        if compared.is_suspect:
+            _wait_for_spacing(lab, runs[-1].run, why)
+        lab.listener.show_message(why)
+        runs.append(lab.add_caption(turn).fire(spec.workload, test, spec.limits, fresh=True))
+        if runs[-1].verdict.word is VerdictStatus.INVALID:
+            return Evaluation(runs[-1].verdict, _list_loads(runs), runs[-1].findings)
+        compared = lab.history.compare(history, [run.run for run in runs], spec.margins, spec.gating)
+    verdict = lab.history.apply_comparison(first.verdict, compared, [run.run for run in runs], history)
+    return Evaluation(verdict, _list_loads(runs), runs[-1].findings, comparison=compared)
+
+
+def _wait_for_spacing(lab: ExperimentContext, before: Run, why: str) -> None:
+    """Wait until the next run may speak against a build beside the one ``before``."""
+    while left := lab.harness.compute_wait_s(before):
+        lab.listener.show_message(f"{why} in {math.ceil(left)} s")
+        time.sleep(min(left, 1.0))
+
+
+def _list_loads(trials: Sequence[Evaluation]) -> tuple[MeasuredLoad, ...]:
+    return tuple(load for trial in trials for load in trial.loads)
+
+
+def evaluate_run(run: Run, limits: Sequence[Limit], *, strict: bool) -> Evaluation:
+    """Judge one run against its absolute limits."""
+    summary = summarise(run, collect_latency_limits(limits))
+    verdict = judge_contract(run, summary, limits, strict=strict)
+    return Evaluation(verdict, (MeasuredLoad(run, summary),), (*summarise_servers(run, summary), *build_timeline(run)))
+
+
+def build_unmeasured(reason: str) -> Evaluation:
+    """The trial of a load that could not be fired: no data is never green."""
+    return Evaluation(Verdict(word=VerdictStatus.INVALID, reason=reason))
+
+
+def merge_evaluations(test: str, trials: Sequence[Evaluation]) -> TestResult:
+    """Return the one result of a test that fired several loads: the gravest verdict speaks, every row is kept."""
+    gravest = get_worst_status(tuple(trial.verdict.word for trial in trials))
+    speaker = next(trial.verdict for trial in trials if trial.verdict.word is gravest)
+    if len(trials) > 1:
+        speaker = Verdict(
+            word=gravest,
+            reason=speaker.reason,
+            rows=tuple(row for trial in trials for row in trial.verdict.rows),
+            problems=_drop_duplicates(problem for trial in trials for problem in trial.verdict.problems),
+            hints=_drop_duplicates(hint for trial in trials for hint in trial.verdict.hints),
+            changed=_drop_duplicates(change for trial in trials for change in trial.verdict.changed),
+            accept=speaker.accept,
+            stored=speaker.stored,
+        )
+    return TestResult(
+        test,
+        speaker,
+        _list_loads(trials),
+        tuple(found for trial in trials for found in trial.findings),
+        next(
+            (
+                trial.comparison.history_view
+                for trial in reversed(trials)
+                if trial.comparison and trial.comparison.history_view
+            ),
+            None,
+        ),
+    )
+
+
+def _drop_duplicates(values: Iterable[_T]) -> tuple[_T, ...]:
+    return tuple(dict.fromkeys(values))

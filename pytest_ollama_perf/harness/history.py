@@ -1,0 +1,283 @@
+"""A build and its past: the stored runs of a test, the verdict of new runs against them, and what is kept of those."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+import msgspec
+
+from pytest_ollama_perf.analysis.drift import DriftPoint, HistoryView, build_history_view, detect_drift
+from pytest_ollama_perf.analysis.epochs import BaselineRuns, RunKind, StoredRuns, select_baseline
+from pytest_ollama_perf.analysis.gate import ErrorBudget, GateRule
+from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
+from pytest_ollama_perf.analysis.regression import TestVerdict, judge_test
+from pytest_ollama_perf.analysis.run_value import GATING_METRICS, POLICIES, MetricPolicy, build_evidence
+from pytest_ollama_perf.config.settings import DEFAULT_STORE, Settings
+from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.workload import Workload, compute_identity
+from pytest_ollama_perf.metrics.format import format_percent
+from pytest_ollama_perf.store import open_store
+from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
+
+REPORTED_METRICS = ("latency", "throughput")
+"""Numbers shown beside the gating ones, without a say in the verdict."""
+
+
+@dataclass(frozen=True)
+class HistoryComparison:
+    """New runs against the past: the verdict's parts, whether one more run is asked for, whether these look slower, and
+    that past as a report is to show it, where one is to be written."""
+
+    word: VerdictStatus
+    reason: str
+    rows: tuple[VerdictRow, ...]
+    changed: tuple[str, ...]
+    needs_more_runs: bool
+    is_suspect: bool = False
+    regressed_pairs: int = 0
+    hints: tuple[str, ...] = ()
+    history_view: HistoryView | None = None
+
+
+class RunHistory:
+    """The history of one build's tests.
+
+    ``pairs`` is how many (test, metric) pairs of the build gate: they share the chance of a false alarm.
+    """
+
+    def __init__(self, settings: Settings, pairs: int) -> None:
+        self._settings = settings
+        self._store: Store = open_store(settings.store)
+        self._error_budget = ErrorBudget(pairs)
+        self.unsaved: list[str] = []
+
+    def close(self) -> None:
+        """Give back the store."""
+        self._store.close()
+
+    def load_runs(self, test: str, workload: Workload) -> StoredRuns:
+        """Return every stored run of the test's load, oldest first."""
+        return self._store.read_history(test, identity=compute_identity(workload), limit=None)
+
+    def is_active_for(self, history: StoredRuns) -> bool:
+        """Whether this test is to be judged by history: there is some, or it is to be made or required."""
+        return bool(history.runs or history.damaged or self._settings.save or self._settings.require_baseline)
+
+    def compare(
+        self,
+        history: StoredRuns,
+        runs: Sequence[Run],
+        margins: Mapping[str, float],
+        gating: Sequence[str] | None = None,
+    ) -> HistoryComparison:
+        """Judge ``runs``, each of a freshly loaded model, against the runs they may be compared with.
+
+        ``gating`` names the numbers that may fail, where they are not the usual ones and those with ``margins``.
+        """
+        if gating is not None and not gating:
+            return HistoryComparison(VerdictStatus.OK, "", (), (), needs_more_runs=False)
+        found = self._compare_runs(history, runs, margins, gating)
+        return replace(found, history_view=build_history_view(history, runs)) if self._settings.reports else found
+
+    def _compare_runs(
+        self, history: StoredRuns, runs: Sequence[Run], margins: Mapping[str, float], gating: Sequence[str] | None
+    ) -> HistoryComparison:
+        baseline = select_baseline(history, runs[0], HISTORY_LIMIT)
+        if not baseline.runs:
+            return _build_uncompared(history, baseline)
+        stored, fresh = [build_evidence(run) for run in baseline.runs], [build_evidence(run) for run in runs]
+        everywhere = self._settings.margins
+        names = (
+            _select_gating_metrics(runs[0], {**everywhere, **margins}, asked=margins)
+            if gating is None
+            else list(gating)
+        )
+        found = judge_test(
+            stored,
+            fresh,
+            names,
+            margins={**everywhere, **margins},
+            max_runs=self._settings.max_runs,
+            family=self._error_budget,
+        )
+        beside = judge_test(stored, fresh, [name for name in REPORTED_METRICS if name not in names], margins=everywhere)
+        return HistoryComparison(
+            word=found.word,
+            reason=_build_reason(found, baseline, runs),
+            rows=(*(metric.row for metric in found.metrics), *_list_reported_rows(beside)),
+            changed=tuple(map(str, baseline.changed)) if found.word is not VerdictStatus.OK else (),
+            needs_more_runs=found.again,
+            is_suspect=found.suspect,
+            regressed_pairs=sum(metric.word is VerdictStatus.REGRESSED for metric in found.metrics),
+            hints=(
+                *(_explain_unused_margins(runs[0], everywhere, names) if gating is None else ()),
+                *_suggest_longer_runs(found),
+            ),
+        )
+
+    def apply_comparison(
+        self, verdict: Verdict, compared: HistoryComparison, runs: Sequence[Run], history: StoredRuns
+    ) -> Verdict:
+        """Keep what is to be kept, and return the verdict with what the past adds to it."""
+        self._error_budget = self._error_budget.spend(compared.regressed_pairs)
+        whole = _merge_verdicts(
+            verdict, compared, len(select_baseline(history, runs[0], HISTORY_LIMIT).runs), _list_damage(history)
+        )
+        if compared.word is VerdictStatus.REGRESSED:
+            whole = msgspec.structs.replace(whole, accept=self._format_accept_command(runs[0].test))
+        whole = msgspec.structs.replace(whole, hints=(*whole.hints, *compared.hints, *find_drift(history, runs)))
+        # Runs slower than history are kept apart; a broken limit beside that changes nothing.
+        return self.store_runs(
+            whole, runs, RunKind.REGRESSED if compared.word is VerdictStatus.REGRESSED else RunKind.SAVED
+        )
+
+    def store_runs(self, verdict: Verdict, runs: Sequence[Run], kind: RunKind = RunKind.SAVED) -> Verdict:
+        """Store valid runs where that was asked for; the verdict then names what could not be stored."""
+        if not self._settings.save or verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}:
+            return verdict
+        try:
+            for run in runs:
+                self._store.add(run, kind)
+        except StoreError as error:
+            self.unsaved.append(str(error))
+            lost = Problem(name="not saved", text=str(error), spoils=False)
+            return msgspec.structs.replace(verdict, problems=(*verdict.problems, lost))
+        return verdict
+
+    def _format_accept_command(self, test: str) -> str:
+        # A database's name lacks its credentials, and so would not open it.
+        named = "<as --ollama-store>" if "://" in self._settings.store else shlex.quote(self._settings.store)
+        where = "" if self._settings.store == DEFAULT_STORE else f" --store {named}"
+        return f'pytest-ollama-perf accept {shlex.quote(test)} --why "..."{where}'
+
+
+def count_gating_pairs(margins: Mapping[str, float]) -> int:
+    """Return how many metrics of a test gate when it has these margins of its own."""
+    return len({*GATING_METRICS, *margins})
+
+
+def find_drift(history: StoredRuns, runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return a warning for each gating metric that has drifted away from the first runs of its epoch."""
+    whole = [*select_baseline(history, runs[0]).runs, *runs]
+    readings = [build_evidence(run) for run in whole]
+    warnings = []
+    for name in GATING_METRICS:
+        one = POLICIES[name]
+        found = detect_drift(
+            (DriftPoint(run.started_at, each.compute_cost(one)) for run, each in zip(whole, readings, strict=True)),
+            GateRule.from_policy(one),
+        )
+        if found.warns and found.since is not None:
+            warnings.append(
+                f"{name} drifts: {format_percent(found.slowdown)} slower than the first runs of this epoch, "
+                f"since {_format_day(found.since)}; see pytest-ollama-perf trend"
+            )
+    return tuple(warnings)
+
+
+def _build_uncompared(history: StoredRuns, baseline: BaselineRuns) -> HistoryComparison:
+    """Nothing to compare with, for one of three reasons that must not be mistaken for each other."""
+    changed = tuple(map(str, baseline.changed))
+    if history.damaged and not history.runs:
+        return HistoryComparison(
+            VerdictStatus.INVALID,
+            f"the history of this test cannot be read: {history.damaged[0]}",
+            (),
+            (),
+            needs_more_runs=False,
+        )
+    if baseline.is_incomparable:
+        apart = ", ".join(str(change) for change in baseline.changed if change.separates)
+        return HistoryComparison(
+            VerdictStatus.INCOMPARABLE,
+            f"no stored run may be compared with this one: {apart}",
+            (),
+            changed,
+            needs_more_runs=False,
+        )
+    return HistoryComparison(
+        VerdictStatus.NEW, "no baseline yet: save some runs with --ollama-save", (), (), needs_more_runs=False
+    )
+
+
+def _select_gating_metrics(run: Run, margins: Mapping[str, float], *, asked: Mapping[str, float]) -> list[str]:
+    """Return the numbers that gate: those that always do where the run has them, and those given a margin.
+
+    A margin set for all tests gates only where a run has requests enough; one on the test itself was checked with it.
+    """
+    evidence = build_evidence(run)
+    return [
+        name
+        for name in dict.fromkeys([*GATING_METRICS, *margins])
+        if name in asked
+        or (_has_values(evidence.values(POLICIES[name].metric.name)) and not _explain_refusal(POLICIES[name], run))
+    ]
+
+
+def _explain_unused_margins(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tuple[str, ...]:
+    """Say of each margin set for all tests that it has no say in this one, and why."""
+    return tuple(
+        f"--ollama-margin {name} has no say here: "
+        f"{_explain_refusal(POLICIES[name], run) or 'the load has no such number'}"
+        for name in everywhere
+        if name not in gating
+    )
+
+
+def _suggest_longer_runs(found: TestVerdict) -> tuple[str, ...]:
+    """Say what would tell more where the requests of single runs scatter too widely for a verdict to be sure of."""
+    wide = [metric.policy.name for metric in found.metrics if metric.rule.has_shared_variance]
+    if not wide or found.word not in {VerdictStatus.UNSURE, VerdictStatus.REGRESSED}:
+        return ()
+    return (f"{' and '.join(wide)} of one run scatter widely: longer runs would tell more (requests, num_predict)",)
+
+
+def _has_values(values: Sequence[float]) -> bool:
+    return len(values) > 0
+
+
+def _explain_refusal(one: MetricPolicy, run: Run) -> str:
+    return one.explain_refusal(len(run.measured))
+
+
+def _list_reported_rows(found: TestVerdict) -> tuple[VerdictRow, ...]:
+    return tuple(
+        msgspec.structs.replace(metric.row, gating=False)
+        for metric in found.metrics
+        if metric.baseline is not None and metric.candidates
+    )
+
+
+def _build_reason(found: TestVerdict, baseline: BaselineRuns, runs: Sequence[Run]) -> str:
+    if found.word is not VerdictStatus.REGRESSED:
+        return found.reason
+    before = [compute_phase_medians(run.measured) for run in baseline.runs]
+    moved = explain_phases(compare_phases(before, [compute_phase_medians(run.measured) for run in runs]))
+    return f"{found.reason}: {moved}" if moved else found.reason
+
+
+def _merge_verdicts(verdict: Verdict, compared: HistoryComparison, stored: int, damage: tuple[Problem, ...]) -> Verdict:
+    """One verdict of contract and history: the gravest word speaks, the contract where both are as grave."""
+    word = get_worst_status((verdict.word, compared.word))
+    return msgspec.structs.replace(
+        verdict,
+        word=word,
+        reason=compared.reason if compared.word is word and verdict.word is not word else verdict.reason,
+        rows=(*verdict.rows, *compared.rows),
+        changed=compared.changed,
+        problems=(*verdict.problems, *damage),
+        stored=stored,
+    )
+
+
+def _list_damage(history: StoredRuns) -> tuple[Problem, ...]:
+    return tuple(Problem(name="damaged history", text=text, spoils=False) for text in history.damaged)
+
+
+def _format_day(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d")

@@ -1,0 +1,152 @@
+"""The servers of one load: where each is and how much of the load it gets, what they are together, what answers."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pytest_ollama_perf.client.address import Address, parse_address
+from pytest_ollama_perf.client.control import ControlClient
+from pytest_ollama_perf.client.preflight import read_model_state
+from pytest_ollama_perf.core.errors import ConfigError, ModelNotFoundError, ServerError
+from pytest_ollama_perf.core.run import Fingerprint, ModelState, ServerInfo
+from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.core.workload import ANY_MODEL
+from pytest_ollama_perf.simulator.settings import SimulatorSettings
+from pytest_ollama_perf.simulator.url import is_sim_url, parse_sim_url
+
+_WEIGHT = re.compile(r"weight=([0-9]*\.?[0-9]+)")
+
+STABLE_CHECKS = 3
+"""How often an address must say the same before it is believed: behind one address may stand several servers."""
+
+_MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class TargetServer:
+    """One server under test. ``name`` is how the user named it, without credentials; ``usual`` the model meant where
+    none is named, as far as that is known without asking; ``weight`` its part of a load."""
+
+    name: str
+    address: Address
+    control: ControlClient
+    default_model: str = ANY_MODEL
+    weight: float = 1.0
+
+
+def parse_target(url: str) -> Address | SimulatorSettings:
+    """Read where a server is; ``ConfigError`` says what is wrong with the URL."""
+    bare, _, _ = url.partition("#")
+    parse_weight(url)
+    return parse_sim_url(bare) if is_sim_url(bare) else parse_address(bare)
+
+
+def parse_weight(url: str) -> float:
+    """Read the ``#weight=2`` at the end of a URL, 1 where there is none."""
+    _, given, text = url.partition("#")
+    if not given:
+        return 1.0
+    found = _WEIGHT.fullmatch(text)
+    if found is None or not float(found[1]) > 0:
+        raise ConfigError(
+            f"'#{sanitize(text, 60)}' after a server's URL: expected a weight above 0, for example http://gpu-box:11434#weight=2"
+        )
+    return float(found[1])
+
+
+def probe_servers(
+    servers: Sequence[TargetServer], look: Callable[[TargetServer], Fingerprint], *, leave_out: bool
+) -> tuple[tuple[TargetServer, ...], dict[str, ServerInfo]]:
+    """Return the servers to load and what is known of each, by URL.
+
+    A server that does not answer is one of the load, and its requests will fail, unless ``leave_out`` says otherwise.
+
+    Raises:
+        ModelMissing: one of them lacks the model.
+        ServerError: none of them answers; of a single server, whatever it is.
+    """
+    facts: dict[str, ServerInfo] = {}
+    failures: list[ServerError] = []
+    for server in servers:
+        try:
+            known = ServerInfo(fingerprint=look(server), weight=server.weight)
+        except ModelNotFoundError:
+            raise
+        except ServerError as error:
+            failures.append(error)
+            known = ServerInfo(weight=server.weight, down=str(error))
+        facts[server.address.url] = known
+    if len(failures) == len(servers):
+        raise failures[0]
+    used = tuple(server for server in servers if not (leave_out and facts[server.address.url].down))
+    return used, facts
+
+
+def merge_fingerprints(facts: Mapping[str, ServerInfo], used: Sequence[TargetServer]) -> Fingerprint:
+    """Return the fingerprint of all servers that answered: what they share, each different text, the least context."""
+    known = [each.fingerprint for each in facts.values() if not each.down]
+    if len(facts) < 2:
+        return known[0]
+    texts = ("server_version", "model_digest", "quantization", "family", "parameter_size")
+    joined = {name: ", ".join(sorted({getattr(each, name) for each in known} - {""})) for name in texts}
+    contexts = [each.context_length for each in known if each.context_length is not None]
+    shares = [each.vram_share for each in known if each.vram_share is not None]
+    return msgspec.structs.replace(
+        known[0],
+        **joined,
+        context_length=min(contexts, default=None),
+        vram_share=min(shares, default=None),
+        servers=_format_weights(used),
+    )
+
+
+def _format_weights(servers: Sequence[TargetServer]) -> str:
+    """Return how many servers there are, or where they differ their weights: ``2:1:1``; nothing for one."""
+    weights = [server.weight for server in servers]
+    if len(weights) == 1:
+        return ""
+    return str(len(weights)) if len(set(weights)) == 1 else ":".join(f"{weight:g}" for weight in weights)
+
+
+def repeat_until_stable(act: Callable[[], object], done: Callable[[], bool]) -> None:
+    """Act until ``done`` has held several times in a row, or for a few rounds.
+
+    Behind one address may stand several servers, which take turns in answering. Every round acts once more than the one
+    before, so that a round does not fall into step with their turns.
+    """
+    for number in range(1, _MAX_ROUNDS + 1):
+        if all(done() for _ in range(STABLE_CHECKS)):
+            return
+        for _ in range(number):
+            act()
+
+
+def read_model_states(servers: Sequence[TargetServer], model: str) -> dict[str, ModelState]:
+    """Return the model's state on each server; one that does not answer is left out, for nothing is known of it."""
+    found = {}
+    for server in servers:
+        with contextlib.suppress(ServerError):
+            found[server.address.url] = _read_model_state(server.control, model)
+    return found
+
+
+def _read_model_state(control: ControlClient, model: str) -> ModelState:
+    """Where one of several servers behind an address has the model loaded, that is the state of the address."""
+    for _ in range(STABLE_CHECKS):
+        state = read_model_state(control, model)
+        if state.loaded:
+            break
+    return state
+
+
+def count_replicas(samples_from: Sequence[str], fingerprint: Fingerprint) -> Fingerprint:
+    """Return the fingerprint with the number of servers that one address was found to stand for."""
+    named = {name for name in samples_from if name}
+    if len(named) < 2:
+        return fingerprint
+    return msgspec.structs.replace(fingerprint, servers=f"{len(named)} behind one address")

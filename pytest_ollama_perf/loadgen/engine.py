@@ -1,0 +1,371 @@
+"""Fires a workload: so many at once (closed loop) or so many a second (open loop), until a count or a time."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from pytest_ollama_perf.core.sample import Outcome, Phase, Sample
+from pytest_ollama_perf.core.workload import Endpoint, Workload
+from pytest_ollama_perf.loadgen.backend import Backend, Request
+from pytest_ollama_perf.loadgen.plan import LoadPlan
+from pytest_ollama_perf.loadgen.recorder import SampleRecorder
+from pytest_ollama_perf.loadgen.schedule import StageSchedule
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """One question of a chat; without ``body`` the plan has it, and nobody listens to the answer."""
+
+    number: int = 1
+    body: bytes | None = None
+    answer_parts: list[str] | None = None
+
+
+SINGLE_TURN = ChatTurn()
+"""A request that belongs to no chat."""
+
+
+class Conversation:
+    """The chats of one client, one after another. One that was cut short by a failure is not taken up again."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        self._plan = plan
+        self._turns = plan.workload.turns
+        self._messages: list[dict[str, Any]] = []
+        self._asked = 0
+
+    def start_turn(self, index: int) -> ChatTurn:
+        """Return the next question, with everything that was said before it."""
+        if self._turns == 1:
+            return SINGLE_TURN
+        if not self._messages or self._asked == self._turns:
+            self._messages, self._asked = self._plan.start_chat(index), 1
+        else:
+            self._messages.append(self._plan.build_question(index))
+            self._asked += 1
+        return ChatTurn(self._asked, self._plan.encode_chat(self._messages), [])
+
+    def record_answer(self, turn: ChatTurn, answered: bool) -> None:
+        """Keep the answer in the chat."""
+        if turn.answer_parts is None:
+            return
+        if answered and turn.answer_parts:
+            self._messages.append({"role": "assistant", "content": "".join(turn.answer_parts)})
+        else:
+            self._messages = []
+
+
+RETRY_STATUSES = frozenset({502, 503, 504})
+FIRST_RETRY_PAUSE_S = 0.5
+MAX_RETRY_PAUSE_S = 30.0
+
+
+def is_retry_due(workload: Workload, tries: Sequence[Sample]) -> bool:
+    """Return whether the last of ``tries`` is to be followed by another."""
+    return len(tries) <= workload.retries and tries[-1].status in RETRY_STATUSES and not tries[-1].ok
+
+
+def compute_retry_pause_s(seed: int, index: int, tries: int) -> float:
+    """Return the seconds to wait after so many tries: doubling, give or take a half, so that clients spread out."""
+    spread = random.Random(f"retry:{seed}:{index}:{tries}").uniform(0.5, 1.5)
+    return min(MAX_RETRY_PAUSE_S, FIRST_RETRY_PAUSE_S * 2.0 ** min(tries - 1, 10)) * spread
+
+
+def merge_attempts(tries: Sequence[Sample], turn: int = 1) -> Sample:
+    """Return the one sample of a request: its last try, with when the first was sent and how that ended."""
+    last = tries[-1]
+    if turn != 1:
+        last = msgspec.structs.replace(last, turn=turn)
+    if len(tries) == 1:
+        return last
+    first = tries[0]
+    return msgspec.structs.replace(
+        last,
+        attempt=sum(one.attempt for one in tries),
+        first_sent_ns=first.sent_ns,
+        first_error=f"{first.outcome.value}: {first.error}",
+    )
+
+
+ChooseTarget = Callable[[int], int]
+"""Takes a request's index and returns the index of the server to send it to."""
+
+_TIMER_SLACK_NS = 1_000  # a rest too short for any timer
+
+
+async def execute_load(
+    workload: Workload,
+    backend: Backend,
+    recorder: SampleRecorder,
+    *,
+    targets: int = 1,
+    choose: ChooseTarget | None = None,
+    on_measured: Callable[[], None] | None = None,
+) -> None:
+    """Send every request of ``workload`` to ``backend`` and leave one sample of each in ``recorder``.
+
+    ``choose`` picks the server of each request (round robin by default); ``on_measured`` is called right before the
+    first request that counts. Cancelling ends the load: requests in flight leave a sample ``CANCELLED``. Raises
+    ``ConfigError`` for a workload that cannot be fired, and nothing else: a backend that fails leaves samples too.
+    """
+    plan = LoadPlan(workload)
+    load = _LoadExecution(plan, backend, recorder, choose or (lambda index: index % targets), on_measured)
+    await load.connect(targets)
+    recorder.start(backend.now_ns())
+    with load.scope:
+        await (load.run_closed_loop() if workload.rate is None else load.run_open_loop())
+
+
+class _LoadExecution:
+    """One load under way. ``scope`` ends it where a drain is over; only then was a cancelled request late."""
+
+    def __init__(
+        self,
+        plan: LoadPlan,
+        backend: Backend,
+        recorder: SampleRecorder,
+        choose: ChooseTarget,
+        on_measured: Callable[[], None] | None,
+    ) -> None:
+        self.scope = anyio.CancelScope()
+        self._plan = plan
+        self._workload = plan.workload
+        self._backend = backend
+        self._recorder = recorder
+        self._choose = choose
+        self._on_measured = on_measured
+        self._run = _make_run_id(plan.workload.salt)
+        self._taken_count = 0
+        self._measuring = False
+        self._deadline_ns = math.inf
+        self._schedule = plan.schedule
+
+    async def connect(self, targets: int) -> None:
+        """Open each client's connection to each server; what fails here shows up again when a request is sent."""
+        try:
+            await self._backend.connect(self._plan.connections * targets)
+        except Exception:
+            return
+
+    async def run_closed_loop(self) -> None:
+        if self._schedule is not None:
+            await self._run_staged_loop(self._schedule)
+            return
+        # the first requests are dealt out here, since a loop may start its tasks in any order
+        self._taken_count = self._plan.clients
+        async with anyio.create_task_group() as group:
+            for client in range(self._plan.clients):
+                group.start_soon(self._run_client, client)
+
+    async def _run_client(self, client: int) -> None:
+        pauses, talk = self._plan.iter_pauses_s(client), Conversation(self._plan)
+        index: int | None = client
+        while index is not None:
+            self._start_measuring(index, self._backend.now_ns())
+            await self._send_turn(index, client, talk)
+            index = await self._take_next_index(next(pauses))
+
+    async def _send_turn(self, index: int, client: int, talk: Conversation) -> None:
+        turn = talk.start_turn(index)
+        sample = await self._send(self._build_request(index, client, turn=turn))
+        talk.record_answer(turn, sample.ok)
+
+    async def _run_staged_loop(self, course: StageSchedule) -> None:
+        """Let clients come and go as the stages say; a request under way when its client's time is over is finished."""
+        await self._run_warmup()
+        base_ns = self._backend.now_ns()
+        self._start_measuring(self._taken_count, base_ns)
+        async with anyio.create_task_group() as group:
+            for client in range(self._plan.clients):
+                group.start_soon(self._run_staged_client, client, course, base_ns)
+
+    async def _run_staged_client(self, client: int, course: StageSchedule, base_ns: int) -> None:
+        pauses, talk = self._plan.iter_pauses_s(client), Conversation(self._plan)
+        pause_s = 0.0
+        while (
+            due_s := course.compute_join_time(client, (self._backend.now_ns() - base_ns) / 1e9 + pause_s)
+        ) < math.inf:
+            await self._sleep_until(base_ns + round(due_s * 1e9))
+            self._taken_count += 1
+            await self._send_turn(self._taken_count - 1, client, talk)
+            pause_s = next(pauses)
+
+    async def _run_warmup(self) -> None:
+        """Send the requests that do not count, by as many clients as will come; a moving load starts after them."""
+        warmup, clients = self._workload.warmup, self._plan.clients
+        self._taken_count = warmup
+        async with anyio.create_task_group() as group:
+            for client in range(min(warmup, clients)):
+                group.start_soon(self._run_warmup_client, client, range(client, warmup, clients))
+
+    async def _run_warmup_client(self, client: int, indexes: range) -> None:
+        talk = Conversation(self._plan)
+        for index in indexes:
+            await self._send_turn(index, client, talk)
+
+    async def _take_next_index(self, pause_s: float) -> int | None:
+        """Think, then return the index to send, or ``None`` when the load is over, or will be before the thought is."""
+        if self._is_over(self._backend.now_ns() + pause_s * 1e9):
+            return None
+        # even without a pause the other tasks get their turn, and a cancellation is seen
+        await (anyio.sleep(pause_s) if pause_s > 0 else anyio.lowlevel.checkpoint())
+        if self._is_over(self._backend.now_ns()):
+            return None
+        self._taken_count += 1
+        return self._taken_count - 1
+
+    def _is_over(self, at_ns: float) -> bool:
+        return at_ns >= self._deadline_ns or (self._plan.total is not None and self._taken_count >= self._plan.total)
+
+    async def run_open_loop(self) -> None:
+        lanes = _ClientNumbers()
+        if self._schedule is not None:
+            await self._run_warmup()
+        base_ns = self._backend.now_ns()
+        async with anyio.create_task_group() as group:
+            for index, offset_ns in enumerate(self._plan.iter_arrivals_ns(), self._taken_count):
+                # by schedule, not by the clock: a request that this client is late with is still sent
+                if (due_ns := base_ns + offset_ns) >= self._deadline_ns:
+                    return
+                await self._sleep_until(due_ns)
+                self._start_measuring(index, due_ns)
+                group.start_soon(self._send_arrival, self._build_request(index, lanes.acquire(), due_ns), lanes)
+
+    async def _send_arrival(self, request: Request, lanes: _ClientNumbers) -> None:
+        try:
+            await self._send(request)
+        finally:
+            lanes.release(request.client)
+
+    async def _sleep_until(self, due_ns: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        # again and again, since some loops' timers are up to a millisecond early
+        while (left_ns := due_ns - self._backend.now_ns()) > _TIMER_SLACK_NS:  # noqa: ASYNC110
+            await anyio.sleep(left_ns / 1e9)
+
+    def _start_measuring(self, index: int, start_ns: int) -> None:
+        """Start the measured time with the first request that counts, and with it the time to stop."""
+        if self._measuring or self._plan.get_phase(index) is Phase.WARMUP:
+            return
+        self._measuring = True
+        if self._workload.duration_s is not None:
+            self._deadline_ns = start_ns + self._workload.duration_s * 1e9
+            left_s = (self._deadline_ns - self._backend.now_ns()) / 1e9
+            self.scope.deadline = anyio.current_time() + left_s + self._workload.drain_s
+        if self._on_measured is not None:
+            self._on_measured()
+
+    def _build_request(
+        self, index: int, client: int, due_ns: int | None = None, turn: ChatTurn = SINGLE_TURN
+    ) -> Request:
+        endpoint = self._workload.endpoint
+        return Request(
+            index=index,
+            client=client,
+            target=self._choose(index),
+            request_id=f"{self._run}-{index:06d}",
+            stage=self._plan.get_phase(index),
+            endpoint=endpoint,
+            stream=self._workload.stream and endpoint != Endpoint.EMBED,
+            body=self._plan.get_body(index) if turn.body is None else turn.body,
+            timeouts=self._workload.timeouts,
+            scheduled_ns=due_ns,
+            turn=turn.number,
+            reuse_connection=self._workload.reuse_connections,
+            answer_parts=turn.answer_parts,
+        )
+
+    async def _send(self, request: Request) -> Sample:
+        """Send one request, again where that is asked for, and leave exactly one sample, whatever the backend does."""
+        tries: list[Sample] = []
+        self._recorder.count_sent()
+        try:
+            await self._attempt(request, tries)
+            while is_retry_due(self._workload, tries):
+                await anyio.sleep(compute_retry_pause_s(self._workload.seed, request.index, len(tries)))
+                await self._attempt(request, tries)
+        finally:
+            whole = self._mark_late(merge_attempts(tries, request.turn))
+            self._recorder.add(whole)
+        return whole
+
+    async def _attempt(self, request: Request, tries: list[Sample]) -> None:
+        receipt = _SampleReceiver(request, self._backend.now_ns())
+        try:
+            await self._backend.send(request, receipt.record)
+        except Exception as error:
+            receipt.fault = f"the client failed: {type(error).__name__}: {error}"
+        except BaseException:
+            receipt.fault, receipt.outcome = "stopped, and the client recorded nothing", Outcome.CANCELLED
+            raise
+        finally:
+            tries.append(receipt.build_sample(self._backend.now_ns()))
+
+    def _mark_late(self, sample: Sample) -> Sample:
+        if sample.outcome is not Outcome.CANCELLED or not self.scope.cancel_called:
+            return sample
+        error = f"unfinished {self._workload.drain_s:g} s after the end of the load"
+        return msgspec.structs.replace(sample, outcome=Outcome.LATE, error=error)
+
+
+class _SampleReceiver:
+    """The one sample of a request: the first that the backend records, else one that says why there is none."""
+
+    def __init__(self, request: Request, sent_ns: int) -> None:
+        self.outcome = Outcome.CUT_OFF
+        self.fault = "the client recorded nothing"
+        self._request = request
+        self._sent_ns = sent_ns
+        self._kept: Sample | None = None
+
+    def record(self, sample: Sample) -> None:
+        self._kept = self._kept or sample
+
+    def build_sample(self, now_ns: int) -> Sample:
+        request = self._request
+        return self._kept or Sample(
+            index=request.index,
+            client=request.client,
+            url="",
+            request_id=request.request_id,
+            stage=request.stage,
+            outcome=self.outcome,
+            error=self.fault,
+            sent_ns=self._sent_ns,
+            done_ns=now_ns,
+            scheduled_ns=request.scheduled_ns,
+        )
+
+
+class _ClientNumbers:
+    """Client numbers of an open loop: the lowest free one, so that its connection is taken up again."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._opened = 0
+
+    def acquire(self) -> int:
+        if self._free:
+            return heapq.heappop(self._free)
+        self._opened += 1
+        return self._opened - 1
+
+    def release(self, lane: int) -> None:
+        heapq.heappush(self._free, lane)
+
+
+def _make_run_id(salt: str) -> str:
+    """Return the part of the request ids that tells this load from all others; equal salts give equal ids."""
+    token = hashlib.blake2b(salt.encode(), digest_size=4).hexdigest() if salt else secrets.token_hex(4)
+    return f"ollama-perf-{token}"

@@ -1,0 +1,1 @@
+"""Samples to numbers: definitions, summaries, confidence intervals, formatting."""

@@ -1,0 +1,95 @@
+"""The metrics: what each is called, its unit, and which direction is better. Everything else asks here.
+
+The words are those of ARCHITECTURE.md. A metric of shape ``PER_REQUEST`` has one value for each request, and so
+percentiles; ``POOLED`` has those and a value pooled over all requests; ``PER_RUN`` has one value for the run.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+class Better(str, enum.Enum):
+    HIGHER = "higher"
+    LOWER = "lower"
+
+
+class Shape(str, enum.Enum):
+    PER_REQUEST = "per request"
+    POOLED = "pooled"
+    PER_RUN = "per run"
+
+
+class Unit(str, enum.Enum):
+    """Units as they stand in files: seconds are floats, shares are 0..1."""
+
+    SECONDS = "s"
+    TOKENS_PER_SECOND = "tokens/s"
+    REQUESTS_PER_SECOND = "requests/s"
+    SHARE = "share"
+    BYTES = "B"
+    CELSIUS = "°C"
+    JOULES_PER_TOKEN = "J/token"
+
+
+STATS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
+"""Statistics over the requests of a run; percentiles interpolate linearly (Hyndman & Fan 1996, type 7)."""
+
+PERCENTILES = MappingProxyType({"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured quantity.
+
+    ``name`` is the word used in code, options, files and reports; ``help`` says in one line what it is.
+    """
+
+    name: str
+    unit: Unit
+    better: Better
+    shape: Shape
+    help: str
+
+    @property
+    def is_higher_better(self) -> bool:
+        return self.better is Better.HIGHER
+
+
+def _index_by_name(*metrics: Metric) -> MappingProxyType[str, Metric]:
+    return MappingProxyType({metric.name: metric for metric in metrics})
+
+
+_S, _T, _R = Unit.SECONDS, Unit.TOKENS_PER_SECOND, Unit.REQUESTS_PER_SECOND
+_UP, _DOWN = Better.HIGHER, Better.LOWER
+
+METRICS = _index_by_name(
+    Metric("tps", _T, _UP, Shape.POOLED, "eval-based tokens/s: sum of eval_count over sum of eval_duration"),
+    Metric(
+        "throughput", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the steady window (all clients busy)"
+    ),
+    Metric("throughput_whole", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the whole run"),
+    Metric("qps", _R, _UP, Shape.PER_RUN, "completed requests per second"),
+    Metric("ttft", _S, _DOWN, Shape.PER_REQUEST, "send to first non-empty response, content or thinking"),
+    Metric("ttfa", _S, _DOWN, Shape.PER_REQUEST, "send to first answer token of a thinking model"),
+    Metric(
+        "tpot", _S, _DOWN, Shape.PER_REQUEST, "time per output token on the server: eval_duration / (eval_count - 1)"
+    ),
+    Metric("itl", _S, _DOWN, Shape.PER_REQUEST, "gap between two chunks as the client saw them"),
+    Metric("latency", _S, _DOWN, Shape.PER_REQUEST, "send (scheduled time at a fixed rate) to done, client clock"),
+    Metric(
+        "queue", _S, _DOWN, Shape.PER_REQUEST, "total - load - prompt_eval - eval: the wait for a slot on the server"
+    ),
+    Metric("prefill_tps", _T, _UP, Shape.POOLED, "uncached prompt tokens per second"),
+    Metric("load_time", _S, _DOWN, Shape.PER_REQUEST, "what loading the model took"),
+    Metric("goodput", _R, _UP, Shape.PER_RUN, "requests per second that met every latency limit"),
+    Metric("error_rate", Unit.SHARE, _DOWN, Shape.PER_RUN, "failed requests over all requests"),
+    Metric("gpu_memory", Unit.BYTES, _DOWN, Shape.PER_RUN, "most GPU memory in use at once, on all GPUs of the server"),
+    Metric("gpu_temperature", Unit.CELSIUS, _DOWN, Shape.PER_RUN, "highest temperature of a GPU"),
+    Metric("joules_per_token", Unit.JOULES_PER_TOKEN, _DOWN, Shape.PER_RUN, "energy of all GPUs over generated tokens"),
+)
+
+TELEMETRY_METRICS = ("gpu_memory", "gpu_temperature", "joules_per_token")
+"""Metrics that are read beside the load, not computed from requests: they exist where there is telemetry."""

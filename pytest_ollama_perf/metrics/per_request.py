@@ -1,0 +1,208 @@
+"""The value each request contributes to a metric. A failed request is infinitely slow, never absent.
+
+What each metric counts for one successful request (all from one clock or from the server's own counters):
+
+========== ============================================================ ===========================================
+metric     value                                                        does not exist for
+========== ============================================================ ===========================================
+latency    done minus start; an open loop starts at the scheduled time  -
+ttft       first token minus start                                      embed; responses in one piece, without text
+ttfa       first answer token minus start; inf when it only thought     runs in which no model thought first
+tpot       eval_duration / (eval_count - 1)                             fewer than two tokens
+itl        every gap between two chunks, so many values per request     fewer than two chunks
+queue      total - load - prompt_eval - eval                            embed, whose work no counter covers
+load_time  load_duration                                                servers that sent none
+tps        eval_count / eval_duration                                   fewer than two tokens
+prefill    (prompt_eval_count - cached) / prompt_eval_duration          prompts that were cached whole
+========== ============================================================ ===========================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_ollama_perf.core.sample import Sample
+from pytest_ollama_perf.metrics.definitions import METRICS
+
+FloatArray = npt.NDArray[np.float64]
+_NS_PER_SECOND = 1e9  # ns; divided by, so that 300 ms are 0.3 s exactly, as a limit has it
+
+
+def list_request_values(metric: str, samples: Sequence[Sample]) -> list[float]:
+    """Return one value for each of ``samples`` (for ``itl`` one for each gap), in the metric's own unit.
+
+    A failed request counts as ``inf`` for a time and 0.0 for a rate. A request for which the metric does not exist is
+    left out; where it exists for none of the successful ones, the metric has no values at all. ``metric`` must have one
+    value per request: ``KeyError`` for ``throughput``, ``qps`` and the like.
+    """
+    return [float(value) for value in compute_values(metric, samples)]
+
+
+def compute_values(metric: str, samples: Sequence[Sample]) -> FloatArray:
+    """Return ``request_values`` as an array."""
+    succeeded = [sample for sample in samples if sample.ok]
+    found = compute_gaps(succeeded)[0] if metric == "itl" else _compute_each(metric, succeeded)
+    if succeeded and not len(found):
+        return found
+    worst = 0.0 if METRICS[metric].is_higher_better else math.inf
+    return np.concatenate([found, np.full(len(samples) - len(succeeded), worst)])
+
+
+def compute_gaps(succeeded: Sequence[Sample]) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """Return all gaps between chunks in seconds, and for each the position of its request in ``succeeded``."""
+    sizes = np.array([max(0, len(sample.chunk_ns) - 1) for sample in succeeded], dtype=np.intp)
+    if not sizes.sum():
+        return np.empty(0), np.empty(0, dtype=np.intp)
+    found = np.concatenate([np.diff(np.array(sample.chunk_ns, dtype=np.int64)) for sample in succeeded])
+    return found / _NS_PER_SECOND, np.repeat(np.arange(len(succeeded)), sizes)
+
+
+def _compute_each(metric: str, succeeded: Sequence[Sample]) -> FloatArray:
+    if metric == "ttfa" and not any(map(_has_thought, succeeded)):
+        return np.empty(0)
+    value = _VALUE_FUNCTIONS[metric]
+    return np.array([x for x in map(value, succeeded) if x is not None], dtype=np.float64)
+
+
+def _has_thought(sample: Sample) -> bool:
+    return sample.first_answer_ns is not None and sample.first_answer_ns != sample.first_token_ns
+
+
+def _compute_latency(sample: Sample) -> float:
+    return (sample.done_ns - sample.start_ns) / _NS_PER_SECOND
+
+
+def _compute_ttft(sample: Sample) -> float | None:
+    return None if sample.first_token_ns is None else (sample.first_token_ns - sample.start_ns) / _NS_PER_SECOND
+
+
+def _compute_ttfa(sample: Sample) -> float | None:
+    if sample.first_token_ns is None:
+        return None
+    return math.inf if sample.first_answer_ns is None else (sample.first_answer_ns - sample.start_ns) / _NS_PER_SECOND
+
+
+def _compute_tpot(sample: Sample) -> float | None:
+    count, duration = sample.counters.eval_count or 0, sample.counters.eval_duration_ns
+    return duration / _NS_PER_SECOND / (count - 1) if duration and count >= 2 else None
+
+
+def _compute_queue(sample: Sample) -> float | None:
+    counters = sample.counters
+    if counters.queue_ns is None or (counters.prompt_eval_duration_ns is None and counters.eval_duration_ns is None):
+        return None
+    return counters.queue_ns / _NS_PER_SECOND
+
+
+def _compute_load_time(sample: Sample) -> float | None:
+    loading = sample.counters.load_duration_ns
+    return None if loading is None else loading / _NS_PER_SECOND
+
+
+def _compute_tps(sample: Sample) -> float | None:
+    tokens, duration = read_decode(sample)
+    return tokens / duration if tokens >= 2 else None
+
+
+def _compute_prefill_tps(sample: Sample) -> float | None:
+    tokens, duration = read_prefill(sample)
+    return tokens / duration if tokens else None
+
+
+def read_decode(sample: Sample) -> tuple[int, float]:
+    """Return sampled tokens and the seconds they took; ``(0, 0.0)`` where the server told no such pair."""
+    count, duration = sample.counters.eval_count, sample.counters.eval_duration_ns
+    return (count, duration / _NS_PER_SECOND) if count and duration else (0, 0.0)
+
+
+def read_prefill(sample: Sample) -> tuple[int, float]:
+    """Return uncached prompt tokens and the seconds they took; ``(0, 0.0)`` where there are none."""
+    counters = sample.counters
+    fresh = (counters.prompt_eval_count or 0) - (counters.prompt_eval_cached_count or 0)
+    duration = counters.prompt_eval_duration_ns
+    return (fresh, duration / _NS_PER_SECOND) if fresh > 0 and duration else (0, 0.0)
+
+
+_VALUE_FUNCTIONS: MappingProxyType[str, Callable[[Sample], float | None]] = MappingProxyType(
+    {
+        "latency": _compute_latency,
+        "ttft": _compute_ttft,
+        "ttfa": _compute_ttfa,
+        "tpot": _compute_tpot,
+        "queue": _compute_queue,
+        "load_time": _compute_load_time,
+        "tps": _compute_tps,
+        "prefill_tps": _compute_prefill_tps,
+    }
+)
+
+
+EdgeArray = npt.NDArray[np.int64]
+Window = tuple[int, int]
+"""From and until, in nanoseconds of the samples' clock; empty where until is not after from."""
+
+
+def get_whole_window(samples: Sequence[Sample]) -> Window:
+    """Return first start (scheduled time of an open loop) to last done."""
+    return min(sample.start_ns for sample in samples), max(sample.done_ns for sample in samples)
+
+
+def get_steady_window(samples: Sequence[Sample]) -> Window:
+    """Return the time in which all clients were busy.
+
+    Closed loop: from when the last client sent its first request until the first client's last request ended. Open
+    loop: from the first to the last scheduled time.
+    """
+    scheduled = [sample.scheduled_ns for sample in samples if sample.scheduled_ns is not None]
+    if scheduled:
+        return min(scheduled), max(scheduled)
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for sample in samples:
+        first[sample.client] = min(sample.sent_ns, first.get(sample.client, sample.sent_ns))
+        last[sample.client] = max(sample.done_ns, last.get(sample.client, sample.done_ns))
+    return max(first.values()), min(last.values())
+
+
+def compute_window_s(window: Window) -> float:
+    return max(0, window[1] - window[0]) / 1e9
+
+
+def count_tokens(samples: Sequence[Sample], edges: EdgeArray) -> FloatArray:
+    """Return how many tokens arrived from each of ``edges`` (ns, itself not counted) up to the next.
+
+    A streamed request's eval_count is spread evenly over its chunks; one that came in a single piece evenly over its
+    eval_duration, which ended when it was done. Failed requests made none.
+    """
+    return np.asarray(np.diff(_count_tokens_before(samples, edges)))
+
+
+def count_completed(samples: Sequence[Sample], edges: EdgeArray) -> FloatArray:
+    """Return how many requests succeeded between each pair of neighbouring ``edges`` (ns)."""
+    done = np.sort(np.array([sample.done_ns for sample in samples if sample.ok], dtype=np.int64))
+    return np.diff(np.searchsorted(done, edges, side="right")).astype(float)
+
+
+def split_window(window: Window, parts: int = 1) -> EdgeArray:
+    """Return the ``parts + 1`` borders of equal parts of ``window``."""
+    return np.linspace(window[0], window[1], parts + 1).astype(np.int64)
+
+
+def _count_tokens_before(samples: Sequence[Sample], edges: EdgeArray) -> FloatArray:
+    made = np.zeros(len(edges))
+    for sample in samples:
+        tokens = sample.counters.eval_count
+        if not sample.ok or not tokens:
+            continue
+        if len(sample.chunk_ns) > 1:
+            arrived = np.searchsorted(np.array(sample.chunk_ns, dtype=np.int64), edges, side="right")
+            made += tokens / len(sample.chunk_ns) * arrived
+        else:
+            took = max(1, sample.counters.eval_duration_ns or 0)
+            made += tokens * np.clip((edges - (sample.done_ns - took)) / took, 0.0, 1.0)
+    return made

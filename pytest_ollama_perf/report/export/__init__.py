@@ -1,1 +1,0 @@
-"""Files for other tools: each module writes one format from the document of a session."""

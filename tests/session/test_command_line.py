@@ -1,0 +1,192 @@
+"""The options as pytest shows them, and that each does something, from the command line and from the ini file."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_ollama_perf.config.settings import OPTIONS
+
+HELP = """\
+performance of models served by Ollama:
+  --ollama-url=URL      the Ollama server to test: host, host:port or URL, as
+                        OLLAMA_HOST accepts them; `sim:` or
+                        `sim:?slots=4&tps=80` is the built-in simulator; repeat
+                        it for several servers, `http://gpu-box:11434#weight=2`
+                        gets twice its part (default: OLLAMA_HOST, else
+                        127.0.0.1:11434)
+  --ollama-baseline-url=URL
+                        the server that ollama_ab and ollama.compare take as the
+                        baseline; --ollama-url is the candidate
+  --ollama-allow-down   with several servers: leave out those that do not
+                        answer, instead of counting their requests as failed
+  --ollama-model=NAME   the model of tests whose marker names none
+  --ollama-report=TYPE:PATH
+                        write a report after the run, for example
+                        `html:perf.html`; repeatable; types: json, html,
+                        markdown, openmetrics, csv, benchstat, bencher,
+                        github-bigger, github-smaller
+  --ollama-strict       fail tests whose verdict is unsure or incomparable, too
+  --ollama-store=PLACE  where the history is kept: a folder (default:
+                        .ollama-perf) or a database URL
+  --ollama-save         add the valid runs of this session to the history
+  --ollama-require-baseline
+                        fail tests that have no history to be judged against
+  --ollama-max-runs=N   how many runs, each on a freshly loaded model, a verdict
+                        against history may take: 1 to 3 (default: 3)
+  --ollama-run-spacing=SECONDS
+                        how far apart these runs begin at least where the first
+                        looks slower: short runs in a row share a mood of the
+                        machine; not waited for on the simulator (default: 10)
+  --ollama-margin=METRIC=PERCENT
+                        how much worse than history is accepted, for example
+                        `tps=5%` or `ttft.p95=25%`; repeatable
+  --ollama-benchmark    show pytest-benchmark the latencies of load tests: in
+                        its table, JSON and comparisons
+  --ollama-no-properties
+                        give tests no properties, for readers of JUnit XML that
+                        know them on suites only (Jenkins' xUnit plugin)
+  --ollama-no-github    in GitHub Actions: add no results to the job's summary,
+                        no annotations for failures
+  --ollama-header='NAME: VALUE'
+                        a header for every request, for example `X-Team: ml`;
+                        repeatable; values are never shown
+  --ollama-ca-file=FILE
+                        certificate authorities (PEM) to trust for https servers
+  --ollama-insecure     do not verify the certificates of https servers
+  --ollama-telemetry=COMMAND
+                        a command that prints what the server's GPU does while a
+                        load runs, as JSON lines or CSV of nvidia-smi, for
+                        example `ssh gpu-box nvidia-smi --query-gpu=index,name,d
+                        river_version,utilization.gpu,memory.used,memory.total,p
+                        ower.draw,temperature.gpu,clocks.sm,clocks_event_reasons
+                        .active --format=csv -l 1`; `off` reads nothing
+                        (default: the GPUs of this machine where the server runs
+                        on it; needs the extra gpu)
+  --ollama-server-env=NAME=VALUE
+                        a setting of the server that its API does not show, for
+                        example `OLLAMA_NUM_PARALLEL=4`; part of the
+                        fingerprint; repeatable
+"""
+
+MARKER = """\
+@pytest.mark.ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
+    It goes to the Ollama server (--ollama-url) before the test's body runs; a
+    broken limit fails the test. All words have defaults.
+    Load: model, endpoint, stream, concurrency or rate or stages, arrival,
+    requests or duration, drain, warmup, think_time, prompt or prompts (with
+    weights: a mapping) or dataset, prompt_words, turns, images, prefix, raw,
+    num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold,
+    timeout, balance, retries, reuse_connections.
+    Stages: [{'rate': 8, 'ramp': '30s'}, {'rate': 8, 'for': '5m'}].
+    Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
+    max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
+    limits={'ttft.p95': '<= 300ms'}.
+    Nearer markers win word by word; parameters of the same name count, too.
+"""
+
+
+def shown(perf, option: str) -> str:
+    return perf.run(option).out + "\n"
+
+
+def test_help_reads_well_at_eighty_columns(perf) -> None:
+    assert HELP in shown(perf, "--help")
+
+
+def test_help_has_every_option_as_an_ini_key_of_the_right_type(perf) -> None:
+    text = shown(perf, "--help")
+    assert [option.key for option in OPTIONS if f"\n  {option.key} ({option.ini_type}):" not in text] == []
+
+
+def test_markers_read_well_at_eighty_columns(perf) -> None:
+    text = shown(perf, "--markers")
+    assert MARKER in text
+    start = text.index("@pytest.mark.ollama_")
+    assert [line for line in text[start:].partition("\n\n")[0].splitlines() if len(line) > 80] == []
+
+
+def test_fixtures_read_well_at_eighty_columns(perf) -> None:
+    text = shown(perf, "--fixtures").partition("fixtures defined from pytest_ollama_perf.plugin")[2]
+    named = [line.partition(" -- ")[0] for line in text.splitlines() if " -- " in line]
+    assert [name for name in named if name.startswith("ollama")] == named[: len(named)]
+    for name in ("ollama", "ollama_load", "ollama_url [session scope]", "ollama_simulator"):
+        assert name in named
+    assert [line for line in text.splitlines() if line.startswith("    ") and len(line) > 80] == []
+    assert "no docstring available" not in text
+
+
+LOAD = "requests=20, warmup=0, num_predict=4"
+MODEL = f"@pytest.mark.ollama_load(model='tiny', {LOAD})\ndef test_it():\n    pass"
+
+
+def fingerprint(found) -> dict:
+    return found.report["tests"][0]["loads"][0]["fingerprint"]
+
+
+def ini(*lines: str) -> str:
+    return "[pytest]\n" + "\n".join(lines)
+
+
+def test_an_undecided_limit_passes_unless_asked_to_be_strict(perf) -> None:
+    perf.write(f"@pytest.mark.ollama_load(model='tiny', {LOAD}, max_p99_ttft=60)\ndef test_it():\n    pass")
+    assert perf.run().counts == {"passed": 1}
+    found = perf.run("--ollama-strict")
+    assert found.counts == {"failed": 1}
+    assert [test["verdict"] for test in found.report["tests"]] == ["unsure"]
+    perf.write("", pytest=ini("ollama_strict = true"))
+    perf.write(f"@pytest.mark.ollama_load(model='tiny', {LOAD}, max_p99_ttft=60)\ndef test_it():\n    pass")
+    assert perf.run().counts == {"failed": 1}
+
+
+def test_only_save_adds_to_the_history_and_to_the_place_that_was_named(perf) -> None:
+    perf.write(MODEL)
+    perf.run()
+    assert not (perf.path / ".ollama-perf").exists()
+    perf.run("--ollama-save")
+    assert list((perf.path / ".ollama-perf").rglob("*.json*"))
+    perf.run("--ollama-save", "--ollama-store=elsewhere")
+    assert list((perf.path / "elsewhere").rglob("*.json*"))
+
+
+def test_a_required_baseline_fails_what_has_none(perf) -> None:
+    perf.write(MODEL)
+    found = perf.run("--ollama-require-baseline")
+    assert found.counts == {"failed": 1}
+    assert [test["verdict"] for test in found.report["tests"]] == ["new"]
+    assert perf.run("--ollama-save").counts == {"passed": 1}
+    assert perf.run("--ollama-require-baseline").counts == {"passed": 1}
+
+
+def test_declared_settings_of_the_server_are_part_of_the_fingerprint(perf) -> None:
+    perf.write(MODEL, pytest=ini("ollama_server_env =", "    OLLAMA_NUM_PARALLEL=4", "    OLLAMA_FLASH_ATTENTION=1"))
+    assert fingerprint(perf.run())["server_env"] == {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_FLASH_ATTENTION": "1"}
+    assert fingerprint(perf.run("--ollama-server-env=A=b"))["server_env"] == {"A": "b"}
+
+
+CALM = "--ollama-margin=ttft=1000%"
+"""The time to the first token passes through this machine, which may be busy; tokens/s is the simulator's word."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verdict"),
+    [((), "regressed"), (("--ollama-margin=tps=400%",), "ok")],
+)
+def test_a_margin_decides_what_is_a_regression(perf, arguments: tuple[str, ...], verdict: str) -> None:
+    perf.write("@pytest.mark.ollama_load(requests=20, warmup=1, num_predict=20)\ndef test_it():\n    pass")
+    fast, slow = (f"sim:?load_time=0&models=one&tps={tps}&prefill_tps=2000" for tps in (4000, 2000))
+    for _ in range(3):
+        assert perf.run("--ollama-save", CALM, url=fast).counts == {"passed": 1}
+    found = perf.run(*arguments, CALM, url=slow)
+    assert [test["verdict"] for test in found.report["tests"]] == [verdict]
+
+
+def test_max_runs_bounds_how_often_a_load_is_fired(perf) -> None:
+    perf.write("@pytest.mark.ollama_load(requests=20, warmup=1, num_predict=20)\ndef test_it():\n    pass")
+    fast, slow = (f"sim:?load_time=0&models=one&tps={tps}&prefill_tps=2000" for tps in (4000, 3700))
+    for _ in range(3):
+        assert perf.run("--ollama-save", CALM, url=fast).counts == {"passed": 1}
+    runs = {
+        most: len(perf.run(f"--ollama-max-runs={most}", CALM, url=slow).report["tests"][0]["loads"]) for most in (1, 3)
+    }
+    assert runs[1] == 1
+    assert 1 < runs[3] <= 3
