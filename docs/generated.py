@@ -259,7 +259,7 @@ def doctor_problems() -> str:
     return table(("finding", "meaning"), [(name, _meaning(meanings.DOCTOR, name)) for name in names])
 
 
-_DOCTOR = re.compile(r"/(cli/\w+|verdict/(ability|noise))\.py$")
+_DOCTOR = re.compile(r"/(cli/\w+|analysis/(client_limits|noise))\.py$")
 
 
 def problem_names(*, of_doctor: bool = False) -> list[str]:

@@ -255,13 +255,13 @@ def _build_load_groups(reader: _ContractParser, model: str, layers: tuple[_Layer
     """Yield a group for every load that the nearest of ``layers`` stands for: one at each concurrency or rate."""
     words = merge_options([layer.options for layer in layers])
     clauses = [clause for written in _merge_layers(layers, "clauses").values() for clause in written]
-    require = tuple(_merge_layers(layers, "require").values())
+    require = tuple(_merge_layers(layers, "preconditions").values())
     path, name = layers[0].path, layers[0].name
     for several in _expand_lists(words):
         spec = reader.attempt(path, _build_load_spec, model, several, reader.settings.model)
         if spec is not None:
             group = _build_group(reader, model, name, spec, clauses, path)
-            yield msgspec.structs.replace(group, require=require)
+            yield msgspec.structs.replace(group, preconditions=require)
 
 
 def _merge_layers(layers: Iterable[_Layer], field_name: str) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def _build_experiment_group(
         key, gate = next(iter(kind.own_metrics.items()))
         reader.add_fault(path, f"no clause: add {key} = '{gate.example}'")
         return
-    require = _merge_layers(layers, "require") | _parse_preconditions(
+    require = _merge_layers(layers, "preconditions") | _parse_preconditions(
         reader, table.get("require", {}), (*path, "require")
     )
     named = {} if model == DEFAULT_MODEL else {"model": model}
@@ -303,7 +303,7 @@ def _build_experiment_group(
     if experiment is not None:
         line = toml.find_line(reader.lines, path)
         group = ClauseGroup(model=model, name=kind.name, line=line, experiment=experiment, clauses=tuple(clauses))
-        yield msgspec.structs.replace(group, require=tuple(require.values()))
+        yield msgspec.structs.replace(group, preconditions=tuple(require.values()))
 
 
 def _parse_experiment_table(

@@ -28,10 +28,10 @@ class Given:
     def __init__(self, command_line: dict[str, object] | None = None, ini: dict[str, object] | None = None) -> None:
         self._command_line, self._ini = command_line or {}, ini or {}
 
-    def command_line(self, option: Option) -> object:
+    def read_command_line(self, option: Option) -> object:
         return self._command_line.get(option.name)
 
-    def ini(self, option: Option) -> object:
+    def read_ini(self, option: Option) -> object:
         return self._ini.get(option.name)
 
 
