@@ -66,7 +66,7 @@ def errors_ms(report: Report) -> tuple[float, ...]:
     for since in (0, 2):
         errors = [
             (first - sent - served[name][1] + served[name][since]) / 1e6
-            for name, (sent, first) in report["ttft"].get_list()
+            for name, (sent, first) in report["ttft"].items()
         ]
         values += [statistics.median(errors), statistics.quantiles(errors, n=100, method="inclusive")[98]]
     return tuple(values)

@@ -158,7 +158,7 @@ def test_a_model_that_stays_loaded_is_an_error_in_the_end():
 MISSING = (404, {"error": "model 'tiy' not found"})
 
 
-@pytest.mark.parametrize("ask", ["show", "load", "installed"])
+@pytest.mark.parametrize("ask", ["get_model_info", "load", "get_installed"])
 def test_a_missing_model_names_what_to_type_and_what_is_near(ask):
     with pytest.raises(ModelNotFoundError) as caught:
         getattr(control(Server(show=MISSING, generate=MISSING)), ask)("tiy")

@@ -307,7 +307,7 @@ def test_headers_and_trailers_without_end_are_stopped(prefix):
 
 
 def test_a_stream_without_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(exchange_module, "OBJECT_LIMIT", 3)
+    monkeypatch.setattr(exchange_module, "MAX_STREAM_OBJECTS", 3)
     assert answer(HEAD, *[chunk(token("a"))] * 4).error == "a stream of more than 3 tokens"
 
 

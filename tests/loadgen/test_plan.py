@@ -87,7 +87,7 @@ def test_an_option_that_agrees_with_a_named_word_is_no_contradiction():
 
 def test_bodies_encoded_ahead_and_later_are_the_same(monkeypatch):
     ahead = LoadPlan(closed(requests=30))
-    monkeypatch.setattr(plan, "_ENCODED_AHEAD_BYTES", 2000)
+    monkeypatch.setattr(plan, "_MAX_PRE_ENCODED_BYTES", 2000)
     bounded = LoadPlan(closed(requests=30))
     later = LoadPlan(closed(**timed(duration_s=1.0)))
     indices = range(30)

@@ -200,7 +200,7 @@ def test_a_second_ctrl_c_while_stopping_still_hands_over():
 
 
 def test_a_loop_that_hangs_does_not_keep_the_caller(monkeypatch):
-    monkeypatch.setattr(runner, "_STOP_WITHIN_S", 0.02)
+    monkeypatch.setattr(runner, "_STOP_TIMEOUT_S", 0.02)
     release = threading.Event()
 
     def hang():
@@ -240,7 +240,7 @@ def test_a_mistake_in_the_callers_choice_raises_as_it_is_and_keeps_the_samples()
 
 @pytest.mark.parametrize("ending", ["raises", "hangs"])
 def test_a_backend_that_cannot_close_loses_nothing(ending, monkeypatch):
-    monkeypatch.setattr(runner, "_CLOSE_WITHIN_S", 0.01)
+    monkeypatch.setattr(runner, "_CLOSE_TIMEOUT_S", 0.01)
 
     class Unclosable(Quick):
         async def aclose(self):
