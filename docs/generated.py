@@ -21,10 +21,10 @@ import meanings
 import msgspec
 
 from pytest_ollama_perf import cli, plugin
-from pytest_ollama_perf.analysis import epochs, gate
-from pytest_ollama_perf.analysis.gate import FAMILY_ALPHA
+from pytest_ollama_perf.analysis import epochs
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.limits import list_limit_options
-from pytest_ollama_perf.analysis.run_value import POLICIES, PRIOR_DF
+from pytest_ollama_perf.analysis.run_value import POLICIES
 from pytest_ollama_perf.config.load_options import JUDGING_OPTIONS, LOAD_OPTIONS, build_load_spec
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 from pytest_ollama_perf.config.settings import OPTIONS, Option
@@ -199,28 +199,8 @@ def policies() -> str:
 
 def constants() -> str:
     """Return the constants of the gate."""
-    rows = [
-        ("stored runs in a history, the newest", gate.WINDOW),
-        ("candidate runs, at most", gate.MAX_RUNS),
-        ("level of one (test, metric) pair", f"{gate.ALPHA:g}"),
-        ("level of a whole build", f"{FAMILY_ALPHA:g}"),
-        ("chance that one look passes a change of the whole margin", f"{gate._BETA:g}"),
-        ("a single run that looks no worse than this speaks against a change, p", f"{gate._SINGLE_ALPHA:g}"),
-        ("margins after which two runs are enough to convict", f"{gate._GROSS_MARGINS:g}"),
-        ("usual deviations between runs beyond which a spell is assumed", f"{gate._SHARED_SDS:g}"),
-        (
-            "a change that no spell explains: margins, and deviations of the spells",
-            f"{gate._SHARED_MARGINS:g}, {gate._SHARED_DEVIATIONS:g}",
-        ),
-        (
-            "Hampel filter: stored runs it needs, deviations it allows",
-            f"{gate._MIN_FOR_FILTER}, {gate._FILTER_DEVIATIONS:g}",
-        ),
-        ("smallest scale of the filter", f"{gate._MIN_SCALE:.0%}"),
-        ("share of runs it may drop", f"{gate._MAX_DROPPED_SHARE:.0%}"),
-        ("runs that the expected deviation is worth", f"{PRIOR_DF:g}"),
-    ]
-    return table(("constant", "value"), rows)
+    rows = [(code(each.name), f"{each.value:g}", each.meaning, each.origin) for each in GATE_PARAMETERS.describe()]
+    return table(("constant", "value", "meaning", "origin"), rows)
 
 
 def generations() -> str:

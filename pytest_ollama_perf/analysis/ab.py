@@ -15,11 +15,11 @@ from scipy.special import stdtr, stdtrit
 
 from pytest_ollama_perf.analysis.epochs import compare_counter_meaning
 from pytest_ollama_perf.analysis.findings import Finding
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
 from pytest_ollama_perf.analysis.run_value import (
     GATING_METRICS,
     POLICIES,
-    PRIOR_DF,
     MetricPolicy,
     build_evidence,
     compute_run_value,
@@ -107,9 +107,10 @@ def _judge_blocks(
     differences: Sequence[float], more: int, prior_sd: float, limit: float, alpha: float
 ) -> BlockComparison:
     blocks = len(differences)
-    d, df = math.fsum(differences) / blocks, PRIOR_DF + blocks - 1
+    prior_df = GATE_PARAMETERS.prior_df
+    d, df = math.fsum(differences) / blocks, prior_df + blocks - 1
     squares = math.fsum((one - d) ** 2 for one in differences)
-    se = math.sqrt((PRIOR_DF * prior_sd**2 + squares) / df / blocks)
+    se = math.sqrt((prior_df * prior_sd**2 + squares) / df / blocks)
     p = 2.0 * float(stdtr(df, -abs(d) / se))
     reach = float(stdtrit(df, 0.975)) * se
     if p < alpha:

@@ -13,7 +13,8 @@ from statistics import median
 import msgspec
 
 from pytest_ollama_perf.analysis.epochs import Acceptance, Change, StoredRuns, find_epoch_starts, select_baseline
-from pytest_ollama_perf.analysis.gate import WINDOW, BaselineFit, GateRule, fit_baseline
+from pytest_ollama_perf.analysis.gate import BaselineFit, GateRule, fit_baseline
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.run_value import POLICIES, RunEvidence, build_evidence, to_value
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
@@ -131,7 +132,7 @@ class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
 
 def build_history_view(history: StoredRuns, now: Sequence[Run]) -> HistoryView:
     """Return the past that ``now``, at least one new run, was judged against."""
-    compared = select_baseline(history, now[0], WINDOW).runs
+    compared = select_baseline(history, now[0], GATE_PARAMETERS.window).runs
     comparable = [*select_baseline(history, now[0]).runs, *now]
     shown = [*history.runs, *now][-MAX_VIEW_RUNS:]
     evidence = {run.id: build_evidence(run) for run in (*shown, *comparable)}

@@ -1,12 +1,13 @@
-"""The gate: is this build slower than its history, as far as a few runs can tell?
+"""The gate: is this build slower than its history, as far as a few runs can show?
 
-A moderated t prediction interval (Smyth 2004: the variance between runs is shrunk towards what is usual for the metric)
-around the stored runs that pass a Hampel filter, and up to three candidate runs, each on a freshly loaded model. Any
-run may show that all is well. That something is wrong is said after the last, and only if every run agrees: a machine
-that is slow for a while is slow for two runs as often as not, and two that may convict double the false alarms.
+The gate computes a moderated t prediction interval (Smyth 2004: the variance between runs is shrunk towards the usual
+variance of the metric) around the stored runs that pass a Hampel filter. It compares up to three candidate runs with
+it, each on a freshly loaded model. ``ok`` is possible after any run. ``regressed`` is possible only after the last run,
+and only if every run agrees: a machine that is temporarily slow often stays slow for two runs, and deciding after two
+would double the false alarms.
 
-Where stored runs differ more than is usual, what is beyond the usual comes in spells (a busy neighbour, heat, where the
-system put a process), and the runs of one build share a spell: to convict, three of them count little more than one.
+If stored runs differ more than usual, the excess is shared (between-build) variance: other processes, heat or the
+placement of a process slow all runs of one build alike. For ``regressed``, three such runs count little more than one.
 """
 
 from __future__ import annotations
@@ -19,96 +20,78 @@ from statistics import median
 
 from scipy.special import stdtr, stdtrit
 
-from pytest_ollama_perf.analysis.run_value import PRIOR_DF, MetricPolicy
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS, GateParameters
+from pytest_ollama_perf.analysis.run_value import MetricPolicy
 from pytest_ollama_perf.core.verdict import VerdictStatus
 
-WINDOW = 20
-"""How many stored runs, the newest, make a history."""
-ALPHA = 0.01
-MAX_RUNS = 3
-_BETA = 0.045
-"""The chance that one look passes a build that is worse by the whole margin."""
+TWO_MODES_NOTE = "the stored runs form two groups; none was excluded"
 
-_SINGLE_ALPHA = 0.35
-"""A run that looks no worse than this by itself speaks against a change."""
-
-_GROSS_MARGINS = 4.0
-"""A regression this many margins large is not asked for its last run."""
-
-_SHARED_SDS = 1.2
-"""Between-run deviations beyond this many usual ones are put down to spells."""
-
-_SHARED_MARGINS = 2.5
-_SHARED_DEVIATIONS = 2.0
-"""A difference that is this many margins and this many deviations of the spells large is put down to none of them."""
-
-_POWER = 0.80
-_MAX_RUNS_NAMED = 20
-
-_MIN_FOR_FILTER = 5
-_FILTER_DEVIATIONS = 3.5
-_MIN_SCALE = 0.01
-_MAX_DROPPED_SHARE = 0.2
 _MAD_BIAS = (0.75, 0.79, 0.83, 0.85, 0.87, 0.88)
-_MAD_BIAS_AT_WINDOW = 0.94
-
-TWO_MODES_NOTE = "the stored runs fall into two groups, none was left out"
+_MAD_BIAS_COUNTS = (5, 10, 20)
+"""The counts of the first and the last value of ``_MAD_BIAS``, and that of ``_MAD_BIAS_LAST``."""
+_MAD_BIAS_LAST = 0.94
 
 
 @dataclass(frozen=True)
 class GateRule:
-    """What the gate needs to know of a metric; ``margin`` is a share (0.05: 5 % worse is accepted).
+    """How the gate judges one metric. ``margin`` is relative: 0.05 accepts a slowdown of 5 %.
 
-    ``scatter`` is how much the requests of a run alone let its value vary (``Evidence.scatter``); where that is more
-    than the deviation between runs that is usual, it is expected between runs too.
+    ``prior_sd`` is the expected standard deviation between runs. ``scatter`` is the standard error of a run's value
+    from the variation of its own requests (``RunEvidence.estimate_scatter``). If it exceeds ``prior_sd``, the same
+    variation is expected between runs.
 
     Raises:
-        ValueError: a negative margin or scatter, a prior that is not above 0 (it keeps the gate from certainty), no
-            runs at all.
+        ValueError: a negative margin or scatter, a ``prior_sd`` that is not above 0 (it would make the gate certain),
+            or no runs at all.
     """
 
     margin: float
     prior_sd: float
-    prior_df: float = PRIOR_DF
-    max_runs: int = MAX_RUNS
+    max_runs: int = GATE_PARAMETERS.max_runs
     scatter: float = 0.0
+    parameters: GateParameters = GATE_PARAMETERS
 
     def __post_init__(self) -> None:
-        priors = self.prior_sd > 0.0 and self.prior_df > 0.0
-        if not (priors and self.margin >= 0.0 and self.scatter >= 0.0 and self.max_runs >= 1):
+        if not (self.prior_sd > 0.0 and self.margin >= 0.0 and self.scatter >= 0.0 and self.max_runs >= 1):
             raise ValueError(
-                f"{self}: margin and scatter must be 0 or more, prior_sd and prior_df above 0, max_runs at least 1"
+                f"margin={self.margin:g}, scatter={self.scatter:g}, prior_sd={self.prior_sd:g}, "
+                f"max_runs={self.max_runs}: margin and scatter must be 0 or more, prior_sd above 0, max_runs at least 1"
             )
 
     @classmethod
     def from_policy(
-        cls, policy: MetricPolicy, margin: float | None = None, max_runs: int = MAX_RUNS, scatter: float = 0.0
+        cls,
+        policy: MetricPolicy,
+        margin: float | None = None,
+        max_runs: int = GATE_PARAMETERS.max_runs,
+        scatter: float = 0.0,
     ) -> GateRule:
-        """Return the rule of ``policy``, with a ``margin`` of one's own where one is given."""
+        """Return the rule of ``policy``; ``margin`` replaces that of the policy."""
         margin = policy.margin if margin is None else margin
         return cls(margin, policy.prior_sd, max_runs=max_runs, scatter=scatter)
 
     @property
     def expected_sd(self) -> float:
-        """The deviation between runs to expect before any history is seen."""
+        """The standard deviation between runs that is expected without any history."""
         return max(self.prior_sd, self.scatter)
 
     @property
     def unshared_sd(self) -> float:
-        """The deviation between runs beyond which there are spells."""
-        return _SHARED_SDS * self.prior_sd
+        """The standard deviation between runs up to which the runs of one build count as independent."""
+        return self.parameters.unshared_deviations * self.prior_sd
 
     @property
     def has_shared_variance(self) -> bool:
-        """Whether already the requests of one run show spells."""
+        """Whether already the requests of one run vary so much that variance is shared."""
         return self.scatter > self.unshared_sd
 
 
 @dataclass(frozen=True)
 class BaselineFit:
-    """What the stored runs say: mean and standard deviation of a run's cost, with ``df`` degrees of freedom.
+    """Mean and standard deviation of the stored runs' costs, with ``df`` degrees of freedom.
 
-    ``spell_sd`` is the part of ``sd`` that the runs of one build share.
+    ``shared_sd`` is the part of ``sd`` that the runs of one build share (between-build variance). ``kept`` and
+    ``dropped`` are the costs that passed the Hampel filter and those that did not.
     """
 
     mean: float
@@ -119,26 +102,28 @@ class BaselineFit:
     dropped: tuple[float, ...]
     notes: tuple[str, ...] = ()
 
-    def compute_se(self, runs: int, spell_sd: float = 0.0) -> float:
-        """Return the standard error of the difference between ``runs`` candidate runs and the stored ones."""
-        return _compute_se(self.sd, spell_sd, runs, len(self.kept))
+    def compute_independent_se(self, runs: int, stored: int | None = None) -> float:
+        """Return the standard error of the difference between ``runs`` candidate runs and ``stored`` ones (default: as
+        many as there are), if the candidate runs are independent."""
+        return self.sd * math.sqrt(1.0 / runs + 1.0 / (stored or len(self.kept)))
 
-
-def _compute_se(sd: float, spell_sd: float, runs: int, stored: int) -> float:
-    shared = spell_sd**2
-    return math.sqrt((sd**2 - shared) / runs + shared + sd**2 / stored)
+    def compute_shared_se(self, runs: int, stored: int | None = None) -> float:
+        """Return the same standard error, if the candidate runs share the between-build variance: that part does not
+        decrease with more of them."""
+        shared = self.shared_sd**2
+        return math.sqrt((self.sd**2 - shared) / runs + shared + self.sd**2 / (stored or len(self.kept)))
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the gate found. Differences are of costs: above 0 is worse, ``change`` is ``exp(d) - 1``.
+    """The result of the gate. Differences are of costs: above 0 is worse, and ``change`` is ``exp(d) - 1``.
 
-    ``low``..``high`` is the 95 % interval of ``change``; ``p`` the chance of a difference at least as bad with nothing
-    changed; ``detectable`` the change that these runs would show four times in five. ``more_runs`` and ``more_stored``
-    say what would settle an unsure verdict if the difference stays as it is: so many candidate runs or, where no number
-    of them would, so many stored ones, each in all. ``again`` asks for one more candidate run now; ``suspect`` says
-    that the difference is large enough for further runs to convict. Without a baseline or without data the numbers are
-    ``NaN``.
+    ``low`` to ``high`` is the 95 % interval of ``change``. ``p`` is the probability of a difference at least this large
+    if nothing changed. ``detectable`` is the change that these runs detect with 80 % power. ``more_runs`` or
+    ``more_stored`` is the total number of candidate runs, or if more of those would not help of stored runs, with which
+    an unsure verdict would become conclusive if the difference stays the same. ``again`` requests one more candidate
+    run now. ``suspect`` means that further runs could lead to ``regressed``. Without a baseline or without data the
+    numbers are ``NaN``.
     """
 
     word: VerdictStatus
@@ -161,12 +146,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Candidate runs beside their baseline: a difference and how well it is known."""
+    """Candidate runs and their baseline: the difference and its standard error."""
 
     baseline: BaselineFit
     runs: tuple[float, ...]
     rule: GateRule
     alpha: float
+
+    @property
+    def parameters(self) -> GateParameters:
+        return self.rule.parameters
 
     @property
     def d(self) -> float:
@@ -178,31 +167,32 @@ class _Comparison:
 
     @property
     def max_shared_difference(self) -> float:
-        """The difference that no spell explains: none, where already the requests of one run show them."""
+        """The difference that shared variance cannot explain; infinite if the requests of one run show it already."""
         if self.rule.has_shared_variance:
             return math.inf
-        return max(_SHARED_MARGINS * self.limit, _SHARED_DEVIATIONS * self.baseline.shared_sd)
+        return max(
+            self.parameters.shared_margins * self.limit, self.parameters.shared_deviations * self.baseline.shared_sd
+        )
 
-    @property
-    def shared_sd(self) -> float:
-        """How much of the difference a spell may explain."""
-        return self.baseline.shared_sd if abs(self.d) < self.max_shared_difference else 0.0
+    def compute_se(self, runs: int, stored: int | None = None) -> float:
+        """Return the standard error for this difference: the shared one, unless the difference is too large for it."""
+        if abs(self.d) < self.max_shared_difference:
+            return self.baseline.compute_shared_se(runs, stored)
+        return self.baseline.compute_independent_se(runs, stored)
 
     @property
     def se(self) -> float:
-        return self.baseline.compute_se(len(self.runs), self.shared_sd)
+        return self.compute_se(len(self.runs))
 
     @property
     def ok(self) -> bool:
-        """Whether so large a slow-down as the margin can be ruled out. A spell is no reason to ask for more runs."""
+        """Whether a slowdown of the margin is ruled out. Shared variance is no reason to request more runs."""
         return self.can_rule_out(len(self.runs), len(self.baseline.kept), self.baseline.df)
 
     def can_rule_out(self, runs: int, stored: int, df: float) -> bool:
-        """Whether this difference, found in so many runs, would rule the margin out."""
-        return (
-            self.d + _compute_t_quantile(1.0 - _BETA, df) * _compute_se(self.baseline.sd, 0.0, runs, stored)
-            < self.limit
-        )
+        """Whether this difference, found in ``runs`` candidate runs, would rule out a slowdown of the margin."""
+        quantile = _compute_t_quantile(1.0 - self.parameters.beta, df)
+        return self.d + quantile * self.baseline.compute_independent_se(runs, stored) < self.limit
 
     def compute_p(self, difference: float, se: float) -> float:
         return float(stdtr(self.baseline.df, -difference / se))
@@ -211,25 +201,26 @@ class _Comparison:
         return difference >= self.limit / 2
 
     def has_moved(self, sign: int) -> bool:
-        """Whether the cost went up (``sign`` +1) or down (-1) by half the margin or more, and every run agrees."""
+        """Whether the cost increased (``sign`` +1) or decreased (-1) by at least half the margin in every run."""
         difference = sign * self.d
         if not (self.is_notable(difference) and self.compute_p(difference, self.se) < self.alpha):
             return False
-        se = self.baseline.compute_se(1)
-        return all(self.compute_p(sign * (run - self.baseline.mean), se) < _SINGLE_ALPHA for run in self.runs)
+        se, most = self.baseline.compute_independent_se(1), self.parameters.single_alpha
+        return all(self.compute_p(sign * (run - self.baseline.mean), se) < most for run in self.runs)
 
     def has_enough_runs(self, runs: int) -> bool:
-        """Whether so many runs are enough for ``regressed``: the last one allowed, or two of a gross difference."""
-        return runs >= self.rule.max_runs or (runs >= 2 and self.d >= _GROSS_MARGINS * self.limit)
+        """Whether ``runs`` are enough for ``regressed``: all that are allowed, or two with a gross difference."""
+        return runs >= self.rule.max_runs or (runs >= 2 and self.d >= self.parameters.gross_margins * self.limit)
 
 
 def judge_runs(
-    history: Sequence[float], candidates: Sequence[float], rule: GateRule, alpha: float = ALPHA
+    history: Sequence[float], candidates: Sequence[float], rule: GateRule, alpha: float = math.inf
 ) -> Judgement:
-    """Judge the run values (costs) ``candidates`` against those of ``history``, oldest first.
+    """Judge the costs ``candidates`` against those of ``history``, oldest first.
 
-    ``alpha`` is what the build's other tests leave of the chance of a false alarm (``family``). An infinite candidate
-    failed; an infinite or missing (``NaN``) stored run is no baseline and left out; a missing candidate is never ok.
+    ``alpha`` is the level that the other tests of the build leave (``ErrorBudget``); it never exceeds
+    ``GateParameters.alpha``. An infinite cost is a run that failed: as a candidate it counts as slower than anything,
+    as a stored run it is excluded, like a missing one (``NaN``). A missing candidate is never ``ok``.
     """
     runs = tuple(candidates)
     baseline = fit_baseline(history, rule)
@@ -240,51 +231,55 @@ def judge_runs(
         )
     if baseline is None:
         return Judgement(VerdictStatus.NEW, len(runs))
-    return _build_judgement(_Comparison(baseline, runs, rule, min(alpha, ALPHA)))
+    return _build_judgement(_Comparison(baseline, runs, rule, min(alpha, rule.parameters.alpha)))
 
 
 def fit_baseline(history: Iterable[float], rule: GateRule) -> BaselineFit | None:
-    """Return what the newest ``WINDOW`` usable runs of ``history`` say, or ``None`` when there are none."""
-    stored = [run for run in history if math.isfinite(run)][-WINDOW:]
+    """Return the fit of the newest usable runs of ``history``; ``None`` without any."""
+    stored = [run for run in history if math.isfinite(run)][-rule.parameters.window :]
     if not stored:
         return None
-    kept, dropped, notes = _split_outliers(stored)
+    prior_df = rule.parameters.prior_df
+    kept, dropped, notes = _split_outliers(stored, rule.parameters)
     mean = math.fsum(kept) / len(kept)
     squares = math.fsum((run - mean) ** 2 for run in kept)
-    df = rule.prior_df + len(kept) - 1
-    variance = (rule.prior_df * rule.expected_sd**2 + squares) / df
-    spell_sd = math.sqrt(max(0.0, variance - rule.unshared_sd**2))
-    return BaselineFit(mean, math.sqrt(variance), spell_sd, df, kept, dropped, (*notes, *_note_few_runs(len(kept))))
+    df = prior_df + len(kept) - 1
+    variance = (prior_df * rule.expected_sd**2 + squares) / df
+    shared_sd = math.sqrt(max(0.0, variance - rule.unshared_sd**2))
+    return BaselineFit(mean, math.sqrt(variance), shared_sd, df, kept, dropped, (*notes, *_note_few_runs(len(kept))))
 
 
-def _split_outliers(stored: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
-    """Split ``stored`` into kept and dropped (Hampel 1974, with the small-sample bias of the MAD taken out)."""
+def _split_outliers(
+    stored: Sequence[float], parameters: GateParameters
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Return the kept costs, the dropped ones and notes (Hampel 1974, corrected for the small-sample bias)."""
     everything = tuple(stored)
-    if len(everything) < _MIN_FOR_FILTER:
+    if len(everything) < parameters.filter_min_runs:
         return everything, (), ()
     middle = median(everything)
     deviation = median(abs(run - middle) for run in everything)
-    reach = _FILTER_DEVIATIONS * max(1.4826 * deviation / get_mad_bias(len(everything)), _MIN_SCALE)
+    scale = max(1.4826 * deviation / get_mad_bias(len(everything)), parameters.filter_min_scale)
+    reach = parameters.filter_deviations * scale
     dropped = tuple(run for run in everything if abs(run - middle) > reach)
-    if len(dropped) > _MAX_DROPPED_SHARE * len(everything):
+    if len(dropped) > parameters.filter_max_dropped * len(everything):
         return everything, (), (TWO_MODES_NOTE,)
     kept = tuple(run for run in everything if abs(run - middle) <= reach)
-    return kept, dropped, (f"{len(dropped)} of {len(everything)} stored runs left out as outliers",) if dropped else ()
+    return kept, dropped, (f"{len(dropped)} of {len(everything)} stored runs excluded as outliers",) if dropped else ()
 
 
 def get_mad_bias(count: int) -> float:
     """Return the median of 1.4826 MAD / standard deviation for ``count`` normal values, 5 to 20 (simulated)."""
-    last = _MIN_FOR_FILTER + len(_MAD_BIAS) - 1
+    first, last, most = _MAD_BIAS_COUNTS
     if count <= last:
-        return _MAD_BIAS[count - _MIN_FOR_FILTER]
-    way = (1 / last - 1 / count) / (1 / last - 1 / WINDOW)
-    return _MAD_BIAS[-1] + (_MAD_BIAS_AT_WINDOW - _MAD_BIAS[-1]) * way
+        return _MAD_BIAS[max(count, first) - first]
+    share = (1 / last - 1 / count) / (1 / last - 1 / most)
+    return _MAD_BIAS[-1] + (_MAD_BIAS_LAST - _MAD_BIAS[-1]) * share
 
 
 def _note_few_runs(count: int) -> tuple[str, ...]:
     if count == 1:
-        return ("one stored run can decide only changes of 20 % and more",)
-    return ("two stored runs can decide only changes of 10 % and more",) if count == 2 else ()
+        return ("with one stored run only changes of 20 % and more are detectable",)
+    return ("with two stored runs only changes of 10 % and more are detectable",) if count == 2 else ()
 
 
 def _decide_status(evidence: _Comparison) -> VerdictStatus:
@@ -298,12 +293,12 @@ def _decide_status(evidence: _Comparison) -> VerdictStatus:
 
 
 def _build_judgement(evidence: _Comparison) -> Judgement:
-    word, runs = _decide_status(evidence), len(evidence.runs)
+    status, runs = _decide_status(evidence), len(evidence.runs)
     d, se, df = evidence.d, evidence.se, evidence.baseline.df
     reach = _compute_t_quantile(0.975, df) * se
-    more_runs, more_stored = _count_runs_to_settle(evidence) if word is VerdictStatus.UNSURE else (None, None)
+    more_runs, more_stored = _count_runs_to_settle(evidence) if status is VerdictStatus.UNSURE else (None, None)
     return Judgement(
-        word,
+        status,
         runs,
         d=d,
         se=se,
@@ -316,28 +311,29 @@ def _build_judgement(evidence: _Comparison) -> Judgement:
         baseline=evidence.baseline,
         more_runs=more_runs,
         more_stored=more_stored,
-        again=word is VerdictStatus.UNSURE and runs < evidence.rule.max_runs,
+        again=status is VerdictStatus.UNSURE and runs < evidence.rule.max_runs,
         suspect=evidence.is_notable(d),
         notes=evidence.baseline.notes,
     )
 
 
 def _compute_detectable(evidence: _Comparison) -> float:
-    """Return the difference that these runs would show four times in five."""
-    baseline, runs = evidence.baseline, len(evidence.runs)
-    deviations = _compute_t_quantile(1.0 - ALPHA, baseline.df) + _compute_t_quantile(_POWER, baseline.df)
-    beyond_spells = max(evidence.max_shared_difference, deviations * baseline.compute_se(runs))
-    return min(deviations * baseline.compute_se(runs, baseline.shared_sd), beyond_spells)
+    """Return the difference that these runs detect with 80 % power."""
+    baseline, runs, parameters = evidence.baseline, len(evidence.runs), evidence.parameters
+    deviations = _compute_t_quantile(1.0 - parameters.alpha, baseline.df)
+    deviations += _compute_t_quantile(parameters.power, baseline.df)
+    independent = max(evidence.max_shared_difference, deviations * baseline.compute_independent_se(runs))
+    return min(deviations * baseline.compute_shared_se(runs), independent)
 
 
 def _count_runs_to_settle(evidence: _Comparison) -> tuple[int | None, int | None]:
-    """Return how many candidate runs, or else how many stored runs, would decide if the difference stayed the same."""
-    baseline, most = evidence.baseline, _MAX_RUNS_NAMED
+    """Return how many candidate runs, or otherwise stored runs, would decide if the difference stayed the same."""
+    baseline, parameters = evidence.baseline, evidence.parameters
     stored = len(baseline.kept)
-    for runs in range(len(evidence.runs) + 1, most + 1):
+    for runs in range(len(evidence.runs) + 1, parameters.max_named_runs + 1):
         if _is_decisive(evidence, runs, stored, baseline.df):
             return runs, None
-    for more in range(stored + 1, WINDOW + 1):
+    for more in range(stored + 1, parameters.window + 1):
         if _is_decisive(evidence, evidence.rule.max_runs, more, baseline.df + more - stored):
             return None, more
     return None, None
@@ -346,9 +342,8 @@ def _count_runs_to_settle(evidence: _Comparison) -> tuple[int | None, int | None
 def _is_decisive(evidence: _Comparison, runs: int, stored: int, df: float) -> bool:
     if evidence.can_rule_out(runs, stored, df):
         return True
-    se = _compute_se(evidence.baseline.sd, evidence.shared_sd, runs, stored)
-    significant = evidence.is_notable(evidence.d) and float(stdtr(df, -evidence.d / se)) < evidence.alpha
-    return significant and evidence.has_enough_runs(runs)
+    p = float(stdtr(df, -evidence.d / evidence.compute_se(runs, stored)))
+    return evidence.is_notable(evidence.d) and p < evidence.alpha and evidence.has_enough_runs(runs)
 
 
 @lru_cache(maxsize=1024)
@@ -363,40 +358,36 @@ def _to_relative_change(difference: float) -> float:
         return math.inf
 
 
-FAMILY_ALPHA = 0.03
-"""The chance that a build with nothing changed fails any of its gating (test, metric) pairs.
-
-Below the usual .05: consecutive runs resemble each other, and the p values take them for independent.
-"""
-
-
 @dataclass(frozen=True)
 class ErrorBudget:
     """The gating (test, metric) pairs of a build that judges its tests one after the other.
 
-    Every pair judged regressed leaves more to the others. The pairs so found are always among those that Holm 1979
-    would find with all p values in hand (the i-th finding had p at most ``FAMILY_ALPHA / (pairs - i + 1)``), so the
-    family level holds, though each test is told its verdict before the next one starts.
+    Every pair judged ``regressed`` leaves a higher level for the others. The pairs found this way are always among
+    those that Holm 1979 would find with all p values known (the i-th finding had p at most
+    ``family_alpha / (pairs - i + 1)``), so the level of the build holds, although each test gets its verdict before the
+    next one starts.
     """
 
     pairs: int
     regressed: int = 0
+    parameters: GateParameters = GATE_PARAMETERS
 
     @property
     def alpha(self) -> float:
-        """The level for the next pair, never above .01."""
-        return min(ALPHA, FAMILY_ALPHA / max(1, self.pairs - self.regressed))
+        """The level for the next pair, never above ``GateParameters.alpha``."""
+        remaining = max(1, self.pairs - self.regressed)
+        return min(self.parameters.alpha, self.parameters.family_alpha / remaining)
 
     def spend(self, regressed: int) -> ErrorBudget:
-        """Return the family after a test of which ``regressed`` pairs regressed."""
-        return ErrorBudget(self.pairs, self.regressed + regressed)
+        """Return the budget after a test of which ``regressed`` pairs regressed."""
+        return ErrorBudget(self.pairs, self.regressed + regressed, self.parameters)
 
 
 def compute_holm_levels(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return the level for each p value of a build judged as a whole (Holm 1979), each never above .01.
+    """Return the level for each p value of a build that is judged as a whole (Holm 1979), each never above .01.
 
-    The i-th smallest of n is held against ``FAMILY_ALPHA / (n - i + 1)``; those behind the first that fails are given a
-    level that they fail too, their own p value or less.
+    The i-th smallest of n p values is compared with ``family_alpha / (n - i + 1)``. All after the first that does not
+    pass get a level that they do not pass either: at most their own p value.
     """
     levels = [0.0] * len(p_values)
     open_ = True

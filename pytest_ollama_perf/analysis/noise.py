@@ -14,7 +14,8 @@ from statistics import fmean, stdev
 
 from scipy.special import chdtrc, chdtri, stdtr
 
-from pytest_ollama_perf.analysis.gate import MAX_RUNS, BaselineFit, GateRule, fit_baseline, judge_runs
+from pytest_ollama_perf.analysis.gate import BaselineFit, GateRule, fit_baseline, judge_runs
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.run_value import MetricPolicy, to_value
 from pytest_ollama_perf.core.verdict import Problem
 from pytest_ollama_perf.metrics.format import format_percent
@@ -102,7 +103,9 @@ def measure_noise(policy: MetricPolicy, costs: Iterable[float]) -> Noise | None:
         sd=sd,
         low=sd * math.sqrt(reach / float(chdtri(reach, 0.025))),
         high=sd * _compute_sd_factor(reach),
-        detectable=tuple(_compute_detectable(known, baseline, rule, runs) for runs in range(1, MAX_RUNS + 1)),
+        detectable=tuple(
+            _compute_detectable(known, baseline, rule, runs) for runs in range(1, GATE_PARAMETERS.max_runs + 1)
+        ),
         drift=_compute_drift(known),
         gap=_compute_gap(known),
         autocorrelation=_compute_autocorrelation(known),

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from pytest_ollama_perf.analysis.gate import (
-    ALPHA,
-    MAX_RUNS,
-    WINDOW,
     ErrorBudget,
     GateRule,
     Judgement,
     compute_holm_levels,
     judge_runs,
 )
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.run_value import (
     GATING_METRICS,
     POLICIES,
@@ -135,7 +133,7 @@ def judge_test(
     names: Sequence[str] = (),
     *,
     margins: Mapping[str, float] | None = None,
-    max_runs: int = MAX_RUNS,
+    max_runs: int = GATE_PARAMETERS.max_runs,
     family: ErrorBudget | None = None,
 ) -> TestVerdict:
     """Judge the candidate runs of one test against its stored runs of the same epoch.
@@ -194,7 +192,7 @@ def _judge_metric(
     alpha: float,
 ) -> MetricVerdict:
     rule = GateRule.from_policy(
-        one, margins.get(one.name), max_runs, _estimate_scatter(one, [*stored[-WINDOW:], *fresh])
+        one, margins.get(one.name), max_runs, _estimate_scatter(one, [*stored[-GATE_PARAMETERS.window :], *fresh])
     )
     history = tuple(run.compute_cost(one) for run in stored)
     candidates = tuple(run.compute_cost(one) for run in fresh)
@@ -204,7 +202,7 @@ def _judge_metric(
         rule,
         history,
         candidates,
-        judge_runs(history, candidates, rule, min(alpha, ALPHA)),
+        judge_runs(history, candidates, rule, alpha),
         one.explain_refusal(fewest),
     )
 

@@ -24,9 +24,6 @@ from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, Metric,
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import summarise
 
-PRIOR_DF = 3.0
-"""How many runs the prior standard deviation is worth (nu0)."""
-
 _TRIM_SHARE = 0.2
 _MAX_FAILED_WEIGHT = 0.01
 """A percentile is infinite where failed requests carry more of its estimate than this."""

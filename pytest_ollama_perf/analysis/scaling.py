@@ -268,12 +268,6 @@ def find_avalanche(axis: str, levels: Sequence[SweepPoint], knee: Knee) -> Avala
     return None
 
 
-def compute_growth(before: SweepPoint, after: SweepPoint) -> Mapping[str, float]:
-    """Return the relative change of throughput and mean TTFT from one level to another: 0.95 is 95 % more."""
-    pairs = {"throughput": (before.output_rate, after.output_rate), "ttft": (before.ttft_mean_s, after.ttft_mean_s)}
-    return {name: new / old - 1 for name, (old, new) in pairs.items() if old and new is not None}
-
-
 def format_position(at: Mapping[str, object]) -> str:
     """Return where a level is, as a person says it: ``4 at once``, ``num_ctx 8192, 4 at once``."""
     said = {"concurrency": "{} at once", "rate": "{:g} a second", "model": "{}"}

@@ -17,7 +17,7 @@ from pytest_ollama_perf.analysis.epochs import (
     compare_workloads,
     select_baseline,
 )
-from pytest_ollama_perf.analysis.gate import MAX_RUNS
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.regression import MetricVerdict, TestVerdict, judge_build, judge_test
 from pytest_ollama_perf.analysis.run_value import build_evidence, get_policy
 from pytest_ollama_perf.cli.common import (
@@ -185,7 +185,7 @@ def _pair_test_runs(test: str, known: StoredRuns, fresh: StoredRuns) -> Iterator
         session = [run for run in fresh.runs if run.session == last.session and compute_identity(run.workload) == load]
         same = [run for run in known.runs if compute_identity(run.workload) == load] or list(known.runs)
         baseline = (*select_baseline(known, same[-1]).runs, same[-1]) if same else ()
-        yield _build_pair(test, baseline, tuple(session[-MAX_RUNS:]))
+        yield _build_pair(test, baseline, tuple(session[-GATE_PARAMETERS.max_runs :]))
 
 
 def _build_pair(test: str, before: tuple[Run, ...], after: tuple[Run, ...]) -> RunPair:

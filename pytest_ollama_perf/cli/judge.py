@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-from pytest_ollama_perf.analysis.gate import MAX_RUNS
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.regression import MetricVerdict, TestVerdict, judge_build, judge_test
 from pytest_ollama_perf.analysis.run_value import (
     RunEvidence,
@@ -109,7 +109,7 @@ def _validate_options(options: argparse.Namespace) -> None:
     options.margins = dict(parse_margin(text, "--margin") for text in options.margin)
     for name in options.margins:
         get_policy(name)
-    options.max_runs = MAX_RUNS if options.max_runs is None else options.max_runs
+    options.max_runs = GATE_PARAMETERS.max_runs if options.max_runs is None else options.max_runs
     if options.max_runs < 1:
         raise ConfigError(f"--max-runs {options.max_runs}: expected 1 or more")
     folders = [options.history, options.candidates]

@@ -119,7 +119,7 @@ def _compute_bound(one: MetricPolicy, numbers: Sequence[float]) -> str:
     costs = [to_cost(one, number) for number in numbers]
     baseline = fit_baseline(costs, GateRule.from_policy(one))
     assert baseline is not None
-    predicted = baseline.mean + float(stdtrit(baseline.df, KEEP_PROBABILITY)) * baseline.compute_se(1)
+    predicted = baseline.mean + float(stdtrit(baseline.df, KEEP_PROBABILITY)) * baseline.compute_independent_se(1)
     bound = to_value(one, max(predicted, baseline.mean + math.log1p(one.margin), *costs))
     if one.metric.unit is Unit.SECONDS:
         bound = max(bound, max(numbers) + SLACK_S)

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_ollama_perf.analysis.scaling import (
-    Avalanche,
-    Curve,
-    Knee,
-    Sweep,
-    SweepPoint,
-    compute_growth,
-    format_position,
-)
+from pytest_ollama_perf.analysis.scaling import Avalanche, Curve, Knee, Sweep, SweepPoint, format_position
 from pytest_ollama_perf.core.verdict import Verdict
 from pytest_ollama_perf.experiments.load import EvaluationRecorder, LoadResult
 from pytest_ollama_perf.harness.evaluation import Evaluation
@@ -102,19 +94,6 @@ class SweepResult:
         if len(self.curves) != 1:
             raise AttributeError(f"this sweep has {len(self.curves)} curves: use sweep.curves[i].{name}")
         return getattr(self.curves[0], name)
-
-    def growth_from(self, before: SweepResult) -> dict[float, dict[str, float]]:
-        """Return the relative change of ``throughput`` and mean ``ttft`` since another sweep, per level both have.
-
-        Levels are keyed by their load: ``after.growth_from(before)[20]["throughput"]`` is 0.95 for 95 % more.
-        """
-        axis = "rate" if "rate" in self.levels[0].at else "concurrency"
-        old = {level.at[axis]: level.row for level in before.levels}
-        return {
-            level.at[axis]: dict(compute_growth(old[level.at[axis]], level.row))
-            for level in self.levels
-            if level.at[axis] in old
-        }
 
     def __repr__(self) -> str:
         return f"<SweepResult {self.verdict.word.value}: {self.verdict.reason}>"

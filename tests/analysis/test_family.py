@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.analysis.gate import ALPHA, FAMILY_ALPHA, ErrorBudget, compute_holm_levels
+from pytest_ollama_perf.analysis.gate import ErrorBudget, compute_holm_levels
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 
 p_values = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40)
 
@@ -35,7 +36,7 @@ def test_behind_the_first_that_fails_nothing_passes():
 
 @given(p_values)
 def test_no_level_is_above_one_in_a_hundred(values):
-    assert max(compute_holm_levels(values)) <= ALPHA
+    assert max(compute_holm_levels(values)) <= GATE_PARAMETERS.alpha
 
 
 @given(p_values)
@@ -48,4 +49,4 @@ def test_judging_one_after_the_other_finds_no_more_than_holm(values):
 
 
 def test_the_family_level_is_stricter_than_the_usual_one():
-    assert FAMILY_ALPHA < 0.05
+    assert GATE_PARAMETERS.family_alpha < 0.05

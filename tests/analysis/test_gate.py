@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from random import Random
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import t
 
 from pytest_ollama_perf.analysis.gate import TWO_MODES_NOTE, GateRule, fit_baseline, get_mad_bias, judge_runs
+from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS, GateParameters
 from pytest_ollama_perf.core.verdict import VerdictStatus
 
 RULE = GateRule(margin=0.05, prior_sd=0.02)
@@ -54,7 +56,7 @@ def test_runs_that_differ_as_is_usual_count_one_by_one():
         assert found.se == pytest.approx(found.baseline.sd * math.sqrt(1 / 3 + 1 / 10))
 
 
-def test_two_and_a_half_margins_are_put_down_to_no_spell():
+def test_shared_variance_does_not_explain_two_and_a_half_margins():
     history, limit = steady(10, sd=0.057), math.log(1.05)
     below, above = (judge_runs(history, [share * limit] * 3, RULE) for share in (2.49, 2.51))
     assert above.se == pytest.approx(above.baseline.sd * math.sqrt(1 / 3 + 1 / 10))
@@ -63,16 +65,16 @@ def test_two_and_a_half_margins_are_put_down_to_no_spell():
     assert math.log1p(above.detectable) == pytest.approx(2.5 * limit)
 
 
-def test_where_spells_are_as_large_as_the_difference_they_may_explain_it():
+def test_shared_variance_explains_a_difference_up_to_twice_its_deviation():
     history, limit = steady(20, sd=0.09), math.log(1.05)
-    spell_sd = fit_baseline(history, RULE).shared_sd
-    assert 2.0 * spell_sd > 2.5 * limit
-    below, above = (judge_runs(history, [share * spell_sd] * 3, RULE) for share in (1.99, 2.01))
-    assert below.se == pytest.approx(below.baseline.compute_se(3, spell_sd))
-    assert above.se == pytest.approx(above.baseline.compute_se(3))
+    shared_sd = fit_baseline(history, RULE).shared_sd
+    assert 2.0 * shared_sd > 2.5 * limit
+    below, above = (judge_runs(history, [share * shared_sd] * 3, RULE) for share in (1.99, 2.01))
+    assert below.se == pytest.approx(below.baseline.compute_shared_se(3))
+    assert above.se == pytest.approx(above.baseline.compute_independent_se(3))
     assert (below.word, above.word) == (VerdictStatus.UNSURE, VerdictStatus.REGRESSED)
     shown = (t.ppf(0.99, 22) + t.ppf(0.80, 22)) * above.se
-    assert math.log1p(above.detectable) == pytest.approx(max(2.0 * spell_sd, shown))
+    assert math.log1p(above.detectable) == pytest.approx(max(2.0 * shared_sd, shown))
 
 
 def test_the_scatter_of_requests_is_the_least_deviation_that_is_expected():
@@ -84,13 +86,14 @@ def test_the_scatter_of_requests_is_the_least_deviation_that_is_expected():
     assert fit_baseline(history, little) == fit_baseline(history, RULE)
 
 
-def test_where_requests_show_spells_no_difference_is_beyond_them():
+def test_shared_variance_within_one_run_explains_any_difference():
     history = steady(10, sd=0.04)
     rule = GateRule(margin=0.05, prior_sd=0.02, scatter=0.025)
     assert fit_baseline(history, RULE).shared_sd > 0.02
     for rule_of, shared in ((RULE, False), (rule, True)):
         found = judge_runs(history, [0.30] * 3, rule_of)
-        assert found.se == pytest.approx(found.baseline.compute_se(3, found.baseline.shared_sd if shared else 0.0))
+        fit = found.baseline
+        assert found.se == pytest.approx(fit.compute_shared_se(3) if shared else fit.compute_independent_se(3))
 
 
 @pytest.mark.parametrize(("difference", "suspect"), [(-0.2, False), (0.024, False), (0.025, True), (math.inf, True)])
@@ -98,7 +101,7 @@ def test_a_build_is_suspect_from_half_the_margin(difference, suspect):
     assert judge_runs(steady(10), [difference], RULE).suspect is suspect
 
 
-def test_a_spell_is_no_reason_for_more_runs_where_all_is_well():
+def test_shared_variance_does_not_delay_ok():
     history = steady(20, sd=0.028)
     found = judge_runs(history, [0.0] * 3, RULE)
     assert found.baseline.shared_sd > 0.01
@@ -179,7 +182,7 @@ def test_the_newest_twenty_stored_runs_count():
 def test_an_outlier_in_the_history_is_left_out_and_named():
     found = fit_baseline([*steady(9), 0.15], RULE)
     assert found.dropped == (0.15,)
-    assert found.notes == ("1 of 10 stored runs left out as outliers",)
+    assert found.notes == ("1 of 10 stored runs excluded as outliers",)
 
 
 def test_in_a_very_quiet_history_three_percent_are_no_outlier():
@@ -255,12 +258,29 @@ def test_where_no_candidate_runs_would_settle_it_stored_runs_are_asked_for():
     assert 0.02 + reach[5] < math.log(1.05) < 0.02 + reach[4]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"margin": -0.1}, {"prior_sd": 0.0}, {"prior_df": 0.0}, {"max_runs": 0}, {"scatter": -0.1}]
-)
+@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"prior_sd": 0.0}, {"max_runs": 0}, {"scatter": -0.1}])
 def test_an_impossible_rule_is_refused(wrong):
-    with pytest.raises(ValueError, match="prior_sd and prior_df above 0"):
+    with pytest.raises(ValueError, match="prior_sd above 0"):
         GateRule(**{"margin": 0.05, "prior_sd": 0.02} | wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 1.0}, {"beta": 0.0}, {"prior_df": 0.0}, {"window": 0}])
+def test_impossible_parameters_are_refused(wrong):
+    with pytest.raises(ValueError, match="between 0 and 1, everything else above 0"):
+        GateParameters(**wrong)
+
+
+def test_every_parameter_is_described():
+    described = GATE_PARAMETERS.describe()
+    assert [each.name for each in described] == [each.name for each in dataclasses.fields(GateParameters)]
+    assert all(each.meaning and each.origin for each in described)
+
+
+def test_other_parameters_change_the_verdict():
+    history, slow = steady(10), [0.10, 0.10]
+    eager = GateRule(margin=0.05, prior_sd=0.02, parameters=GateParameters(gross_margins=1.0))
+    assert judge_runs(history, slow, RULE).word is VerdictStatus.UNSURE
+    assert judge_runs(history, slow, eager).word is VerdictStatus.REGRESSED
 
 
 @given(histories, candidates)

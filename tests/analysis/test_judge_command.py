@@ -208,7 +208,7 @@ def test_notes_and_missing_data_are_said(folders, capsys):
         "chat: unsure\n"
         "  unsure     tps +0 % (80 /s -> 80 /s), margin 5 %, 1 run against 1 stored: cannot tell, "
         "this many show a change of 16.9 %, 2 stored runs would settle it\n"
-        "             one stored run can decide only changes of 20 % and more\n"
+        "             with one stored run only changes of 20 % and more are detectable\n"
         "empty: unsure\n"
         "  unsure     tps: a candidate run has no data\n"
     )

@@ -14,7 +14,6 @@ from pytest_ollama_perf.analysis.scaling import (
     SweepPoint,
     build_curve,
     build_sweep_point,
-    compute_growth,
     find_avalanche,
     find_knee,
     format_position,
@@ -145,12 +144,6 @@ def test_a_row_has_the_numbers_of_its_run():
     assert (row.wall_s, row.tps, row.qps) == (2.0, pytest.approx(110), 5.0)
     assert (row.ttft_p50_s, row.ttft_p95_s, row.latency_p95_s) == (0.1, 0.1, 0.2)
     assert row.throughput == pytest.approx(55, rel=0.02)
-
-
-def test_growth_is_relative_and_leaves_out_what_either_level_lacks():
-    changed = compute_growth(level(20, 105.0, ttft=36.7), level(20, 205.0, ttft=4.8))
-    assert {name: round(change, 2) for name, change in changed.items()} == {"throughput": 0.95, "ttft": -0.87}
-    assert compute_growth(level(20, None, qps=10.0), level(20, None, qps=20.0)) == {"throughput": 1.0}
 
 
 def test_places_read_as_a_person_says_them():
