@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import hypothesis
@@ -20,6 +21,10 @@ _SURROUNDINGS = ("OLLAMA_API_KEY", "PYTEST_ADDOPTS", "NO_COLOR", "FORCE_COLOR", 
 for _name in (*_SURROUNDINGS, "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
 os.environ["COLUMNS"] = "80"
+
+# A background job of a shell starts with SIGINT ignored, and processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from itertools import pairwise
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child_process import ChildProcess
 
 LOAD = "model='tiny', requests=8, warmup=0, num_predict=4"
 SIM = "sim:?tps=4000&prefill_tps=100000&load_time=0&overhead=0&models=tiny"
@@ -88,22 +88,15 @@ class Run:
             (self.folder / f"{name}.py").write_text(textwrap.dedent(text), encoding="utf-8")
 
     def __call__(self, *arguments: str, beside: tuple[str, ...] = (), url: str | None = None) -> Ran:
-        process = self.start(*arguments, beside=beside, url=url)
-        out, _ = process.communicate(timeout=60)
+        with self.start(*arguments, beside=beside, url=url) as process:
+            out, _ = process.communicate(timeout=60)
         return Ran(self.folder, process.returncode, out)
 
-    def start(self, *arguments: str, beside: tuple[str, ...] = (), url: str | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, beside: tuple[str, ...] = (), url: str | None = None) -> ChildProcess:
         plugins = ["pytest_ollama_perf.plugin", *(module for name in beside for module in PLUGINS[name])]
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
         command += [word for module in plugins for word in ("-p", module)]
         command += [f"--ollama-url={url or self.url}", "--ollama-report=json:report.json", "-c", "pytest.ini"]
         (self.folder / "pytest.ini").touch()
-        return subprocess.Popen(
-            [*command, *arguments],
-            cwd=self.folder,
-            env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-        )
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return ChildProcess([*command, *arguments], cwd=self.folder, env=environment)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpcore  # noqa: F401
 import pytest
+from child_process import ChildProcess
 
 # What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
 from pytest_ollama_perf.analysis import client_checks, validity
@@ -91,12 +91,9 @@ class Perf:
         asked = [f"--ollama-url={where}"] if where else []
         return [*PLUGIN, "-p", "no:cacheprovider", *asked, "--ollama-report=json:report.json", *arguments]
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a run in a process of its own, which gets signals as a terminal would send them."""
-        command = [sys.executable, "-m", "pytest", *self.arguments(*arguments)]
-        return subprocess.Popen(
-            command, cwd=self.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
-        )
+    def start(self, *arguments: str) -> ChildProcess:
+        """Start a run in a separate process, which gets signals as a terminal would send them."""
+        return ChildProcess([sys.executable, "-m", "pytest", *self.arguments(*arguments)], cwd=self.path)
 
 
 @pytest.fixture
