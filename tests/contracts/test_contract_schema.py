@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from json_schemas import faults
+from published_schemas import assert_same_schema
 from test_reading import DESIGN
 
 from pytest_ollama_perf.config.settings import Settings
@@ -95,10 +96,7 @@ def readable(text: str) -> bool:
 
 
 def test_the_published_schema_is_the_one_the_code_has() -> None:
-    assert PUBLISHED.read_bytes() == build_schema(), (
-        'write it: python -c "from pytest_ollama_perf.contracts.json_schema import build_schema; import sys; '
-        'sys.stdout.buffer.write(schema())" > docs/contract.schema.json'
-    )
+    assert_same_schema(PUBLISHED, build_schema)
 
 
 @pytest.mark.parametrize("text", [DESIGN, EVERYTHING, *(path.read_text(encoding="utf-8") for path in EXAMPLES)])

@@ -19,7 +19,8 @@ from pytest_ollama_perf.analysis import client_checks, validity
 from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
 
-PLUGIN = ("-p", "pytest_ollama_perf.plugin")
+PLUGIN = ("-p", "pytest_ollama_perf.plugin", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+"""Loads this plugin; before pytest 9, a plugin that is imported already causes a warning."""
 
 
 @pytest.fixture(scope="module")

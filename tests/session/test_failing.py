@@ -90,7 +90,7 @@ def test_quiet_is_one_line(perf) -> None:
         def test_good():
             pass
     """)
-    found = perf.run("-q", "--no-summary")
+    found = perf.run("-q", "-rN")
     ours = [line for line in found.out.splitlines() if "ollama" in line and "ollama 0" not in line]
     assert [masked([line])[:59] for line in ours] == [
         "ollama: N ok, N broken; test_bad: tps N /s, limit >= N /s: "[:59]
@@ -178,7 +178,7 @@ def test_junit_has_one_failure_whose_first_line_is_the_reason(perf) -> None:
     (failure,) = suite.iter("failure")
     reason = found.report["tests"][0]["reason"]
     assert (failure.text or "").splitlines()[0] == reason
-    assert failure.get("message", "").splitlines()[0] == f"VerdictFailed: {reason}"
+    assert failure.get("message", "").splitlines()[0] == f"VerdictError: {reason}"
 
 
 def test_a_broken_contract_speaks_before_the_assertion_that_stumbled_over_it(perf) -> None:

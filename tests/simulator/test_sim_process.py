@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import httpx
 import pytest
+from child_process import ChildProcess
 
 from pytest_ollama_perf.cli import main
 from pytest_ollama_perf.core.errors import ServerError
@@ -20,7 +20,7 @@ from pytest_ollama_perf.simulator.settings import SimulatorSettings
 PARENT = """
 import time
 from pytest_ollama_perf.simulator.process import start_simulator
-with start() as simulator:
+with start_simulator() as simulator:
     print(simulator.url, flush=True)
     time.sleep(60)
 """
@@ -48,12 +48,10 @@ def test_it_answers_until_the_block_ends():
 
 
 def test_it_ends_when_its_parent_is_killed():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE)
-    url = parent.stdout.readline().decode().strip()
-    assert httpx.get(url, trust_env=False).text == "Ollama is running"
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    with ChildProcess([sys.executable, "-c", PARENT]) as parent:
+        url = parent.stdout.readline().strip()
+        assert httpx.get(url, trust_env=False).text == "Ollama is running"
+        parent.kill()
     assert gone(url)
 
 
@@ -76,13 +74,13 @@ def test_the_command_serves_until_told_to_stop():
         "--models",
         "tiny",
     ]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    url = server.stdout.readline().decode().strip()
-    assert server.stdout.readline().decode() == "Ollama 0.32.15, 3 slots, 80 tokens/s; models tiny\n"
-    assert httpx.get(f"{url}/sim/settings", trust_env=False).json()["slots"] == 3
-    os.kill(server.pid, signal.SIGTERM)
-    _, errors = server.communicate(timeout=20)
-    assert (server.returncode, errors) == (0, b"")
+    with ChildProcess(command) as server:
+        url = server.stdout.readline().strip()
+        assert server.stdout.readline() == "Ollama 0.32.15, 3 slots, 80 tokens/s; models tiny\n"
+        assert httpx.get(f"{url}/sim/settings", trust_env=False).json()["slots"] == 3
+        os.kill(server.pid, signal.SIGTERM)
+        rest, _ = server.communicate(timeout=20)
+    assert (server.returncode, rest) == (0, "")
 
 
 def test_a_taken_port_is_one_clear_line(capsys):
