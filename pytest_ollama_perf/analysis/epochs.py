@@ -37,11 +37,19 @@ class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredRuns(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store has of a test, newest last. ``damaged`` says in words what could not be read: no missing run."""
+    """The stored runs of a test, newest last, and its acceptances, oldest first.
+
+    ``damaged`` names every record that could not be read, ``unreadable_acceptances`` those of them that are
+    acceptances: without them it is unknown which runs form the baseline. ``total`` is the number of stored runs, which
+    may be more than were read. ``identity`` is set if runs and acceptances are those of one workload.
+    """
 
     runs: tuple[Run, ...] = ()
     acceptances: tuple[Acceptance, ...] = ()
     damaged: tuple[str, ...] = ()
+    unreadable_acceptances: tuple[str, ...] = ()
+    total: int = 0
+    identity: str = ""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +230,7 @@ def select_current_epoch(history: StoredRuns) -> tuple[Run, ...]:
     A test may fire several loads; an acceptance counts for the load whose runs it lists, or for all when it lists none.
     """
     known = {run.id for run in history.runs}
-    ours = [one for one in history.acceptances if not one.runs or known & set(one.runs)]
+    ours = [one for one in history.acceptances if history.identity or not one.runs or known & set(one.runs)]
     if not ours:
         return history.runs
     last = max(ours, key=lambda acceptance: acceptance.at)

@@ -1,35 +1,60 @@
-"""The history of every test: one interface, kept in a directory or in a database that a team shares."""
+"""The history of every test: one interface, with a directory or a database behind it."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import suggest_match
 from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
+from pytest_ollama_perf.store.database import DatabaseStore
 from pytest_ollama_perf.store.directory import DirectoryStore
 
 __all__ = ["HISTORY_LIMIT", "Store", "open_store"]
 
 _DATABASES = ("sqlite", "postgresql")
+_DATABASE_NAME = re.compile(r"(sqlite3?|postgres|postgresql|psql|mysql|mariadb)(\+\w+)?:(?!//)", re.IGNORECASE)
+_URL_FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 
 def open_store(text: str) -> Store:
-    """Open the store that ``text`` names: a directory, or the URL of a database (``sqlite:///x.db``, ``postgresql://``).
+    """Open the store that ``text`` names: a directory, or a URL (``sqlite:///perf.db``, ``postgresql://...``).
 
-    Raises ``ConfigError`` for a text that names neither, ``MissingExtra`` where the database needs a package that is
-    not installed, ``StoreError`` where it cannot be reached.
+    Raises ``ConfigError`` for a text that names neither, ``MissingExtraError`` if the database's package is not
+    installed. A database is first contacted when it is first used.
     """
     if not text.strip():
-        raise ConfigError("the store has no name: give a directory such as .ollama-perf, or the URL of a database")
+        raise ConfigError("the store is empty: expected a directory such as .ollama-perf, or the URL of a database")
+    if _DATABASE_NAME.match(text):
+        scheme = text.partition(":")[0]
+        raise ConfigError(f"'{scheme}:' without '//' is no store: expected a directory, {_URL_FORMS}")
     if "://" not in text:
         return DirectoryStore(Path(text).expanduser())
-    scheme = text.partition("://")[0]
-    if scheme.partition("+")[0] not in _DATABASES:
-        raise ConfigError(
-            f"no store of the kind '{scheme}://': a directory, sqlite:/// or postgresql:// are valid"
-            + suggest_match(scheme, _DATABASES)
-        )
-    from pytest_ollama_perf.store.sql import open_sql_store
+    return _open_database(text)
 
-    return open_sql_store(text)
+
+def _open_database(text: str) -> Store:
+    scheme = text.partition("://")[0]
+    if scheme == "sqlite":
+        from pytest_ollama_perf.store.sqlite import SqliteDatabase
+
+        return DatabaseStore(SqliteDatabase(_parse_sqlite_path(text)))
+    if scheme == "postgresql":
+        from pytest_ollama_perf.store.postgresql import PostgresqlDatabase
+
+        return DatabaseStore(PostgresqlDatabase(text))
+    raise ConfigError(
+        f"no store of the kind '{scheme}://': expected a directory, {_URL_FORMS}" + suggest_match(scheme, _DATABASES)
+    )
+
+
+def _parse_sqlite_path(url: str) -> Path:
+    """Return the file of ``sqlite:///perf.db`` (relative) or ``sqlite:////var/perf.db`` (absolute)."""
+    host, slash, path = url.partition("://")[2].partition("/")
+    if host or not slash or not path or path.endswith("/") or path == ":memory:" or "\0" in path:
+        raise ConfigError(
+            f"the store's URL names no file: expected {_URL_FORMS}; "
+            "the FILE of sqlite:///perf.db is relative, that of sqlite:////var/perf.db absolute"
+        )
+    return Path(path).expanduser()

@@ -1,56 +1,342 @@
-"""What a history must be able to do, whoever keeps it: files in a directory or a database that a team shares."""
+"""The interface of a history, and what a directory and a database share."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import NamedTuple, Protocol
 
-from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns
+from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns, is_comparable
+from pytest_ollama_perf.core.errors import NewerSchemaError, StoreError
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.store.files import escape_surrogates
+from pytest_ollama_perf.core.workload import compute_identity
+from pytest_ollama_perf.store.files import build_corrupt_error, escape_surrogates
+from pytest_ollama_perf.store.record import decode_acceptance, decode_header, decode_run, encode_acceptance, encode_run
 
 HISTORY_LIMIT = 20
-"""How many runs of a test make its history."""
+"""Number of runs that form a baseline."""
+
+REPAIR_REASON = "rebuilt by pytest-ollama-perf repair: the record of this acceptance was unreadable"
+_MAX_TIMESTAMP_S = 253402300799.0
 
 
 class Store(Protocol):
-    """A history of runs. Every method raises ``StoreError`` where the whole store cannot be read or written.
+    """A history of runs. Every method raises ``StoreError`` if the store as a whole cannot be read or written.
 
-    Records are immutable: nothing that was added is ever changed. Many processes may use one store at once.
+    Records are immutable. Several processes may use one store at the same time.
     """
 
     @property
     def name(self) -> str:
-        """How to call this store in a message; shows no credentials."""
+        """The store's name for messages, without credentials."""
 
     def add(self, run: Run, kind: RunKind = RunKind.SAVED) -> None:
-        """Keep ``run`` for good or not at all; adding the same run again changes nothing."""
+        """Store ``run`` completely or not at all; adding the same run again changes nothing."""
 
     def read_history(self, test: str, *, identity: str | None = None, limit: int | None = HISTORY_LIMIT) -> StoredRuns:
-        """Return the newest saved and accepted runs of ``test``, and of one workload where ``identity`` names it."""
+        """Return the newest saved and accepted runs of ``test``; with ``identity`` only those of one workload."""
+
+    def read_comparable(self, test: str, run: Run, *, first: int, newest: int) -> StoredRuns:
+        """Return runs of the current epoch that are comparable with ``run``: its first and its newest ones."""
 
     def read_pending(self, test: str, *, limit: int | None = HISTORY_LIMIT) -> StoredRuns:
-        """Return the newest runs that were judged regressed and that nobody has accepted."""
+        """Return the newest regressed runs that were not accepted."""
+
+    def list_workloads(self, test: str) -> tuple[str, ...]:
+        """Return the identities of all workloads of ``test``, the one that was stored first at the front."""
 
     def accept(self, test: str, *, why: str, who: str, at: float) -> Acceptance:
         """Start a new epoch at ``at`` (Unix seconds) with the pending runs of the newest regressed session."""
+
+    def add_acceptance(self, acceptance: Acceptance) -> Acceptance:
+        """Store an acceptance and return it as it was stored."""
 
     def list_tests(self) -> tuple[str, ...]:
         """Return the node ids of all tests with a run, sorted."""
 
     def read_run(self, run_id: str) -> Run | None:
-        """Return one run, saved or regressed; ``None`` where there is none."""
+        """Return one run, saved or regressed; ``None`` if there is none."""
 
     def find_run_ids(self, beginning: str) -> tuple[str, ...]:
-        """Return the ids of all runs that begin so, sorted."""
+        """Return the ids of all runs that start with ``beginning``, sorted."""
+
+    def find_damage(self, *, repair: bool = False) -> tuple[Damage, ...]:
+        """Check every record; with ``repair`` move the unreadable ones out of the history."""
+
+    def prune(self, test: str, select: Callable[[Sequence[RunEntry]], Sequence[RunEntry]], *, dry_run: bool) -> int:
+        """Delete the runs of ``test`` that ``select`` returns; return their number."""
 
     def close(self) -> None:
-        """Give back what the store holds open."""
+        """Release connections and files."""
+
+
+class RunEntry(NamedTuple):
+    """A stored run as an index lists it: no record was opened for it.
+
+    ``stamp`` is its start time as ``20261120T205836.123456Z``; a file with a foreign name has an empty stamp, identity
+    and run. ``location`` is what the store finds the record by.
+    """
+
+    stamp: str
+    identity: str
+    run: str
+    kind: RunKind
+    location: str
+
+    @property
+    def sort_key(self) -> tuple[bool, str, str]:
+        """Oldest first; foreign names come last, so that they are always read."""
+        return (not self.stamp, self.stamp, self.location)
+
+
+class AcceptanceEntry(NamedTuple):
+    """A stored acceptance: where it is, when it was made (Unix seconds, if the store knows), and its record."""
+
+    location: str
+    at: float | None
+    data: bytes | StoreError
+
+
+class Damage(NamedTuple):
+    """An unreadable record: which test it is of, what is wrong, and what ``repair`` did."""
+
+    test: str
+    text: str
+    action: str
+
+
+class BaseStore(ABC):
+    """The part of a store that does not depend on where records are kept. Subclasses list, read and write records."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The store's name for messages, without credentials."""
+
+    @abstractmethod
+    def list_tests(self) -> tuple[str, ...]:
+        """Return the node ids of all tests with a run, sorted."""
+
+    @abstractmethod
+    def _list_entries(self, test: str) -> list[RunEntry]:
+        """Return every run of ``test`` in any order."""
+
+    @abstractmethod
+    def _list_acceptances(self, test: str) -> list[AcceptanceEntry]: ...
+
+    @abstractmethod
+    def _read_records(self, test: str, entries: Sequence[RunEntry]) -> Iterator[tuple[RunEntry, bytes | StoreError]]:
+        """Yield the record of each of ``entries`` in the same order."""
+
+    @abstractmethod
+    def _describe(self, test: str, location: str) -> str:
+        """Name a record in a message."""
+
+    @abstractmethod
+    def _write_run(self, run: Run, kind: RunKind, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _write_acceptance(self, acceptance: Acceptance, data: bytes) -> None: ...
+
+    @abstractmethod
+    def _set_aside(self, test: str, location: str, *, is_run: bool) -> str:
+        """Move an unreadable record out of the history and return where it is now."""
+
+    @abstractmethod
+    def _delete(self, test: str, entries: Sequence[RunEntry]) -> None: ...
+
+    def add(self, run: Run, kind: RunKind = RunKind.SAVED) -> None:
+        """Store ``run`` completely or not at all; adding the same run again changes nothing."""
+        self._write_run(run, kind, encode_run(run))
+
+    def read_history(self, test: str, *, identity: str | None = None, limit: int | None = HISTORY_LIMIT) -> StoredRuns:
+        """Return the newest saved and accepted runs of ``test``; with ``identity`` only those of one workload."""
+        entries = self._list_unique_entries(test)
+        acceptances, unreadable = self._read_acceptances(test, entries, identity)
+        kept = _select_history(entries, acceptances, identity)
+        runs, damaged = self._read_newest(test, kept, limit, identity)
+        return StoredRuns(
+            runs=runs,
+            acceptances=acceptances,
+            damaged=unreadable + damaged,
+            unreadable_acceptances=unreadable,
+            total=len(kept),
+            identity=identity or "",
+        )
+
+    def read_comparable(self, test: str, run: Run, *, first: int, newest: int) -> StoredRuns:
+        """Return runs of the current epoch that are comparable with ``run``: its first and its newest ones."""
+        identity = compute_identity(run.workload)
+        entries = self._list_unique_entries(test)
+        acceptances, unreadable = self._read_acceptances(test, entries, identity)
+        kept = _select_epoch(_select_history(entries, acceptances, identity), acceptances)
+        wanted = self._scan(test, kept, run, first) | self._scan(test, kept[::-1], run, newest)
+        runs, damaged = self._read_newest(test, [entry for entry in kept if entry in wanted], None, identity)
+        return StoredRuns(
+            runs=runs,
+            acceptances=acceptances,
+            damaged=unreadable + damaged,
+            unreadable_acceptances=unreadable,
+            total=len(kept),
+            identity=identity,
+        )
+
+    def read_pending(self, test: str, *, limit: int | None = HISTORY_LIMIT) -> StoredRuns:
+        """Return the newest regressed runs that were not accepted."""
+        entries = self._list_unique_entries(test)
+        acceptances, unreadable = self._read_acceptances(test, entries, None)
+        accepted = _collect_accepted(acceptances)
+        since = max((format_stamp(acceptance.at) for acceptance in acceptances), default="")
+        waiting = [entry for entry in entries if entry.kind is RunKind.REGRESSED and entry.run not in accepted]
+        waiting = [entry for entry in waiting if not entry.stamp or entry.stamp > since]
+        runs, damaged = self._read_newest(test, waiting, limit, None)
+        return StoredRuns(
+            runs=runs,
+            acceptances=acceptances,
+            damaged=unreadable + damaged,
+            unreadable_acceptances=unreadable,
+            total=len(waiting),
+        )
+
+    def list_workloads(self, test: str) -> tuple[str, ...]:
+        """Return the identities of all workloads of ``test``, the one that was stored first at the front."""
+        return tuple(dict.fromkeys(entry.identity for entry in self._list_unique_entries(test) if entry.identity))
+
+    def accept(self, test: str, *, why: str, who: str, at: float) -> Acceptance:
+        """Start a new epoch at ``at`` (Unix seconds) with the pending runs of the newest regressed session."""
+        runs = find_newest_session(self.read_pending(test, limit=None))
+        acceptance = Acceptance(test=test, at=at, why=why, who=who, runs=runs)
+        return self.add_acceptance(acceptance)
+
+    def add_acceptance(self, acceptance: Acceptance) -> Acceptance:
+        """Store an acceptance and return it as it was stored."""
+        stored = Acceptance(
+            test=escape_surrogates(acceptance.test),
+            at=acceptance.at,
+            why=escape_surrogates(acceptance.why),
+            who=escape_surrogates(acceptance.who),
+            runs=acceptance.runs,
+        )
+        self._write_acceptance(stored, encode_acceptance(stored))
+        return stored
+
+    def find_damage(self, *, repair: bool = False) -> tuple[Damage, ...]:
+        """Check every record; with ``repair`` move the unreadable ones out of the history."""
+        return tuple(damage for test in self.list_tests() for damage in self._check_test(test, repair=repair))
+
+    def prune(self, test: str, select: Callable[[Sequence[RunEntry]], Sequence[RunEntry]], *, dry_run: bool) -> int:
+        """Delete the runs of ``test`` that ``select`` returns; return their number."""
+        entries = [entry for entry in self._list_unique_entries(test) if entry.stamp]
+        chosen = select(entries)
+        if not dry_run:
+            self._delete(test, chosen)
+        return len(chosen)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections and files."""
+
+    def _list_unique_entries(self, test: str) -> list[RunEntry]:
+        """Return the runs of ``test``, oldest first; a run that was stored twice is listed once, as saved."""
+        entries = sorted(self._list_entries(test), key=lambda entry: (entry.kind is RunKind.REGRESSED, entry.sort_key))
+        found = {entry.run or entry.location: entry for entry in reversed(entries)}
+        return sorted(found.values(), key=lambda entry: entry.sort_key)
+
+    def _read_acceptances(
+        self, test: str, entries: Sequence[RunEntry], identity: str | None
+    ) -> tuple[tuple[Acceptance, ...], tuple[str, ...]]:
+        """Return the acceptances of one workload (``identity``) or of all, oldest first, and what is unreadable."""
+        found: list[Acceptance] = []
+        unreadable: list[str] = []
+        for entry in self._list_acceptances(test):
+            try:
+                found.append(self._decode_acceptance(test, entry))
+            except StoreError as error:
+                unreadable.append(str(error))
+        known = {entry.run: entry.identity for entry in entries}
+        fit = [one for one in found if _covers_workload(one, identity, known)]
+        return tuple(sorted(fit, key=lambda acceptance: acceptance.at)), tuple(unreadable)
+
+    def _decode_acceptance(self, test: str, entry: AcceptanceEntry) -> Acceptance:
+        if isinstance(entry.data, StoreError):
+            raise entry.data
+        return decode_acceptance(entry.data, self._describe(test, entry.location))
+
+    def _scan(self, test: str, entries: Sequence[RunEntry], run: Run, count: int) -> set[RunEntry]:
+        """Return the first ``count`` entries comparable with ``run``; unreadable records on the way are included."""
+        found: set[RunEntry] = set()
+        comparable = 0
+        for start in range(0, len(entries), count + 1):
+            for entry, data in self._read_records(test, entries[start : start + count + 1]):
+                if comparable >= count:
+                    return found
+                fits = _is_comparable_record(data, run)
+                comparable += fits is True
+                if fits is not False:
+                    found.add(entry)
+        return found
+
+    def _read_newest(
+        self, test: str, entries: Sequence[RunEntry], limit: int | None, identity: str | None
+    ) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+        """Return the newest ``limit`` readable runs, newest last, and the errors of those that were skipped."""
+        runs: dict[str, Run] = {}
+        damaged: list[str] = []
+        rest = list(entries)
+        while rest and (limit is None or len(runs) < limit or not rest[-1].stamp):
+            size = len(rest) if limit is None else max(1, limit - len(runs))
+            page, rest = rest[-size:][::-1], rest[:-size]
+            for entry, data in self._read_records(test, page):
+                try:
+                    run = self._decode_run(test, entry, data)
+                    if identity is None or entry.identity or compute_identity(run.workload) == identity:
+                        runs.setdefault(run.id, run)
+                except StoreError as error:
+                    damaged.append(str(error))
+        ordered = sorted(runs.values(), key=lambda run: (run.started_at, run.id))
+        return tuple(ordered[-limit:] if limit else ordered), tuple(damaged)
+
+    def _decode_run(self, test: str, entry: RunEntry, data: bytes | StoreError) -> Run:
+        if isinstance(data, StoreError):
+            raise data
+        where = self._describe(test, entry.location)
+        run = decode_run(data, where)
+        if run.test != escape_surrogates(test):
+            raise build_corrupt_error(where, f"it is of the test {run.test}")
+        return run
+
+    def _check_test(self, test: str, *, repair: bool) -> Iterator[Damage]:
+        for entry, data in self._read_records(test, self._list_entries(test)):
+            try:
+                self._decode_run(test, entry, data)
+            except StoreError as error:
+                yield Damage(test, str(error), self._repair_run(test, entry, error) if repair else "")
+        for accepted in self._list_acceptances(test):
+            try:
+                self._decode_acceptance(test, accepted)
+            except StoreError as error:
+                yield Damage(test, str(error), self._repair_acceptance(test, accepted, error) if repair else "")
+
+    def _repair_run(self, test: str, entry: RunEntry, error: StoreError) -> str:
+        if isinstance(error, NewerSchemaError):
+            return "left as it is: upgrade pytest-ollama-perf"
+        return f"moved to {self._set_aside(test, entry.location, is_run=True)}"
+
+    def _repair_acceptance(self, test: str, entry: AcceptanceEntry, error: StoreError) -> str:
+        """Replace it by an acceptance at the same time, so that runs from before it stay out of the baseline."""
+        if isinstance(error, NewerSchemaError):
+            return "left as it is: upgrade pytest-ollama-perf"
+        at = datetime.now(timezone.utc).timestamp() if entry.at is None else entry.at
+        self.add_acceptance(Acceptance(test=test, at=at, why=REPAIR_REASON))
+        moved = self._set_aside(test, entry.location, is_run=False)
+        return f"moved to {moved}; the epoch now starts at the first run saved after {format_stamp(at)}"
 
 
 def find_newest_session(pending: StoredRuns) -> tuple[str, ...]:
-    """Return the ids of the pending runs that the newest regressed session left, oldest first."""
+    """Return the ids of the pending runs of the newest regressed session, oldest first."""
     if not pending.runs:
         return ()
     session = pending.runs[-1].session
@@ -58,6 +344,56 @@ def find_newest_session(pending: StoredRuns) -> tuple[str, ...]:
 
 
 def to_slug(run_id: str) -> str:
-    """Return ``run_id`` as part of a file name or key: itself where it can be one, else its hash."""
+    """Return ``run_id`` as part of a file name or key: unchanged if possible, otherwise its hash."""
     safe = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run_id)
     return run_id if safe else hashlib.sha256(escape_surrogates(run_id).encode()).hexdigest()[:32]
+
+
+def format_stamp(seconds: float) -> str:
+    """Return Unix seconds as ``20261120T205836.123456Z``; times outside the years 1970 to 9999 are clamped."""
+    when = datetime.fromtimestamp(min(max(seconds, 0.0), _MAX_TIMESTAMP_S), timezone.utc)
+    return f"{when.year:04}{when.strftime('%m%dT%H%M%S.%fZ')}"
+
+
+def parse_stamp(stamp: str) -> float | None:
+    """Return the Unix seconds of a stamp; ``None`` if it is none."""
+    try:
+        return datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return None
+
+
+def _covers_workload(acceptance: Acceptance, identity: str | None, known: dict[str, str]) -> bool:
+    """Whether an acceptance is for a workload: it lists one of its runs, or none that the store still has."""
+    if identity is None or not acceptance.runs:
+        return True
+    workloads = {known[slug] for run in acceptance.runs if (slug := to_slug(run)) in known}
+    return not workloads or identity in workloads
+
+
+def _collect_accepted(acceptances: Iterable[Acceptance]) -> set[str]:
+    return {to_slug(run) for acceptance in acceptances for run in acceptance.runs}
+
+
+def _select_history(
+    entries: Sequence[RunEntry], acceptances: Sequence[Acceptance], identity: str | None
+) -> list[RunEntry]:
+    accepted = _collect_accepted(acceptances)
+    kept = [entry for entry in entries if entry.kind is RunKind.SAVED or entry.run in accepted]
+    return [entry for entry in kept if identity is None or entry.identity in {identity, ""}]
+
+
+def _select_epoch(entries: Sequence[RunEntry], acceptances: Sequence[Acceptance]) -> list[RunEntry]:
+    """Return the entries of the current epoch: the runs accepted last and those saved since."""
+    if not acceptances:
+        return list(entries)
+    accepted, since = _collect_accepted(acceptances[-1:]), format_stamp(acceptances[-1].at)
+    return [entry for entry in entries if entry.run in accepted or not entry.stamp or entry.stamp >= since]
+
+
+def _is_comparable_record(data: bytes | StoreError, run: Run) -> bool | None:
+    """Whether a stored run is comparable with ``run``; ``None`` if the record is unreadable."""
+    if isinstance(data, StoreError):
+        return None
+    header = decode_header(data)
+    return None if header is None else is_comparable(header, run)

@@ -1,11 +1,13 @@
-"""The history in a directory: one immutable file per run, fit for git, CI caches and artifacts.
+"""The history in a directory: one immutable file per run, suitable for git, CI caches and artifacts.
 
 .ollama-perf/
+    .gitignore                                   excludes temporary files
     test_chat_speed-5f0c1d2e3a4b5c6d/            one folder per test
         test.json                                its node id
         20261120T205836.123456Z-<workload>-<run id>.json
-        regressed/                               runs kept apart until somebody accepts them
-        epochs/                                  who accepted what, when and why
+        regressed/                               regressed runs, quarantined until they are accepted
+        epochs/                                  acceptances: who, when and why
+        damaged/                                 unreadable records that `repair` moved out of the history
 """
 
 from __future__ import annotations
@@ -13,48 +15,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
-from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns
+from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
-from pytest_ollama_perf.core.workload import compute_identity as identity_of
-from pytest_ollama_perf.store.base import HISTORY_LIMIT, find_newest_session, to_slug
-from pytest_ollama_perf.store.files import DECODE_ERRORS, build_corrupt_error, escape_surrogates, write_once
-from pytest_ollama_perf.store.record import decode_acceptance, encode_acceptance, encode_run, read_bytes, read_run
+from pytest_ollama_perf.core.workload import compute_identity
+from pytest_ollama_perf.store.base import AcceptanceEntry, BaseStore, RunEntry, format_stamp, parse_stamp, to_slug
+from pytest_ollama_perf.store.files import DECODE_ERRORS, escape_surrogates, write_once
+from pytest_ollama_perf.store.record import read_bytes, read_run
 
 _FILE_NAME_PATTERN = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]{16})-([A-Za-z0-9_-]{1,64})\.json")
-_REGRESSED, _EPOCHS, _TEST_FILE = "regressed", "epochs", "test.json"
-_MAX_TIMESTAMP_S = 253402300799.0
+_REGRESSED, _EPOCHS, _DAMAGED, _TEST_FILE = "regressed", "epochs", "damaged", "test.json"
+_GITIGNORE = b"# Temporary files of interrupted writes\n.*.tmp\n"
 
 
-class _RecordFile(NamedTuple):
-    """A file that should be a record; a foreign name leaves ``stamp``, ``identity`` and ``run`` empty."""
-
-    folder: Path
-    name: str
-    stamp: str
-    identity: str
-    run: str
-
-    @property
-    def path(self) -> Path:
-        return self.folder / self.name
-
-    @property
-    def sort_key(self) -> tuple[bool, str]:
-        """Sorts oldest first, foreign names last: those are always looked at."""
-        return (not self.stamp, self.name)
-
-
-class DirectoryStore:
-    """Runs as files under ``root``, which need not exist before the first run is added."""
+class DirectoryStore(BaseStore):
+    """Runs as files under ``root``, which is created when the first run is added."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -63,78 +44,81 @@ class DirectoryStore:
     def name(self) -> str:
         return sanitize(str(self.root))
 
-    def add(self, run: Run, kind: RunKind = RunKind.SAVED) -> None:
-        data = encode_run(run)
-        what = f"run {sanitize(run.id)}"
-        folder = self._get_folder(run.test)
-        self._write(folder / _TEST_FILE, msgspec.json.encode({"test": escape_surrogates(run.test)}) + b"\n", what)
-        self._write((folder / _REGRESSED if kind is RunKind.REGRESSED else folder) / _build_file_name(run), data, what)
-
-    def read_history(self, test: str, *, identity: str | None = None, limit: int | None = HISTORY_LIMIT) -> StoredRuns:
-        folder = self._get_folder(test)
-        acceptances, damaged = self._read_acceptances(folder)
-        accepted = _collect_accepted(acceptances)
-        files = _list_files(folder) + [file for file in _list_files(folder / _REGRESSED) if file.run in accepted]
-        files = [file for file in files if identity is None or file.identity in {identity, ""}]
-        runs, unread = _read_newest(files, escape_surrogates(test), limit)
-        return StoredRuns(runs=runs, acceptances=acceptances, damaged=damaged + unread)
-
-    def read_pending(self, test: str, *, limit: int | None = HISTORY_LIMIT) -> StoredRuns:
-        folder = self._get_folder(test)
-        acceptances, damaged = self._read_acceptances(folder)
-        accepted = _collect_accepted(acceptances)
-        since = max((_format_timestamp(acceptance.at) for acceptance in acceptances), default="")
-        files = [file for file in _list_files(folder / _REGRESSED) if file.run not in accepted]
-        files = [file for file in files if not file.stamp or file.stamp > since]
-        runs, unread = _read_newest(files, escape_surrogates(test), limit)
-        return StoredRuns(runs=runs, acceptances=acceptances, damaged=damaged + unread)
-
-    def accept(self, test: str, *, why: str, who: str, at: float) -> Acceptance:
-        runs = find_newest_session(self.read_pending(test, limit=None))
-        acceptance = Acceptance(
-            test=escape_surrogates(test), at=at, why=escape_surrogates(why), who=escape_surrogates(who), runs=runs
-        )
-        data = encode_acceptance(acceptance)
-        name = f"{_format_timestamp(at)}-{hashlib.sha256(data).hexdigest()[:16]}.json"
-        self._write(self._get_folder(test) / _EPOCHS / name, data, f"the acceptance of {sanitize(test)}")
-        return acceptance
-
     def list_tests(self) -> tuple[str, ...]:
         return tuple(sorted({test for folder in self._list_folders() if (test := _read_test_id(folder))}))
 
     def read_run(self, run_id: str) -> Run | None:
         wanted = to_slug(run_id)
-        return next((read_run(file.path) for file in self._iterate_files() if file.run == wanted), None)
+        return next((read_run(path) for path, entry in self._iterate_files() if entry.run == wanted), None)
 
     def find_run_ids(self, beginning: str) -> tuple[str, ...]:
-        return tuple(sorted(file.run for file in self._iterate_files() if file.run and file.run.startswith(beginning)))
+        found = {entry.run for _, entry in self._iterate_files() if entry.run and entry.run.startswith(beginning)}
+        return tuple(sorted(found))
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _list_entries(self, test: str) -> list[RunEntry]:
+        return _list_records(self._get_folder(test))
+
+    def _list_acceptances(self, test: str) -> list[AcceptanceEntry]:
+        folder = self._get_folder(test) / _EPOCHS
+        return [
+            AcceptanceEntry(f"{_EPOCHS}/{name}", parse_stamp(name.partition("-")[0]), _read_or_error(folder / name))
+            for name in sorted(_list_json_names(folder))
+        ]
+
+    def _read_records(self, test: str, entries: Sequence[RunEntry]) -> Iterator[tuple[RunEntry, bytes | StoreError]]:
+        folder = self._get_folder(test)
+        for entry in entries:
+            yield entry, _read_or_error(folder / entry.location)
+
+    def _describe(self, test: str, location: str) -> str:
+        return sanitize(str(self._get_folder(test) / location))
+
+    def _write_run(self, run: Run, kind: RunKind, data: bytes) -> None:
+        what = f"run {sanitize(run.id)}"
+        folder = self._get_folder(run.test)
+        self._write(self.root / ".gitignore", _GITIGNORE, what, must_match=False)
+        self._write(folder / _TEST_FILE, msgspec.json.encode({"test": escape_surrogates(run.test)}) + b"\n", what)
+        self._write((folder / _REGRESSED if kind is RunKind.REGRESSED else folder) / _build_file_name(run), data, what)
+
+    def _write_acceptance(self, acceptance: Acceptance, data: bytes) -> None:
+        name = f"{format_stamp(acceptance.at)}-{hashlib.sha256(data).hexdigest()[:16]}.json"
+        what = f"the acceptance of {sanitize(acceptance.test)}"
+        self._write(self._get_folder(acceptance.test) / _EPOCHS / name, data, what)
+
+    def _set_aside(self, test: str, location: str, *, is_run: bool) -> str:
+        source = self._get_folder(test) / location
+        target = self._get_folder(test) / _DAMAGED / location.replace("/", "-")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            source.replace(target)
+        except OSError as error:
+            raise StoreError(f"{sanitize(str(source))} cannot be moved: {error.strerror or error}") from error
+        return sanitize(str(target))
+
+    def _delete(self, test: str, entries: Sequence[RunEntry]) -> None:
+        folder = self._get_folder(test)
+        for entry in entries:
+            try:
+                (folder / entry.location).unlink(missing_ok=True)
+            except OSError as error:
+                where = sanitize(str(folder / entry.location))
+                raise StoreError(f"{where} cannot be deleted: {error.strerror or error}") from error
 
     def _get_folder(self, test: str) -> Path:
         return self.root / build_folder_name(test)
 
     def _list_folders(self) -> list[Path]:
-        return [self.root / entry.name for entry in _list_entries(self.root) if entry.is_dir() and entry.name[0] != "."]
+        return [self.root / entry.name for entry in _list_files(self.root) if entry.is_dir() and entry.name[0] != "."]
 
-    def _iterate_files(self) -> Iterator[_RecordFile]:
+    def _iterate_files(self) -> Iterator[tuple[Path, RunEntry]]:
         for folder in self._list_folders():
-            yield from _list_files(folder)
-            yield from _list_files(folder / _REGRESSED)
+            for entry in _list_records(folder):
+                yield folder / entry.location, entry
 
-    def _read_acceptances(self, folder: Path) -> tuple[tuple[Acceptance, ...], tuple[str, ...]]:
-        found: list[Acceptance] = []
-        damaged: list[str] = []
-        for name in _list_json_names(folder / _EPOCHS):
-            path = folder / _EPOCHS / name
-            try:
-                found.append(decode_acceptance(read_bytes(path), sanitize(str(path))))
-            except StoreError as error:
-                damaged.append(str(error))
-        return tuple(sorted(found, key=lambda acceptance: acceptance.at)), tuple(damaged)
-
-    def _write(self, path: Path, data: bytes, what: str) -> None:
+    def _write(self, path: Path, data: bytes, what: str, *, must_match: bool = True) -> None:
         try:
             if not path.is_file():
                 write_once(path, data)
@@ -142,34 +126,34 @@ class DirectoryStore:
             if not (isinstance(error, FileExistsError) and path.is_file()):
                 raise StoreError(
                     f"{what} could not be saved in {self.name}: {error.strerror or error}; "
-                    "what was stored before is whole"
+                    "records stored earlier are not affected"
                 ) from error
-        if read_bytes(path) != data:
-            raise StoreError(f"{what} could not be saved: {sanitize(str(path))} is there already and never changed")
+        if must_match and read_bytes(path) != data:
+            raise StoreError(
+                f"{what} could not be saved: {sanitize(str(path))} already exists; stored runs are immutable"
+            )
 
 
 def build_folder_name(test: str) -> str:
-    """Return the folder of ``test``: what people recognise, and a hash that tells every node id from every other."""
+    """Return the folder of ``test``: a readable part of the node id, and a hash that makes the name unique."""
     name = escape_surrogates(test)
-    words = re.sub(r"[^A-Za-z0-9_]+", "-", name.rpartition("::")[2] or name).strip("-")[:48]
-    return f"{words or 'test'}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", name.rpartition("::")[2] or name).strip("-")[:48]
+    return f"{readable or 'test'}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _build_file_name(run: Run) -> str:
-    return f"{_format_timestamp(run.started_at)}-{identity_of(run.workload)}-{to_slug(run.id)}.json"
+    return f"{format_stamp(run.started_at)}-{compute_identity(run.workload)}-{to_slug(run.id)}.json"
 
 
-def _format_timestamp(seconds: float) -> str:
-    when = datetime.fromtimestamp(min(max(seconds, 0.0), _MAX_TIMESTAMP_S), timezone.utc)
-    return when.strftime("%Y%m%dT%H%M%S.%fZ")
+def _read_or_error(path: Path) -> bytes | StoreError:
+    try:
+        return read_bytes(path)
+    except StoreError as error:
+        return error
 
 
-def _collect_accepted(acceptances: Iterable[Acceptance]) -> set[str]:
-    return {to_slug(run) for acceptance in acceptances for run in acceptance.runs}
-
-
-def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is in ``folder``; nothing where there is no such folder."""
+def _list_files(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the content of ``folder``; an empty list if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -180,44 +164,30 @@ def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _list_json_names(folder: Path) -> list[str]:
-    return [entry.name for entry in _list_entries(folder) if entry.name.endswith(".json") and entry.is_file()]
+    return [entry.name for entry in _list_files(folder) if entry.name.endswith(".json") and entry.is_file()]
 
 
-def _list_files(folder: Path) -> list[_RecordFile]:
-    names = (name for name in _list_json_names(folder) if name != _TEST_FILE)
-    return [
-        _RecordFile(folder, name, *(match.groups() if (match := _FILE_NAME_PATTERN.fullmatch(name)) else ("", "", "")))
-        for name in names
-    ]
+def _list_records(folder: Path) -> list[RunEntry]:
+    saved = [_build_entry(name, RunKind.SAVED, name) for name in _list_json_names(folder) if name != _TEST_FILE]
+    regressed = _list_json_names(folder / _REGRESSED)
+    return saved + [_build_entry(name, RunKind.REGRESSED, f"{_REGRESSED}/{name}") for name in regressed]
 
 
-def _read_newest(files: list[_RecordFile], test: str, limit: int | None) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """Return the newest ``limit`` runs that can be read, newest last, and what is wrong with the files passed over."""
-    runs: list[Run] = []
-    damaged: list[str] = []
-    for file in sorted(files, key=lambda file: file.sort_key, reverse=True):
-        if file.stamp and limit is not None and len(runs) >= limit:
-            break
-        try:
-            run = read_run(file.path)
-            if run.test != test:
-                raise build_corrupt_error(sanitize(str(file.path)), f"it is of the test {run.test}")
-            runs.append(run)
-        except StoreError as error:
-            damaged.append(str(error))
-    ordered = sorted(runs, key=lambda run: (run.started_at, run.id))
-    return tuple(ordered[-limit:] if limit else ordered), tuple(damaged)
+def _build_entry(name: str, kind: RunKind, location: str) -> RunEntry:
+    match = _FILE_NAME_PATTERN.fullmatch(name)
+    stamp, identity, run = match.groups() if match else ("", "", "")
+    return RunEntry(stamp, identity, run, kind, location)
 
 
 def _read_test_id(folder: Path) -> str:
-    """Return the node id of ``folder``, from a record where the file that says it is lost."""
+    """Return the node id of ``folder``; from a record if ``test.json`` is lost."""
     try:
         return msgspec.json.decode(read_bytes(folder / _TEST_FILE), type=dict[str, str])["test"]
     except (StoreError, *DECODE_ERRORS):
-        files = _list_files(folder) + _list_files(folder / _REGRESSED)
-    for file in sorted(files, key=lambda file: file.sort_key):
+        entries = sorted(_list_records(folder), key=lambda entry: entry.sort_key)
+    for entry in entries:
         try:
-            return read_run(file.path).test
+            return read_run(folder / entry.location).test
         except StoreError:
             continue
     return ""

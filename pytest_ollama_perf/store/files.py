@@ -98,7 +98,9 @@ def escape_surrogates(text: str) -> str:
 
 def build_corrupt_error(where: str, reason: str) -> CorruptRecordError:
     """Return the error for a file that this package did not write, or not so."""
-    return CorruptRecordError(f"{where} is damaged or foreign ({sanitize(reason)}): restore it or remove it")
+    return CorruptRecordError(
+        f"{where} is damaged or foreign ({sanitize(reason)}): restore it, or run pytest-ollama-perf repair"
+    )
 
 
 def encode_checked(body: dict[str, Any], opened: tuple[str, ...] = ()) -> bytes:

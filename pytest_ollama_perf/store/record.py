@@ -84,6 +84,24 @@ def decode_run(
         raise build_corrupt_error(where, str(error)) from error
 
 
+class _RunHeader(msgspec.Struct, frozen=True):
+    """What decides whether a run is comparable; the samples are not decoded."""
+
+    id: str
+    workload: Workload
+    fingerprint: Fingerprint
+    started_at: float = 0.0
+
+
+def decode_header(data: bytes) -> Run | None:
+    """Return the run of a record without its samples and unchecked; ``None`` if the record is unreadable."""
+    try:
+        header = msgspec.json.decode(data, type=_RunHeader)
+    except DECODE_ERRORS:
+        return None
+    return Run(id=header.id, workload=header.workload, fingerprint=header.fingerprint, started_at=header.started_at)
+
+
 def read_run(path: Path) -> Run:
     """Return the run in the file at ``path``; ``CorruptRecord`` also where it cannot be opened."""
     return decode_run(read_bytes(path), sanitize(str(path)))

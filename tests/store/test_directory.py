@@ -29,7 +29,8 @@ def store(tmp_path: Path) -> DirectoryStore:
 
 
 def files(store: DirectoryStore) -> list[str]:
-    return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file())
+    found = (path.relative_to(store.root) for path in store.root.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.name != ".gitignore")
 
 
 def test_a_person_finds_a_run_by_test_and_time(store: DirectoryStore) -> None:
@@ -93,13 +94,13 @@ def test_a_full_disk_leaves_the_old_data_whole_and_says_so(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((store_files, "_write") if call == "write" else (os, call)), full)
+        patched.setattr(*((store_files, "_write_synced") if call == "write" else (os, call)), full)
         if call == "link":
             patched.setattr(Path, "replace", full)
         with pytest.raises(StoreError) as caught:
             store.add(make_run("r2"))
     assert str(caught.value) == (
-        f"run r2 could not be saved in {store.root}: No space left on device; what was stored before is whole"
+        f"run r2 could not be saved in {store.root}: No space left on device; records stored earlier are not affected"
     )
     assert files(store) == before
     assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
@@ -122,7 +123,7 @@ try:
         added.append(f"r{{number}}")
 except StoreError as error:
     print(error)
-history = store.history(TEST, limit=None)
+history = store.read_history(TEST, limit=None)
 assert 3 < len(added) < 200 and [run.id for run in history.runs] == added and not history.damaged, history.damaged
 """
     mount = f'mount -t tmpfs -o size=64k none {tmp_path} && exec "$0" -c "$1"'
@@ -132,7 +133,7 @@ assert 3 < len(added) < 200 and [run.id for run in history.runs] == added and no
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip("no tmpfs of our own here")
     assert done.returncode == 0, done.stderr
-    assert "No space left on device; what was stored before is whole" in done.stdout
+    assert "No space left on device; records stored earlier are not affected" in done.stdout
 
 
 def test_where_there_are_no_hard_links_a_rename_serves(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_where_there_are_no_hard_links_a_rename_serves(store: DirectoryStore, mo
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StoreError, match=r"run r1 could not be saved in .*file: .*; what was stored before is whole"):
+    with pytest.raises(StoreError, match=r"run r1 could not be saved in .*file: .*; records stored earlier"):
         DirectoryStore(tmp_path / "file").add(make_run())
     with pytest.raises(StoreError, match=r"the history in .*file.* cannot be read: Not a directory"):
         DirectoryStore(tmp_path / "file").read_history(TEST)
@@ -258,3 +259,28 @@ def test_a_record_in_another_tests_folder_is_foreign(store: DirectoryStore) -> N
     history = store.read_history(TEST)
     assert history.runs == ()
     assert "it is of the test other::test" in history.damaged[0]
+
+
+def test_a_copied_record_counts_once(store: DirectoryStore) -> None:
+    store.add(make_run())
+    store.add(make_run("r2", started_at=1_700_000_001.0), RunKind.REGRESSED)
+    folder = store.root / build_folder_name(TEST)
+    record = next(folder.glob("*-r1.json"))
+    (folder / "copy of a run.json").write_bytes(record.read_bytes())
+    (folder / "regressed" / record.name).write_bytes(record.read_bytes())
+    assert [run.id for run in store.read_history(TEST).runs] == ["r1"]
+    assert [run.id for run in store.read_pending(TEST).runs] == ["r2"]
+
+
+def test_git_ignores_temporary_files_of_a_store(store: DirectoryStore) -> None:
+    store.add(make_run())
+    leftover = store.root / build_folder_name(TEST) / ".0123456789abcdef.tmp"
+    leftover.write_bytes(b"half a record")
+    git = ["git", "-C", str(store.root)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    listed = subprocess.run(
+        [*git, "ls-files", "--others", "--exclude-standard"], capture_output=True, text=True, check=True
+    )
+    assert sorted(line.rpartition("/")[2] for line in listed.stdout.splitlines()) == sorted(
+        [".gitignore", "test.json", next(store.root.glob("*/*-r1.json")).name]
+    )

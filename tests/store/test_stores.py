@@ -7,17 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_makers import TEST, make_run
+from store_makers import FINGERPRINT, TEST, make_run
 
-from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns
+from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns, select_current_epoch
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.workload import Workload, compute_identity
 from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import Store
+from pytest_ollama_perf.store.files import encode_checked
 from pytest_ollama_perf.store.record import decode_run, encode_run
 
 HERE = Path(__file__).parent
@@ -106,7 +108,7 @@ def test_adding_the_same_run_again_changes_nothing(store: Store) -> None:
 
 def test_a_run_is_never_changed(store: Store) -> None:
     store.add(make_run())
-    with pytest.raises(StoreError, match=r"run r1 could not be saved: .* never changed"):
+    with pytest.raises(StoreError, match=r"run r1 could not be saved: .* stored runs are immutable"):
         store.add(make_run(git_commit="other"))
     assert store.read_history(TEST).runs == (stored(make_run()),)
 
@@ -193,7 +195,7 @@ def test_a_damaged_run_is_named_and_the_rest_still_used(store: Store) -> None:
     assert ids(history) == ["b", "c", "e"], "an older run takes the place of the damaged one"
     assert len(history.damaged) == 1
     assert "is damaged or foreign" in history.damaged[0]
-    assert "restore it or remove it" in history.damaged[0]
+    assert "restore it, or run pytest-ollama-perf repair" in history.damaged[0]
 
 
 def test_only_damaged_runs_are_not_the_same_as_none(store: Store) -> None:
@@ -204,16 +206,99 @@ def test_only_damaged_runs_are_not_the_same_as_none(store: Store) -> None:
     assert len(history.damaged) == 1
 
 
+def compare_ids(store: Store, run: Run, *, first: int, newest: int) -> list[str]:
+    return ids(store.read_comparable(TEST, run, first=first, newest=newest))
+
+
+def test_the_first_and_the_newest_comparable_runs_are_read(store: Store) -> None:
+    other = msgspec.structs.replace(FINGERPRINT, gpu="NVIDIA L4")
+    runs = fill(store, "abcdefgh")
+    fill(store, "ABCDEF", start=200.0, fingerprint=other)
+    found = store.read_comparable(TEST, runs[0], first=2, newest=3)
+    assert ids(found) == ["a", "b", "f", "g", "h"], "runs on another GPU are skipped, however many there are"
+    assert found.total == 14
+    assert compare_ids(store, runs[0], first=20, newest=20) == list("abcdefgh")
+
+
+def test_an_epoch_begins_with_its_acceptance_however_few_runs_are_read(store: Store) -> None:
+    fill(store, "abcd")
+    fill(store, "xy", RunKind.REGRESSED, start=200.0, session="s")
+    store.accept(TEST, why="agreed", who="", at=300.0)
+    last = fill(store, "efghijk", start=400.0)[-1]
+    assert compare_ids(store, last, first=2, newest=1) == ["x", "y", "k"]
+    assert compare_ids(store, last, first=20, newest=20) == list("xyefghijk")
+
+
+def test_an_acceptance_of_another_load_is_left_out(store: Store) -> None:
+    one, two = (Workload(model="m", concurrency=number) for number in (1, 2))
+    fill(store, "abc", workload=one)
+    fill(store, "x", RunKind.REGRESSED, start=200.0, workload=two)
+    store.accept(TEST, why="two", who="", at=300.0)
+    assert store.read_history(TEST, identity=compute_identity(one)).acceptances == ()
+    assert [one.why for one in store.read_history(TEST, identity=compute_identity(two)).acceptances] == ["two"]
+
+
+def test_an_unreadable_acceptance_is_told_from_a_damaged_run(store: Store) -> None:
+    runs = fill(store, "ab")
+    store.accept(TEST, why="x", who="y", at=150.0)
+    damage(store, runs[0])
+    assert store.read_history(TEST).unreadable_acceptances == ()
+    damage_acceptance(store)
+    history = store.read_history(TEST)
+    assert len(history.unreadable_acceptances) == 1
+    assert len(history.damaged) == 2
+    assert len(store.read_comparable(TEST, runs[1], first=1, newest=1).unreadable_acceptances) == 1
+
+
+def test_repair_keeps_the_epoch_of_an_unreadable_acceptance(store: Store) -> None:
+    runs = fill(store, "ab")
+    store.accept(TEST, why="x", who="y", at=150.0)
+    fill(store, "cd", start=200.0)
+    damage(store, runs[0])
+    damage_acceptance(store)
+    assert len(store.find_damage()) == 2
+    assert len(store.find_damage()) == 2, "looking changes nothing"
+    done = store.find_damage(repair=True)
+    assert [each.action.split()[0] for each in done] == ["moved", "moved"]
+    assert store.find_damage() == ()
+    history = store.read_history(TEST)
+    assert history.damaged == ()
+    assert [run.id for run in select_current_epoch(history)] == ["c", "d"]
+    assert "repair" in history.acceptances[0].why
+
+
+def test_repair_leaves_what_a_newer_version_wrote(store: Store) -> None:
+    fill(store, "a")
+    store.accept(TEST, why="x", who="y", at=150.0)
+    damage_acceptance(store, encode_checked({"schema": 9}))
+    (found,) = store.find_damage(repair=True)
+    assert "upgrade" in found.action
+    assert len(store.read_history(TEST).unreadable_acceptances) == 1
+
+
+def test_runs_can_be_deleted(store: Store) -> None:
+    fill(store, "abc")
+    assert store.prune(TEST, lambda entries: entries[:2], dry_run=True) == 2
+    assert ids(store.read_history(TEST)) == ["a", "b", "c"]
+    assert store.prune(TEST, lambda entries: entries[:2], dry_run=False) == 2
+    assert ids(store.read_history(TEST)) == ["c"]
+
+
+def damage_acceptance(store: Store, data: bytes = b"{}") -> None:
+    """Replace the only acceptance, behind the store's back."""
+    if hasattr(store, "root"):
+        (file,) = store.root.glob("*/epochs/*.json")
+        file.write_bytes(data)
+        return
+    store._database.execute("UPDATE ollama_perf_acceptances SET record = ?", (data,))  # type: ignore[attr-defined]
+
+
 def damage(store: Store, run: Run) -> None:
     """Cut the record of ``run`` in the middle, behind the store's back."""
     if hasattr(store, "root"):
         (file,) = store.root.glob(f"*/*-{run.id}.json")
         file.write_bytes(file.read_bytes()[:-200])
         return
-    import sqlalchemy as sa
-
-    with store._engine.begin() as connection:  # type: ignore[attr-defined]
-        connection.execute(
-            sa.text("UPDATE ollama_perf_runs SET record = :record WHERE id = :id"),
-            {"record": encode_run(run)[:-200], "id": run.id},
-        )
+    store._database.execute(  # type: ignore[attr-defined]
+        "UPDATE ollama_perf_runs SET record = ? WHERE id = ?", (encode_run(run)[:-200], run.id)
+    )
