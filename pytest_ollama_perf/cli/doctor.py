@@ -173,7 +173,7 @@ def _run_campaign(bench: Harness, workload: Workload, sessions: int) -> Campaign
 
 def _run_session(bench: Harness, workload: Workload, title: str) -> Run:
     with LiveProgress(sys.stderr) as progress:
-        fired = bench.measure(workload, "doctor", fresh=True, onlooker=progress)
+        fired = bench.measure(workload, "doctor", fresh=True, listener=progress)
     evidence = build_evidence(fired)
     readings = [(name, evidence.compute_cost(get_policy(name))) for name in _SHOWN_METRICS]
     numbers = ", ".join(
