@@ -94,8 +94,6 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Examine. What that needs is imported here: other commands start without it."""
-    pass
-
     return run_doctor(options)
 
 

@@ -81,8 +81,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Measure and write. What that needs is imported here: other commands start without it."""
-    pass
-
     return run_init(options)
 
 

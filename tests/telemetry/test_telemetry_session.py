@@ -44,7 +44,7 @@ def bench(url, tmp_path, monkeypatch):
     opened = []
 
     def make(nvml=None, **settings):
-        monkeypatch.setattr(sampler, "installed", lambda: nvml)
+        monkeypatch.setattr(sampler, "import_nvml", lambda: nvml)
         opened.append(Harness(Settings(urls=(url,), **settings), root=tmp_path))
         return opened[-1]
 
