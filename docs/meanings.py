@@ -22,10 +22,12 @@ LOAD = {
     "prefix": "`unique`: every prompt begins differently, so that no cache knows it; `warm`: prompts as they are",
     "raw": "send the prompt past the model's template (default: for synthetic prompts of `generate`)",
     "num_predict": "tokens of a response, at most",
-    "num_ctx": "context length",
-    "temperature": "sampling temperature",
-    "seed": "seed of the prompts, of the arrivals and of the model's sampling",
-    "think": "whether a thinking model thinks, or how hard",
+    "num_ctx": "context length; without it the server uses its own default, and nothing is sent",
+    "temperature": "sampling temperature; without it the model's default applies",
+    "seed": "seed of the model's sampling, of the prompts and of the arrivals; without it nothing is sent, and prompts "
+    "and arrivals use seed 1",
+    "think": "whether a thinking model thinks, or how hard; without it the model's default applies: thinking models "
+    "think, except on raw prompts",
     "keep_alive": "how long the model stays loaded after a request",
     "options": "further options of Ollama, such as `{'num_thread': 4}`",
     "cold": "unload the model before the load, so that the first request loads it",

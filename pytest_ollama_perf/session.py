@@ -126,7 +126,13 @@ class Session:
             from pytest_ollama_perf.harness.harness import Harness
 
             running, session = xdist.get_simulator_urls(self.config), xdist.get_session_id(self.config)
-            self._harness = Harness(self.settings, root=self.config.rootpath, session=session, running=running)
+            self._harness = Harness(
+                self.settings,
+                root=self.config.rootpath,
+                session=session,
+                running=running,
+                restores=not xdist.is_worker(self.config),
+            )
         return self._harness
 
     def history(self) -> RunHistory:
@@ -215,7 +221,7 @@ class Session:
         """Conduct an experiment and keep its trial for the reports, also when it could not be measured or was stopped.
 
         Raises:
-            VerdictError: nothing could be measured; the message says why.
+            VerdictFailed: nothing could be measured; the message says why.
         """
         from pytest_ollama_perf.harness.evaluation import build_unmeasured
 

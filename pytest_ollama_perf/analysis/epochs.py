@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -118,6 +118,10 @@ def _format_share(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.3g} %"
 
 
+def _format_names(names: Sequence[str]) -> str:
+    return ", ".join(sanitize(name, 40) for name in names) or "unknown"
+
+
 def _format_digest(digest: str) -> str:
     return sanitize(digest.removeprefix("sha256:"), 60)[:12] or "unknown"
 
@@ -130,15 +134,20 @@ COMPARABILITY: Mapping[str, _ComparedField] = MappingProxyType(
         "quantization": _ComparedField("quantization", False),
         "family": _ComparedField("model family", False),
         "parameter_size": _ComparedField("parameters", False),
-        "context_length": _ComparedField("num_ctx", True),
+        "context_length": _ComparedField("num_ctx", False),
         "vram_share": _ComparedField("gpu offload", False, _format_share),
+        "capabilities": _ComparedField("capabilities", False, _format_names),
         "gpu": _ComparedField("gpu", True),
         "driver": _ComparedField("driver", True),
         "servers": _ComparedField("servers", True, lambda servers: servers or "1"),
     }
 )
-"""Every field of the fingerprint. ``server_env`` and ``client`` are named key by key and never separate: a declared
-setting that changed is a reason for other numbers, no excuse. Of the version only its metric generation separates."""
+"""How each field of the fingerprint is compared.
+
+``parameters``, ``server_env`` and ``client`` are compared key by key and never separate: a changed setting explains
+different numbers but does not excuse them. The context length does not separate either. It is the server's default
+unless the workload sets ``num_ctx``, and then a change of the workload separates. Of the version only its metric
+generation separates."""
 
 
 def compare_fingerprints(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
@@ -149,6 +158,7 @@ def compare_fingerprints(before: Fingerprint, after: Fingerprint) -> tuple[Chang
         if (old := getattr(before, name)) != (new := getattr(after, name))
     ]
     found += compare_counter_meaning(before, after)
+    found += _compare_settings(before.parameters, after.parameters, "model option ")
     found += _compare_settings(before.server_env, after.server_env, "")
     found += _compare_settings(before.client, after.client, "client ")
     return tuple(sorted(found, key=lambda change: not change.separates))
@@ -193,7 +203,9 @@ def compare_workloads(before: Workload, after: Workload) -> tuple[Change, ...]:
 
 
 def _format_option(load: Mapping[str, Any], name: str) -> str:
-    return sanitize(str(load[name]), 60) if name in load else "as usual"
+    if name not in load:
+        return "as usual"
+    return "server default" if load[name] is None else sanitize(str(load[name]), 60)
 
 
 def compare_runs(before: Run, after: Run) -> tuple[Change, ...]:

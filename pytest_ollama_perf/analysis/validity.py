@@ -116,7 +116,7 @@ def _check_cpu_offload(run: Run, summary: Summary) -> Iterator[Problem]:
 def _check_context(run: Run, summary: Summary) -> Iterator[Problem]:
     """A smaller context spoils nothing until a request reaches its end: then the server drops text to go on."""
     lengths = [state.context_length for state in _list_loaded_states(run) if state.context_length]
-    if not lengths or min(lengths) >= run.workload.num_ctx:
+    if not lengths or run.workload.num_ctx is None or min(lengths) >= run.workload.num_ctx:
         return
     longest = max((_count_tokens(sample) for sample in run.measured if sample.ok), default=0)
     text = f"the server cut the context to {min(lengths)} tokens, num_ctx asks for {run.workload.num_ctx}"
@@ -217,9 +217,16 @@ def _check_prompt_length(run: Run, summary: Summary) -> Iterator[Problem]:
     text = (
         f"the prompts were cut: the longest has {format_number(words)} words, the server read at most "
         f"{max(seen)} tokens; "
-        f"raise num_ctx={run.workload.num_ctx} or shorten them"
+        f"{_suggest_context(run)} or shorten them"
     )
     yield Problem(name="prompts cut", text=text, spoils=True)
+
+
+def _suggest_context(run: Run) -> str:
+    if run.workload.num_ctx is not None:
+        return f"raise num_ctx={run.workload.num_ctx}"
+    length = run.fingerprint.context_length
+    return f"set num_ctx above the server's default of {length}" if length else "set num_ctx"
 
 
 _MAX_CACHED_SHARE = 0.05

@@ -43,7 +43,7 @@ LOAD_OPTIONS = {
     "endpoint": ("NAME", str, "generate, chat or embed (default: generate)"),
     "requests": ("N", int, "requests a run (default: 20, or 5 for each client)"),
     "num_predict": ("N", int, "tokens of a response (default: 64)"),
-    "num_ctx": ("N", int, "context length (default: 4096)"),
+    "num_ctx": ("N", int, "context length (default: the server's)"),
     "prompt_words": ("N", int, "words of a synthetic prompt (default: 32)"),
 }
 """Words of a load that are options here; they are written into the contract."""
@@ -81,6 +81,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Measure and write. What that needs is imported here: other commands start without it."""
+    pass
+
     return run_init(options)
 
 
@@ -144,7 +146,7 @@ def _measure_load(bench: Harness, model: str, common: Mapping[str, Any], clients
 def _measure_run(bench: Harness, workload: Workload, title: str) -> Run:
     place = ", ".join(format_load_label(workload))
     with LiveProgress(sys.stderr) as progress:
-        fired = bench.measure(workload, "init", fresh=True, listener=progress)
+        fired = bench.measure(workload, "init", fresh=True, onlooker=progress)
     summary = summarise(fired)
     verdict = judge_contract(fired, summary, build_load_spec({}).limits)
     if verdict.word in FAILING_STATUSES:

@@ -51,6 +51,7 @@ def _compute_similarity(one: str, other: str) -> float:
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _UNLOAD_POLL_S = 0.05
+_MAX_PARAMETERS = 100
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -83,6 +84,7 @@ class RunningModel(msgspec.Struct, frozen=True):
     size_vram: _Size | None = None
     context_length: _Size | None = None
     details: ModelDetails = ModelDetails()
+    expires_at: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -91,6 +93,17 @@ class ModelInfo(msgspec.Struct, frozen=True):
     details: ModelDetails = ModelDetails()
     model_info: dict[str, Any] = {}
     capabilities: tuple[str, ...] = ()
+    parameters: str = ""
+
+    @property
+    def default_options(self) -> dict[str, str]:
+        """The options that the model file sets, as text; an option that is set several times has all its values."""
+        found: dict[str, str] = {}
+        for line in self.parameters.splitlines()[:_MAX_PARAMETERS]:
+            name, _, value = line.strip().partition(" ")
+            if name and value:
+                found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
+        return {sanitize(name, 40): sanitize(value, 100) for name, value in found.items()}
 
     @property
     def context_length(self) -> int | None:
@@ -211,9 +224,13 @@ class ControlClient:
         options: Mapping[str, Any] | None = None,
         timeout_s: float = 600.0,
     ) -> float:
-        """Load ``model`` without generating anything and return the seconds that took, on this client's clock."""
+        """Load ``model`` without generating anything and return how many seconds that took, on this client's clock.
+
+        The server chooses what is left out: the context length without ``num_ctx``, the time that the model stays
+        loaded without ``keep_alive``.
+        """
         chosen = {**(options or {}), **({} if num_ctx is None else {"num_ctx": num_ctx})}
-        body: dict[str, Any] = {"model": model, "stream": False, "options": chosen}
+        body: dict[str, Any] = {"model": model, "stream": False, **({"options": chosen} if chosen else {})}
         if keep_alive is not None:
             body["keep_alive"] = keep_alive
         began = self._clock()

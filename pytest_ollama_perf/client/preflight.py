@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import threading
 import time
@@ -9,8 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version as package_version
 from typing import TypeVar
 
-from pytest_ollama_perf.client.control import ControlClient, RunningModel, canonicalize_model
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.client.control import ControlClient, ModelInfo, RunningModel, canonicalize_model
+from pytest_ollama_perf.core.errors import ConfigError, ServerError
 from pytest_ollama_perf.core.run import Fingerprint, ModelState
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import Workload
@@ -41,7 +42,8 @@ def run_preflight(
     """
     server_version = control.get_version()
     installed = control.get_installed(workload.model)
-    _require_vision(control, workload)
+    info = _read_model_info(control, workload.model)
+    _require_vision(info, workload)
     state = read_model_state(control, workload.model)
     details = installed.details
     fingerprint = Fingerprint(
@@ -53,6 +55,8 @@ def run_preflight(
         parameter_size=sanitize(details.parameter_size, 40),
         context_length=state.context_length,
         vram_share=state.vram_share,
+        parameters=info.default_options,
+        capabilities=tuple(sanitize(each, 40) for each in info.capabilities),
         gpu=gpu,
         driver=driver,
         server_env=dict(server_env or {}),
@@ -61,11 +65,16 @@ def run_preflight(
     return fingerprint, state
 
 
-def _require_vision(control: ControlClient, workload: Workload) -> None:
-    """Refuse images for a model without vision; a server too old to name capabilities is left to answer itself."""
-    if not workload.images:
-        return
-    able = control.get_model_info(workload.model).capabilities
+def _read_model_info(control: ControlClient, model: str) -> ModelInfo:
+    """Return what ``/api/show`` says, nothing where the server or a proxy before it does not answer that path."""
+    with contextlib.suppress(ServerError):
+        return control.get_model_info(model)
+    return ModelInfo()
+
+
+def _require_vision(info: ModelInfo, workload: Workload) -> None:
+    """Refuse images for a model without vision. Old servers do not list capabilities; there the server decides."""
+    able = info.capabilities if workload.images else ()
     if able and "vision" not in able:
         what = ", ".join(sanitize(each, 40) for each in able)
         raise ConfigError(f"images: {workload.model} cannot see (it can: {what}); name a model with vision")

@@ -252,6 +252,7 @@ def _parse_flag(word: str, value: object) -> bool:
 
 
 _E = TypeVar("_E", bound=enum.Enum)
+_V = TypeVar("_V")
 
 
 def _make_choice_parser(kind: type[_E]) -> Callable[[str, object], _E]:
@@ -337,6 +338,11 @@ def _parse_timeouts(word: str, value: object) -> Timeouts:
     return Timeouts(**limits)
 
 
+def _make_optional_parser(parse: Callable[[str, Any], _V]) -> Callable[[str, Any], _V | None]:
+    """Return a parser that takes ``None`` as well, which leaves the value to the server."""
+    return lambda word, value: None if value is None else parse(word, value)
+
+
 def _make_field_parser(field: str, parse: Callable[[str, Any], Any]) -> Callable[[str, Any], dict[str, Any]]:
     return lambda word, value: {field: parse(word, value)}
 
@@ -367,10 +373,10 @@ LOAD_OPTIONS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "prefix": _make_field_parser("prefix", _make_choice_parser(Prefix)),
     "raw": _make_field_parser("raw", _parse_flag),
     "num_predict": _make_field_parser("num_predict", _make_integer_parser(1)),
-    "num_ctx": _make_field_parser("num_ctx", _make_integer_parser(1)),
-    "temperature": _make_field_parser("temperature", _parse_number),
-    "seed": _make_field_parser("seed", _make_integer_parser(0)),
-    "think": _make_field_parser("think", _parse_think),
+    "num_ctx": _make_field_parser("num_ctx", _make_optional_parser(_make_integer_parser(1))),
+    "temperature": _make_field_parser("temperature", _make_optional_parser(_parse_number)),
+    "seed": _make_field_parser("seed", _make_optional_parser(_make_integer_parser(0))),
+    "think": _make_field_parser("think", _make_optional_parser(_parse_think)),
     "keep_alive": _make_field_parser("keep_alive", _parse_keep_alive),
     "options": _make_field_parser("options", _parse_ollama_options),
     "cold": _make_field_parser("cold", _parse_flag),

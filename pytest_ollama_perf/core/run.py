@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pytest_ollama_perf.core.sample import Phase, Sample
-from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.core.workload import Endpoint, Workload
 
 SCHEMA = 1
 
@@ -26,7 +26,12 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What two comparable runs share. ``server_env`` is what the user declares: the API does not tell."""
+    """What identifies the server and the model of a run.
+
+    ``context_length`` is the context that the model is loaded with, in tokens. ``parameters`` are the options that the
+    model file sets and ``capabilities`` what the model can do, both from ``/api/show``. ``server_env`` is what the user
+    declares, because the API does not report it. ``servers`` is the number of servers, or their weights.
+    """
 
     server_version: str = ""
     model: str = ""
@@ -38,6 +43,8 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     vram_share: float | None = None
     gpu: str = ""
     driver: str = ""
+    parameters: dict[str, str] = {}
+    capabilities: tuple[str, ...] = ()
     server_env: dict[str, str] = {}
     servers: str = ""  # how many, or their weights as in "2:1:1"; empty for one
     client: dict[str, str] = {}
@@ -143,6 +150,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     watch: ClientStats = ClientStats()
     telemetry: Telemetry | None = None
     aborted: str = ""  # why the load was stopped early; empty when it was not
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the model thinks before it answers: as the workload says, else wherever the model can.
+
+        Raw prompts bypass the template, which turns thinking on.
+        """
+        if self.workload.think is not None:
+            return bool(self.workload.think)
+        can_think = "thinking" in self.fingerprint.capabilities and self.workload.endpoint is not Endpoint.EMBED
+        return can_think and not self.workload.sends_raw_prompt
 
     @property
     def measured(self) -> tuple[Sample, ...]:

@@ -12,6 +12,9 @@ import msgspec
 ANY_MODEL = ""
 """Stands for the server's only model until the server has been asked."""
 
+DEFAULT_SEED = 1
+"""Seed of prompts and arrivals when the workload does not set one."""
+
 
 class Endpoint(str, enum.Enum):
     GENERATE = "generate"
@@ -98,10 +101,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefix: Prefix = Prefix.UNIQUE
     raw: bool = True
     num_predict: int = 64
-    num_ctx: int = 4096
-    temperature: float = 0.0
-    seed: int = 1
-    think: bool | str = False
+    num_ctx: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    think: bool | str | None = None
     keep_alive: str | float = "5m"
     options: dict[str, Any] = {}
     cold: bool = False
@@ -117,6 +120,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reuse_connections: bool = True
     salt: str = ""
     prompt_set: str = ""
+
+    @property
+    def random_seed(self) -> int:
+        """Seed of synthetic prompts, arrivals and pauses; unlike ``seed`` it is always a number."""
+        return DEFAULT_SEED if self.seed is None else self.seed
+
+    @property
+    def sends_raw_prompt(self) -> bool:
+        """Whether prompts bypass the model's template; thinking, which the template turns on, rules that out."""
+        return self.raw and self.endpoint is Endpoint.GENERATE and not self.think
 
     @property
     def clients(self) -> int:

@@ -21,9 +21,10 @@ from pytest_ollama_perf.client.control import ControlClient
 from pytest_ollama_perf.client.preflight import call_with_ticks, read_model_state, run_preflight
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError, PreconditionError, ServerError, ServerUnreachableError
-from pytest_ollama_perf.core.run import Fingerprint, Run, Telemetry
+from pytest_ollama_perf.core.run import Fingerprint, ModelState, Run, Telemetry
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import ANY_MODEL, Workload
+from pytest_ollama_perf.harness.residency import ResidencyKeeper
 from pytest_ollama_perf.harness.servers import (
     TargetServer,
     count_replicas,
@@ -67,7 +68,15 @@ class Harness:
         ConfigError: an address, header or simulator URL is wrong; nothing has been contacted by then.
     """
 
-    def __init__(self, settings: Settings, *, root: Path, session: str = "", running: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        root: Path,
+        session: str = "",
+        running: Sequence[str] = (),
+        restores: bool = True,
+    ) -> None:
         self.settings = settings
         self.session = session or uuid.uuid4().hex[:12]
         self._running_urls = running or ("",) * len(settings.urls)
@@ -79,6 +88,7 @@ class Harness:
         self._stack = contextlib.ExitStack()
         self._meters = TelemetryProvider(settings.telemetry)
         self._stack.callback(self._meters.close)
+        self._residency = ResidencyKeeper() if restores else None
 
     @functools.cached_property
     def servers(self) -> tuple[TargetServer, ...]:
@@ -110,9 +120,19 @@ class Harness:
     def _open_control(self, address: Address) -> ControlClient:
         return self._stack.enter_context(ControlClient(address, self._access))
 
+    def remember_models(self, servers: Sequence[TargetServer] = ()) -> None:
+        """Note which models are loaded, to restore them on ``close``; simulators that this object starts end there."""
+        if self._residency is not None:
+            chosen = servers or self.servers
+            self._residency.remember([server.control for server in chosen if not is_sim_url(server.name)])
+
     def close(self) -> None:
-        """Stop simulators and close connections."""
-        self._stack.close()
+        """Restore the models that were loaded before, stop simulators and close connections."""
+        try:
+            if self._residency is not None:
+                self._residency.restore()
+        finally:
+            self._stack.close()
 
     def describe_servers(self, models: Iterable[str]) -> tuple[str, list[str], list[str]]:
         """Return server version, server names and models for a header line; what cannot be reached has no version."""
@@ -142,9 +162,9 @@ class Harness:
         test: str = "",
         *,
         fresh: bool = False,
-        listener: ProgressListener,
+        onlooker: ProgressListener,
         servers: Sequence[TargetServer] = (),
-        precondition: Callable[[Run], str] = lambda draft: "",
+        admit: Callable[[Run], str] = lambda draft: "",
     ) -> Run:
         """Fire ``workload`` and return what happened.
 
@@ -158,20 +178,21 @@ class Harness:
         self.partial_run = None
         servers = servers or self.servers
         whole = self.resolve_workload(workload, servers)
-        servers, draft = self._prepare_run(whole, test, servers, fresh=fresh or whole.cold, listener=listener)
-        if reason := precondition(draft):
+        self.remember_models(servers)
+        servers, draft = self._prepare_run(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
+        if reason := admit(draft):
             raise PreconditionError(reason)
         if self.settings.telemetry not in {None, TELEMETRY_OFF}:
-            listener.show_message("waiting for the first reading of the telemetry command")
-        listener.begin(whole.model, whole.duration_s)
-        balancer = Balancer(whole.balance, [server.weight for server in servers], whole.seed)
+            onlooker.show_message("waiting for the first reading of the telemetry command")
+        onlooker.begin(whole.model, whole.duration_s)
+        balancer = Balancer(whole.balance, [server.weight for server in servers], whole.random_seed)
         with self._open_meter(servers).record() as log:
             fired = runner.run_load(
                 whole,
                 lambda: BalancedBackend(HttpBackend([server.address for server in servers], self._access), balancer),
                 targets=len(servers),
                 choose=balancer.choose,
-                on_progress=listener.update,
+                on_progress=onlooker.update,
                 on_abort=lambda part: self._on_abort(draft, part, log),
             )
         done = msgspec.structs.replace(_complete_run(draft, fired, log), after=read_model_states(servers, whole.model))
@@ -213,14 +234,14 @@ class Harness:
         return msgspec.structs.replace(workload, model=model, salt=workload.salt or uuid.uuid4().hex[:8])
 
     def _prepare_run(
-        self, workload: Workload, test: str, servers: Sequence[TargetServer], *, fresh: bool, listener: ProgressListener
+        self, workload: Workload, test: str, servers: Sequence[TargetServer], *, fresh: bool, onlooker: ProgressListener
     ) -> tuple[Sequence[TargetServer], Run]:
         """Bring the model into the state the load needs, and return the servers that take part and the run as far as it
         is known before the load."""
         load_times: list[float | None] = []
 
         def ready(server: TargetServer) -> Fingerprint:
-            load_times.append(_load_model(server.control, workload, fresh=fresh, listener=listener))
+            load_times.append(_load_model(server.control, workload, fresh=fresh, onlooker=onlooker))
             return self._read_fingerprint(server, workload)
 
         used, facts = probe_servers(servers, ready, leave_out=self.settings.allow_down)
@@ -279,24 +300,24 @@ def _add_gpu(identity: Fingerprint, found: Telemetry) -> Fingerprint:
     return msgspec.structs.replace(identity, gpu=gpu or identity.gpu, driver=found.driver or identity.driver)
 
 
-def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, listener: ProgressListener) -> float | None:
-    """Load the model with the options of the workload; return the seconds that took, ``None`` where it stood loaded.
+def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, onlooker: ProgressListener) -> float | None:
+    """Load the model with the options of the workload; return the seconds that took, ``None`` if it was loaded before.
 
     For a cold load the model is unloaded and gone: its first request is to load it.
     """
     control.get_installed(workload.model)
     state = read_model_state(control, workload.model)
     if fresh and state.loaded:
-        listener.show_message(f"unloading {workload.model}")
+        onlooker.show_message(f"unloading {workload.model}")
         control.unload(workload.model)
         repeat_until_stable(
             lambda: control.unload(workload.model), lambda: not read_model_state(control, workload.model).loaded
         )
     if workload.cold:
         return None
-    stood = not fresh and state.loaded and state.context_length == workload.num_ctx
-    if not stood:
-        listener.show_message(f"loading {workload.model}")
+    was_loaded = not fresh and state.loaded and workload.num_ctx in {None, state.context_length}
+    if not was_loaded:
+        onlooker.show_message(f"loading {workload.model}")
 
     def load() -> float:
         return control.load(
@@ -308,11 +329,16 @@ def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, list
         )
 
     seconds = call_with_ticks(
-        load, lambda elapsed: listener.show_message(f"loading {workload.model} ... {elapsed:.0f} s")
+        load, lambda elapsed: onlooker.show_message(f"loading {workload.model} ... {elapsed:.0f} s")
     )
     if not workload.unloads_itself:
         repeat_until_stable(load, lambda: read_model_state(control, workload.model).loaded)
-    return None if stood else seconds
+    return None if was_loaded and _has_same_context(control, workload.model, state) else seconds
+
+
+def _has_same_context(control: ControlClient, model: str, before: ModelState) -> bool:
+    """Whether the model still has the context it had; a load with other options makes the server reload it."""
+    return read_model_state(control, model).context_length in {None, before.context_length}
 
 
 def _find_only_model(server: TargetServer) -> str:

@@ -293,7 +293,7 @@ class _LoadExecution:
         try:
             await self._attempt(request, tries)
             while is_retry_due(self._workload, tries):
-                await anyio.sleep(compute_retry_pause_s(self._workload.seed, request.index, len(tries)))
+                await anyio.sleep(compute_retry_pause_s(self._workload.random_seed, request.index, len(tries)))
                 await self._attempt(request, tries)
         finally:
             whole = self._mark_late(merge_attempts(tries, request.turn))

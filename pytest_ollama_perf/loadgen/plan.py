@@ -76,7 +76,7 @@ class LoadPlan:
         # a moving rate is that of one a second, with time stretched
         rate = 1.0 if self.workload.stages else self.workload.rate or 1.0
         times = (
-            _generate_poisson_arrivals(rate, self.workload.seed)
+            _generate_poisson_arrivals(rate, self.workload.random_seed)
             if self.workload.arrival == Arrival.POISSON
             else _generate_constant_arrivals(rate)
         )
@@ -87,7 +87,7 @@ class LoadPlan:
     def iter_pauses_s(self, client: int) -> Iterator[float]:
         """Yield the seconds that a client of a closed loop thinks before each request but its first."""
         low, high = self.workload.think_time_s
-        chance = random.Random(f"think:{self.workload.seed}:{client}")
+        chance = random.Random(f"think:{self.workload.random_seed}:{client}")
         while True:
             yield chance.uniform(low, high)
 
@@ -140,11 +140,6 @@ def _generate_poisson_arrivals(rate: float, seed: int) -> Iterator[float]:
         at += chance.expovariate(rate)
 
 
-def _is_raw(workload: Workload) -> bool:
-    # thinking is switched on in the model's template, which raw passes by
-    return workload.raw and workload.endpoint == Endpoint.GENERATE and not workload.think
-
-
 def _build_shared_fields(workload: Workload) -> dict[str, Any]:
     """Return the fields that every request of the load shares."""
     fields: dict[str, Any] = {
@@ -154,17 +149,14 @@ def _build_shared_fields(workload: Workload) -> dict[str, Any]:
     }
     if workload.endpoint == Endpoint.EMBED:
         return fields
-    fields |= {"stream": workload.stream, "think": workload.think}
-    return fields | {"raw": _is_raw(workload)} if workload.endpoint == Endpoint.GENERATE else fields
+    fields |= {"stream": workload.stream} | ({} if workload.think is None else {"think": workload.think})
+    return fields | {"raw": workload.sends_raw_prompt} if workload.endpoint == Endpoint.GENERATE else fields
 
 
 def _collect_named_options(workload: Workload) -> dict[str, Any]:
-    return {
-        "num_ctx": workload.num_ctx,
-        "num_predict": workload.num_predict,
-        "temperature": workload.temperature,
-        "seed": workload.seed,
-    }
+    """Return ``num_predict`` and those of the other options that the workload sets; the server chooses the rest."""
+    named = {"num_ctx": workload.num_ctx, "temperature": workload.temperature, "seed": workload.seed}
+    return {"num_predict": workload.num_predict} | {name: value for name, value in named.items() if value is not None}
 
 
 def _build_request_fields(
@@ -183,7 +175,11 @@ def _build_request_fields(
     if workload.endpoint == Endpoint.CHAT:
         return {"messages": _build_chat((ChatMessage(role="user", content=text),), nonce, workload.images, index)}
     seen = {"images": _select_image(workload.images, index)} if workload.images else {}
-    return {"prompt": text, **seen} if _is_raw(workload) or not nonce else {"system": nonce, "prompt": text, **seen}
+    return (
+        {"prompt": text, **seen}
+        if workload.sends_raw_prompt or not nonce
+        else {"system": nonce, "prompt": text, **seen}
+    )
 
 
 def _build_chat(messages: Sequence[ChatMessage], nonce: str, images: Sequence[str], index: int) -> list[dict[str, Any]]:
@@ -313,7 +309,7 @@ def _check_prompts(workload: Workload) -> str:
         return ""
     if not workload.prompts and workload.prompt_words < least:
         return f"prompt_words={workload.prompt_words}: must be at least {least}" + _format_nonce_hint(workload)
-    if not workload.prompts and workload.prompt_words >= workload.num_ctx:
+    if not workload.prompts and workload.num_ctx is not None and workload.prompt_words >= workload.num_ctx:
         return f"prompt_words={workload.prompt_words} do not fit into num_ctx={workload.num_ctx}: raise num_ctx"
     return ""
 
@@ -326,11 +322,11 @@ def _format_nonce_hint(workload: Workload) -> str:
 def _check_generation(workload: Workload) -> str:
     if workload.num_predict < 1:
         return f"num_predict={workload.num_predict}: must be at least 1 (Ollama takes 0 and less as unlimited)"
-    if workload.num_ctx < 1:
+    if workload.num_ctx is not None and workload.num_ctx < 1:
         return f"num_ctx={workload.num_ctx}: must be at least 1"
-    if not 0 <= workload.seed <= _MAX_SEED:
+    if not 0 <= workload.random_seed <= _MAX_SEED:
         return f"seed={workload.seed}: must be 0 to {_MAX_SEED} (Ollama takes a negative one as random)"
-    if not 0 <= workload.temperature < math.inf:
+    if workload.temperature is not None and not 0 <= workload.temperature < math.inf:
         return f"temperature={workload.temperature:g}: must be 0 or more"
     return ""
 

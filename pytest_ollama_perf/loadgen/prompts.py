@@ -52,9 +52,9 @@ class PromptGenerator:
         self._picker = PromptPicker(workload)
         self._unique = workload.prefix == Prefix.UNIQUE
         self._words = workload.prompt_words - (NONCE_WORDS if self._unique else 0)
-        self._run = f"{workload.seed}\0{workload.salt}"
+        self._run = f"{workload.random_seed}\0{workload.salt}"
         self._offsets = hashlib.blake2b(self._run.encode(), digest_size=2).digest()
-        self._ring = "" if self._given else _build_word_ring(workload.seed, self._words)
+        self._ring = "" if self._given else _build_word_ring(workload.random_seed, self._words)
 
     def build_prompt(self, index: int) -> str:
         """Return the whole prompt of a request, nonce included."""
@@ -93,7 +93,7 @@ class PromptPicker:
         self._count = len(workload.messages) or len(workload.prompts)
         total = math.fsum(workload.weights)
         self._ends = [part / total for part in accumulate(workload.weights)]
-        self._offset = random.Random(f"mix:{workload.seed}").random()
+        self._offset = random.Random(f"mix:{workload.random_seed}").random()
 
     def pick(self, index: int) -> int:
         """Return the place of the prompt or chat."""

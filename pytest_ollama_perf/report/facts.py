@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median_low
 
-from pytest_ollama_perf.core.run import Fingerprint
+from pytest_ollama_perf.core.run import Fingerprint, Run
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.workload import Endpoint, Workload
 from pytest_ollama_perf.harness.results import MeasuredLoad
@@ -48,6 +48,7 @@ def describe_size(loads: Sequence[MeasuredLoad], stored: int | None = None) -> l
     *phrases, last = [
         _format_request_count(loads),
         *format_load_label(loads[0].run.workload),
+        *_describe_thinking(loads[0].run),
         *_describe_connections(loads),
         *describe_excluded(loads),
     ]
@@ -86,6 +87,12 @@ def format_load_label(workload: Workload) -> Iterator[str]:
         yield f"for {format_seconds(workload.duration_s)}"
     if workload.cold:
         yield "on a cold model"
+
+
+def _describe_thinking(run: Run) -> Iterator[str]:
+    """Yield that the model thinks where only its default says so."""
+    if run.workload.think is None and run.is_thinking:
+        yield "thinking (model default)"
 
 
 def _describe_connections(loads: Iterable[MeasuredLoad]) -> Iterator[str]:

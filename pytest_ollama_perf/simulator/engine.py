@@ -69,7 +69,7 @@ class Engine:
 
     async def load(self, model: SimulatedModel, options: Mapping[str, Any], keep_alive_s: float | None) -> None:
         """Load a model without asking it anything."""
-        async with self._scheduler.use(model, self._select_reload_options(options), keep_alive_s):
+        async with self._scheduler.use(model, self._select_reload_options(model, options), keep_alive_s):
             pass
 
     def unload(self, model: SimulatedModel) -> None:
@@ -120,7 +120,8 @@ class Engine:
             raise ResponseError(500, RUNNER_DIED_MESSAGE, engine=True)
         ask, truth = job.request, job.truth
         model = self.get_model(ask.model)
-        async with self._scheduler.use(model, self._select_reload_options(ask.options), ask.keep_alive_s) as held:
+        chosen = self._select_reload_options(model, ask.options)
+        async with self._scheduler.use(model, chosen, ask.keep_alive_s) as held:
             await self._pause(self.settings.warm_load_s)
             truth.loaded_ns = self.clock.now_ns()
             self._prepare(job, held)
@@ -143,12 +144,12 @@ class Engine:
         if seconds:
             await self.clock.sleep_until(self.clock.now_ns() + round(seconds * 1e9))
 
-    def _select_reload_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _select_reload_options(self, model: SimulatedModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Keep what a reload looks at; ``num_gpu`` below 0 leaves the choice to the server."""
         kept = {name: options[name] for name in RELOAD_OPTIONS if options.get(name) is not None}
         if kept.get("num_gpu", 0) < 0:
             del kept["num_gpu"]
-        return MappingProxyType({"num_ctx": self.settings.num_ctx, **kept})
+        return MappingProxyType({"num_ctx": model.num_ctx or self.settings.num_ctx, **kept})
 
     def _prepare(self, job: InferenceJob, held: ResidentModel) -> None:
         ask, num_ctx = job.request, held.runner.num_ctx

@@ -105,12 +105,12 @@ def _format_expiry(held: ResidentModel, now_ns: int) -> str:
     return format_time(time.time_ns() + left)
 
 
-def build_show(settings: SimulatorSettings, model: SimulatedModel) -> dict[str, Any]:
+def build_show(model: SimulatedModel) -> dict[str, Any]:
     """Return the body of ``/api/show``."""
-    parameters = f"num_ctx                        {settings.num_ctx}"
+    modelfile = f"# A simulated model\n\nFROM {model.full_name}\n"
     return {
-        "modelfile": f"# A simulated model\n\nFROM {model.full_name}\nPARAMETER num_ctx {settings.num_ctx}\n",
-        "parameters": parameters,
+        "modelfile": modelfile + (f"PARAMETER num_ctx {model.num_ctx}\n" if model.num_ctx else ""),
+        **({"parameters": f"num_ctx                        {model.num_ctx}"} if model.num_ctx else {}),
         "template": _CHAT_TEMPLATE,
         "details": _build_details(model),
         "model_info": _build_model_info(model),

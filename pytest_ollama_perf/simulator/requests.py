@@ -159,10 +159,10 @@ def _find_expected_type(name: str, value: object) -> str:
 
 
 def resolve_think(given: RequestBody, model: SimulatedModel) -> bool:
-    """Say whether the model is to think: what was asked, and where nothing was, what it can."""
+    """Return whether the model thinks: as the request says, else wherever it can and the template is used."""
     wanted = given.fields.get("think")
     if wanted is None:
-        return model.has_capability("thinking")
+        return model.has_capability("thinking") and not given.get_flag("raw", False)
     if wanted and not model.has_capability("thinking"):
         raise ResponseError(400, f'"{given.get_text("model")}" does not support thinking')
     return bool(wanted)

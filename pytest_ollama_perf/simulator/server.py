@@ -87,7 +87,7 @@ class Router:
         model = self._settings.find_model(name)
         if model is None:
             raise ResponseError(404, f"model '{name if ':' in name else name + ':latest'}' not found")
-        outgoing.send_whole(200, JSON_TYPE, replies.encode_json(replies.build_show(self._settings, model)))
+        outgoing.send_whole(200, JSON_TYPE, replies.encode_json(replies.build_show(model)))
 
     async def _handle_ground_truth(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
         outgoing.send_whole(200, JSON_TYPE, msgspec.json.encode({"requests": list(self._engine.ground_truths)}))

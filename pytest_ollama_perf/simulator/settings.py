@@ -56,7 +56,8 @@ CAPABILITIES = ("completion", "embedding", "thinking", "tools", "vision")
 class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model of the simulated server; speeds and load time, where given, replace the server's.
 
-    ``size`` is the file's bytes; ``vram_share`` the part in GPU memory, 0..1 (``None``: the server's).
+    ``size`` is the size of its file in bytes; ``vram_share`` the share in GPU memory, 0..1 (``None``: the server's).
+    ``num_ctx`` is the context length that the model file sets, which takes precedence over the server's default.
     """
 
     name: str
@@ -67,6 +68,7 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     digest: str = ""
     capabilities: tuple[str, ...] = ("completion",)
     context_length: int = 131_072
+    num_ctx: int | None = None
     embedding_length: int = 3072
     vram_share: float | None = None
     tps: float | None = None

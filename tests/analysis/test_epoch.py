@@ -60,8 +60,10 @@ def ids(runs: tuple[Run, ...]) -> str:
         ({"vram_share": 0.88}, "gpu offload 100 % -> 88 %", False),
         ({"vram_share": 0.0}, "gpu offload 100 % -> 0 %", False),
         ({"vram_share": None}, "gpu offload 100 % -> unknown", False),
-        ({"context_length": 8192}, "num_ctx 4096 -> 8192", True),
+        ({"context_length": 8192}, "num_ctx 4096 -> 8192", False),
         ({"server_env": {"OLLAMA_NUM_PARALLEL": "4"}}, "OLLAMA_NUM_PARALLEL 1 -> 4", False),
+        ({"capabilities": ("completion", "thinking")}, "capabilities unknown -> completion, thinking", False),
+        ({"parameters": {"temperature": "0.2"}}, "model option temperature unset -> 0.2", False),
         ({"server_env": {}}, "OLLAMA_NUM_PARALLEL 1 -> unset", False),
         ({"model_digest": "b" * 64}, "model digest aaaaaaaaaaaa -> bbbbbbbbbbbb", True),
         ({"model": "n"}, "model m -> n", False),
@@ -99,7 +101,7 @@ def test_what_separates_is_said_first() -> None:
 
 
 def test_every_field_of_the_fingerprint_has_its_place_in_the_table() -> None:
-    assert {*COMPARABILITY, "server_env", "client"} == {*Fingerprint.__struct_fields__}
+    assert {*COMPARABILITY, "parameters", "server_env", "client"} == {*Fingerprint.__struct_fields__}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_another_load_is_named_field_by_field() -> None:
 
 def test_the_context_that_was_asked_for_and_given_is_named_once() -> None:
     found = compare_runs(make_run("a", 1.0), make_run("b", 2.0, changed(context_length=8192), num_ctx=8192))
-    assert [str(change) for change in found] == ["num_ctx 4096 -> 8192"]
+    assert [str(change) for change in found] == ["num_ctx server default -> 8192"]
 
 
 def test_without_a_history_a_run_is_new() -> None:

@@ -45,12 +45,17 @@ def test_a_model_wholly_on_the_cpu_is_a_server_like_any_other():
 
 
 def test_a_cut_context_spoils_the_run_only_where_a_request_reached_its_end():
-    cut = {"before": state(context_length=2048), "after": state(context_length=2048)}
+    cut = {"before": state(context_length=2048), "after": state(context_length=2048), "workload": {"num_ctx": 4096}}
     problem = only(*one_after_another(20), **cut)
     assert (problem.spoils, problem.text) == (False, "the server cut the context to 2048 tokens, num_ctx asks for 4096")
     problem = only(*one_after_another(20, prompt=2040), **cut)
     assert problem.spoils
     assert problem.text.endswith(", and a request needed 2051")
+
+
+def test_a_context_that_the_load_does_not_set_is_never_cut():
+    small = {"before": state(context_length=2048), "after": state(context_length=2048)}
+    assert found(*one_after_another(20), **small) == ()
 
 
 def test_a_model_that_is_gone_at_the_end_was_evicted():

@@ -236,7 +236,7 @@ def test_show_prints_the_run_whole(shelf: Shelf) -> None:
         "server      ollama 0.32.10, model llama3.2:3b, digest abababababab, gpu NVIDIA",
         "            L4, driver 550, gpu offload 100 %, OLLAMA_NUM_PARALLEL 4",
         "load        endpoint generate, concurrency 1, requests 20, prompt_words 16,",
-        "            num_predict 11, num_ctx 4096",
+        "            num_predict 11",
         "client      python 3.11",
         "requests    20 measured, 20 ok, 1 warm-up dropped",
         "model load  1.25 s",
@@ -425,7 +425,7 @@ def test_commands_start_without_what_only_judging_needs() -> None:
     script = """
 import sys
 from pytest_ollama_perf import cli
-cli.build_parser()
+cli.parser()
 print(sorted({'scipy', 'numpy', 'rich', 'sqlalchemy', 'httpx'} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

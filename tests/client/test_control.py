@@ -44,7 +44,7 @@ class Server:
         self.asked.append((request.method, request.url.path, body))
         answer = self.table.get(request.url.path)
         if answer is None:
-            return recorded(request.url.path)
+            return recorded(request.url.path, request.method)
         if isinstance(answer, list):
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
         if isinstance(answer, Exception):
@@ -329,7 +329,21 @@ def test_the_fingerprint_says_what_must_be_the_same():
     assert (fingerprint.context_length, fingerprint.vram_share, fingerprint.gpu) == (2048, 0.4, "H100")
     assert fingerprint.model_digest == "d"
     assert fingerprint.server_env == {"OLLAMA_NUM_PARALLEL": "4"}
+    assert fingerprint.capabilities == ("completion",)
+    assert fingerprint.parameters == {
+        "num_ctx": "2048",
+        "num_thread": "1",
+        "seed": "1",
+        "stop": '"<|im_start|>", "<|im_end|>"',
+        "temperature": "0",
+    }
     assert set(fingerprint.client) == {"pytest-ollama-perf", "python", "machine"}
+
+
+def test_a_server_that_does_not_answer_show_has_no_known_parameters():
+    refuses = Server(ps=ps("tiny:latest"), show=(404, "404 page not found"))
+    fingerprint, _ = run_preflight(control(refuses), Workload(model="tiny"))
+    assert (fingerprint.parameters, fingerprint.capabilities) == ({}, ())
 
 
 def test_preflight_of_a_missing_model_says_so():

@@ -97,7 +97,7 @@ def test_every_section_that_can_be_generated_stands_on_a_page() -> None:
 
 def test_defaults_in_the_reference_are_those_of_the_code() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?) \| .* \|$", generated.load_words(), re.MULTILINE))
-    assert (rows["num_predict"], rows["num_ctx"], rows["endpoint"]) == ("`64`", "`4096`", "`generate`")
+    assert (rows["num_predict"], rows["num_ctx"], rows["endpoint"]) == ("`64`", "`None`", "`generate`")
     assert rows["timeout"] == "`connect` 10, `first_token` 600, `idle` 60, `total` 1800"
 
 

@@ -96,7 +96,7 @@ def measured(workload, settings):
             backends = [await stack.enter_async_context(open_simulated_backend(one)) for one in settings]
             for backend, url in zip(backends, URLS, strict=False):
                 backend._url = url
-            balancer = Balancer(workload.balance, [1.0] * len(backends), workload.seed)
+            balancer = Balancer(workload.balance, [1.0] * len(backends), workload.random_seed)
             backend = BalancedBackend(Several(backends), balancer)
             await execute_load(workload, backend, recorder, targets=len(backends), choose=balancer.choose)
 

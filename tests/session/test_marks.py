@@ -248,7 +248,7 @@ def test_a_wrong_value_is_refused_in_one_line_that_says_what_is_right(word: str,
             "prompt_words=64 do not fit into num_ctx=16: raise num_ctx",
         ),
         (
-            {"options": {"num_ctx": 8192}},
+            {"num_ctx": 4096, "options": {"num_ctx": 8192}},
             "options {'num_ctx': 8192} contradicts num_ctx=4096: give num_ctx=8192 alone",
         ),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from transcript_replay import TRANSCRIPTS, Exchange, Reply, load, replay
 
@@ -26,17 +27,19 @@ COUNTERS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_dur
 OPAQUE = ("model_info", "tensors", "context", "embeddings")
 """What is inside these depends on the weights."""
 
+MODELS = tuple(msgspec.structs.replace(model, num_ctx=2048) for model in TRANSCRIPT_MODELS)
+"""The recorded models set ``num_ctx`` in their model files."""
+
 UNKNOWN_WORDS = (" cat", " warm", " hang", " die", " after", " one", " two", " three", "cat dog")
 """Prompts with words that the recorded models spell in several tokens, so that their counts differ."""
 
 
 def settings_of(server: dict[str, Any], case: str) -> SimulatorSettings:
     return SimulatorSettings(
-        models=TRANSCRIPT_MODELS,
+        models=MODELS,
         slots=server["OLLAMA_NUM_PARALLEL"],
         max_queue=server.get("max_queue", 512),
         max_loaded=1 if "OLLAMA_MAX_LOADED_MODELS=1" in server.get("env", ()) else 3,
-        num_ctx=2048,
         prefill_tps=10_000.0,
         scaling=0.0,
         faults=FAULTS.get(case, ()),

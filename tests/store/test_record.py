@@ -235,7 +235,7 @@ def test_what_is_the_load_changes_the_identity(changed: dict[str, Any]) -> None:
 
 
 def test_the_identity_is_the_same_in_every_version() -> None:
-    assert compute_identity(Workload(model="m")) == "63880914fb50dfa1"
+    assert compute_identity(Workload(model="m")) == "9f3b339f05f3a8bb"
     assert compute_identity(Workload(model="m", think_time_s=(0, 2), options={"top_k": 1})) == compute_identity(
         Workload(model="m", think_time_s=(0.0, 2.0), options={"top_k": 1.0})
     )
