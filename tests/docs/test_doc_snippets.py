@@ -11,8 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,21 +103,9 @@ def _follow_once(page: Path, folder: Path) -> str:
     return ""
 
 
-@pytest.fixture(scope="module")
-def followed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Path, Future[str]]]:
-    """Every page that was selected, two at a time: most of their time is waiting for simulated tokens."""
-    root = tmp_path_factory.mktemp("pages")
-    chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    pages = [params["page"] for params in chosen if params.get("page") in _WITH_COMMANDS]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        yield {page: pool.submit(_follow, page, root / str(number)) for number, page in enumerate(dict.fromkeys(pages))}
-
-
 @pytest.mark.parametrize("page", _WITH_COMMANDS, ids=_id)
-def test_the_commands_of_a_page_print_what_it_shows(page: Path, followed: dict[Path, Future[str]]) -> None:
-    wrong = followed[page].result()
+def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) -> None:
+    wrong = _follow(page, tmp_path / "page")
     assert not wrong, wrong
 
 
