@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BEGINS = "ollama 0."
+ATTEMPTS = 3
+"""A busy machine changes the measured values and adds notes about the client; a wrong text fails every attempt."""
 
 
 def commands() -> list[str]:
@@ -60,7 +62,11 @@ def words_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["passing", "failing"])
 def test_a_screen_is_what_its_command_prints(name: str) -> None:
-    assert words_of(printed(pytest_part(name))) == words_of(screen(name))
+    shown = words_of(screen(name))
+    found = words_of(printed(pytest_part(name)))
+    for _ in range(ATTEMPTS - 1):
+        found = found if found == shown else words_of(printed(pytest_part(name)))
+    assert found == shown
 
 
 def test_screens_fit_eighty_columns() -> None:
@@ -68,6 +74,6 @@ def test_screens_fit_eighty_columns() -> None:
         assert max(map(len, screen(name).splitlines())) <= 80
 
 
-def test_the_two_commands_are_one_line_each_and_set_everything_up() -> None:
+def test_the_two_setup_commands_are_one_line_each() -> None:
     setups = [line for line in commands() if line.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")]
     assert [line.rpartition("&& ")[2].split()[0] for line in setups] == [".venv/bin/pytest", ".venv/bin/pytest"]
