@@ -161,7 +161,7 @@ def remember(bench: Harness, spec: LoadSpec, count: int, others: Others) -> None
     store = open_store(bench.settings.store)
     for number in range(1, count + 1):
         with others.watched() as share, LiveProgress(sys.stderr) as progress:
-            run = bench.measure(spec.workload, TEST, fresh=True, onlooker=progress)
+            run = bench.measure(spec.workload, TEST, fresh=True, listener=progress)
         store.add(run, RunKind.SAVED)
         say(f"stored {number}: {readings([run])}; others {share[0]:.0%}")
     store.close()

@@ -221,7 +221,7 @@ class Session:
         """Conduct an experiment and keep its trial for the reports, also when it could not be measured or was stopped.
 
         Raises:
-            VerdictFailed: nothing could be measured; the message says why.
+            VerdictError: nothing could be measured; the message says why.
         """
         from pytest_ollama_perf.harness.evaluation import build_unmeasured
 

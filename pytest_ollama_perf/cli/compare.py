@@ -67,8 +67,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Compare. What that needs is imported here: other commands start without scipy."""
-    pass
-
     return run_compare(options)
 
 

@@ -94,8 +94,6 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Examine. What that needs is imported here: other commands start without it."""
-    pass
-
     return run_doctor(options)
 
 
@@ -173,7 +171,7 @@ def _run_campaign(bench: Harness, workload: Workload, sessions: int) -> Campaign
 
 def _run_session(bench: Harness, workload: Workload, title: str) -> Run:
     with LiveProgress(sys.stderr) as progress:
-        fired = bench.measure(workload, "doctor", fresh=True, onlooker=progress)
+        fired = bench.measure(workload, "doctor", fresh=True, listener=progress)
     evidence = build_evidence(fired)
     readings = [(name, evidence.compute_cost(get_policy(name))) for name in _SHOWN_METRICS]
     numbers = ", ".join(

@@ -30,8 +30,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Write the file. What that needs is imported here: other commands start without it."""
-    pass
-
     return export_report(options.format, options.result, options.output)
 
 

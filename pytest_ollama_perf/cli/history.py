@@ -47,8 +47,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Show what is stored. What that needs is imported here: other commands start without it."""
-    pass
-
     return run_history(options)
 
 

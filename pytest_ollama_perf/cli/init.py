@@ -81,8 +81,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Measure and write. What that needs is imported here: other commands start without it."""
-    pass
-
     return run_init(options)
 
 
@@ -146,7 +144,7 @@ def _measure_load(bench: Harness, model: str, common: Mapping[str, Any], clients
 def _measure_run(bench: Harness, workload: Workload, title: str) -> Run:
     place = ", ".join(format_load_label(workload))
     with LiveProgress(sys.stderr) as progress:
-        fired = bench.measure(workload, "init", fresh=True, onlooker=progress)
+        fired = bench.measure(workload, "init", fresh=True, listener=progress)
     summary = summarise(fired)
     verdict = judge_contract(fired, summary, build_load_spec({}).limits)
     if verdict.word in FAILING_STATUSES:

@@ -73,8 +73,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Judge what the options name. What judging needs is imported here: other commands start without scipy."""
-    pass
-
     return run_judge(options)
 
 

@@ -37,8 +37,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Show the run. What that needs is imported here: other commands start without it."""
-    pass
-
     return run_show(options)
 
 

@@ -53,8 +53,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(options: argparse.Namespace) -> int:
     """Follow the runs. What that needs is imported here: other commands start without scipy."""
-    pass
-
     return run_trend(options)
 
 

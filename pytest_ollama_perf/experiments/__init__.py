@@ -34,14 +34,14 @@ class Experiment(Protocol):
     @property
     def gating(self) -> int: ...
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Measure and judge.
 
         Raises:
             OllamaPerfError: nothing could be measured.
         """
 
-    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> Any:
+    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> Any:
         """Return what the fixture of the marker's name gives to the test."""
 
 

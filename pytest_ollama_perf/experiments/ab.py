@@ -69,25 +69,25 @@ class ABTest:
         """Nothing: the baseline is measured, not remembered."""
         return 0
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Measure block after block; look after 4, 6, 8 and 12."""
-        return _ABRunner(self, lab, test).run()
+        return _ABRunner(self, context, test).run()
 
-    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> ABResult:
+    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> ABResult:
         """Return the result that the fixture ``ollama_ab`` stands for."""
-        return ABResult(trial)
+        return ABResult(evaluation)
 
 
 class ABResult:
     """Two sides compared. Every compared metric is an attribute: ``ab.tps.change`` is the candidate's relative change,
     ``ab.tps.low`` and ``.high`` the ends of its 95 % interval, ``ab.tps.baseline`` and ``.value`` the two numbers."""
 
-    def __init__(self, trial: Evaluation) -> None:
-        self.verdict: Verdict = trial.verdict
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.verdict: Verdict = evaluation.verdict
         self.comparison: ABComparison | None = next(
-            (one for one in trial.findings if isinstance(one, ABComparison)), None
+            (one for one in evaluation.findings if isinstance(one, ABComparison)), None
         )
-        self.loads: tuple[MeasuredLoad, ...] = trial.loads
+        self.loads: tuple[MeasuredLoad, ...] = evaluation.loads
 
     @property
     def blocks(self) -> int:
@@ -116,24 +116,24 @@ def list_option_names() -> tuple[str, ...]:
     return (*SIDES, *(word for word in LOAD_OPTIONS if word != "duration"), *JUDGING_OPTIONS)
 
 
-def parse_options(words: Mapping[str, Any], settings: Settings) -> ABTest:
+def parse_options(options: Mapping[str, Any], settings: Settings) -> ABTest:
     """Read the marker's words; ``ConfigError`` says what is wrong with them."""
-    _reject_unknown(words)
-    own = {side: _parse_side_options(side, words.get(side, {})) for side in SIDES}
-    if not any(side in words for side in SIDES) and not settings.baseline_url:
+    _reject_unknown(options)
+    own = {side: _parse_side_options(side, options.get(side, {})) for side in SIDES}
+    if not any(side in options for side in SIDES) and not settings.baseline_url:
         raise ConfigError(
             "what is to be compared? Give baseline={...} and candidate={...}, each with words such as model, options "
             "or url, or the server to compare with: --ollama-baseline-url"
         )
-    common = {word: value for word, value in words.items() if word not in SIDES}
+    common = {word: value for word, value in options.items() if word not in SIDES}
     baseline, candidate = (_build_side(side, common, own[side], settings) for side in SIDES)
     _reject_margins(candidate.spec)
     return ABTest(baseline, candidate)
 
 
-def _reject_unknown(words: Mapping[str, Any]) -> None:
+def _reject_unknown(options: Mapping[str, Any]) -> None:
     known = list_option_names()
-    for word in words:
+    for word in options:
         if word == "duration":
             raise ConfigError("duration: a comparison counts requests, so that both sides do the same; give requests")
         if word.startswith(("min_", "max_")) and word not in known:
@@ -203,13 +203,13 @@ def _reject_margins(spec: LoadSpec) -> None:
 class _ABRunner:
     """One comparison under way: the runs of each side, turn by turn and block by block."""
 
-    def __init__(self, asked: ABTest, lab: ExperimentContext, test: str) -> None:
-        self._asked, self._context, self._test = asked, lab, test
+    def __init__(self, asked: ABTest, context: ExperimentContext, test: str) -> None:
+        self._asked, self._context, self._test = asked, context, test
         self._sides = (asked.baseline, asked.candidate)
         self._servers = {side.name: self._select_servers(side) for side in self._sides}
         self._loads: dict[str, list[MeasuredLoad]] = {side.name: [] for side in self._sides}
         self._blocks: dict[str, list[list[Run]]] = {side.name: [] for side in self._sides}
-        lab.collect_findings = self._build_findings
+        context.collect_findings = self._build_findings
 
     def _select_servers(self, side: ABSide) -> Sequence[TargetServer]:
         return self._context.harness.servers if side.url is None else (self._context.harness.open_server(side.url),)
@@ -251,10 +251,10 @@ class _ABRunner:
 
     def _measure_run(self, side: ABSide, last: ABSide | None, where: str) -> MeasuredLoad:
         """Every turn starts from a fresh load: a turn right after one is not like a turn of a model that has rested."""
-        lab, servers = self._context, self._servers[side.name]
+        context, servers = self._context, self._servers[side.name]
         if self._is_shared and last is not side:
             self._unload_other_model(side)
-        watched = lab.add_caption(f"{where}, {side.name}")
+        watched = context.add_caption(f"{where}, {side.name}")
         return watched.fire(side.spec.workload, self._test, fresh=True, servers=servers).loads[0]
 
     def _unload_other_model(self, side: ABSide) -> None:
@@ -349,12 +349,12 @@ def pool_runs(runs: Sequence[Run]) -> Run:
 
 def _describe_differences(sides: Sequence[ABSide], servers: Sequence[str]) -> tuple[str, str]:
     """Say of each side what the other has not: ``model small``, ``num_ctx 2048``, the server where they differ."""
-    words = [word for word in LOAD_OPTIONS if any(word in side.own_options for side in sides)]
+    options = [word for word in LOAD_OPTIONS if any(word in side.own_options for side in sides)]
     texts = []
     for side, server in zip(sides, servers, strict=True):
         parts = [
             f"{word} {_format_value(side.own_options[word])}" if word in side.own_options else f"{word} as usual"
-            for word in words
+            for word in options
         ]
         texts.append(", ".join([*parts, *([f"at {server}"] if len(set(servers)) > 1 else [])]))
     return texts[0] or "the same", texts[1] or "the same"

@@ -19,7 +19,7 @@ from pytest_ollama_perf.analysis.sustained import (
     search_concurrency,
 )
 from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.load_options import list_option_names as load_words
+from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
 from pytest_ollama_perf.config.settings import Settings, parse_percent
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
@@ -63,18 +63,18 @@ class MaxConcurrencyTest:
 
     def build_load(self, concurrency: int) -> LoadSpec:
         """Return the load of one probe: at least two requests a client, or not all of them would be at work at once."""
-        words = {**self.options, "concurrency": concurrency}
-        if "requests" in words:
-            words["requests"] = max(words["requests"], _MIN_REQUESTS_PER_CLIENT * concurrency)
-        return msgspec.structs.replace(build_load_spec(words, default_model=self.default_model), limits=())
+        options = {**self.options, "concurrency": concurrency}
+        if "requests" in options:
+            options["requests"] = max(options["requests"], _MIN_REQUESTS_PER_CLIENT * concurrency)
+        return msgspec.structs.replace(build_load_spec(options, default_model=self.default_model), limits=())
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Search, and judge what was found."""
-        return _MaxConcurrencyRunner(self, lab, test).run()
+        return _MaxConcurrencyRunner(self, context, test).run()
 
-    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> MaxConcurrencyResult:
+    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> MaxConcurrencyResult:
         """Return the result that the fixture ``ollama_max_concurrency`` stands for."""
-        return MaxConcurrencyResult(trial)
+        return MaxConcurrencyResult(evaluation)
 
 
 class MaxConcurrencyResult:
@@ -85,11 +85,11 @@ class MaxConcurrencyResult:
     whether both are known beyond chance; ``probes`` are all that were tried.
     """
 
-    def __init__(self, trial: Evaluation) -> None:
-        self.verdict: Verdict = trial.verdict
-        found = next((found for found in trial.findings if isinstance(found, MaxConcurrency)), None)
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.verdict: Verdict = evaluation.verdict
+        found = next((found for found in evaluation.findings if isinstance(found, MaxConcurrency)), None)
         if found is None:
-            raise AttributeError(f"nothing was found: {trial.verdict.reason}")
+            raise AttributeError(f"nothing was found: {evaluation.verdict.reason}")
         self.concurrency: int = found.concurrency
         self.maximum: int = found.maximum
         self.breach: Probe | None = found.breach
@@ -144,12 +144,12 @@ class _MaxConcurrencyRunner:
         return self.probes[-1].bearable
 
     def _fire_probe(self, workload: Workload, where: str) -> Run:
-        trial = self.context.add_caption(where).fire(workload, self.test)
-        cannot = trial.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
-        self.parts.append(ExperimentPart(where, trial if cannot else _to_unjudged(trial)))
+        evaluation = self.context.add_caption(where).fire(workload, self.test)
+        cannot = evaluation.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+        self.parts.append(ExperimentPart(where, evaluation if cannot else _to_unjudged(evaluation)))
         if cannot:
             raise _InvalidProbeError
-        return trial.run
+        return evaluation.run
 
     def _record_history(self, concurrency: int) -> None:
         """Keep and judge the load at the border as any other load, where this build has a history."""
@@ -194,10 +194,10 @@ class _MaxConcurrencyRunner:
         return Evaluation(verdict, loads, (found, *find_last_findings(self.parts)))
 
 
-def _to_unjudged(trial: Evaluation) -> Evaluation:
+def _to_unjudged(evaluation: Evaluation) -> Evaluation:
     """Return the trial of a probe as no judgement: that every request fails is what the search is there to find."""
-    verdict = msgspec.structs.replace(trial.verdict, word=VerdictStatus.OK, reason="measured, not judged")
-    return Evaluation(verdict, trial.loads, trial.findings)
+    verdict = msgspec.structs.replace(evaluation.verdict, word=VerdictStatus.OK, reason="measured, not judged")
+    return Evaluation(verdict, evaluation.loads, evaluation.findings)
 
 
 def _build_summary(found: MaxConcurrency) -> str:
@@ -212,18 +212,18 @@ def _build_summary(found: MaxConcurrency) -> str:
 
 def list_option_names() -> tuple[str, ...]:
     """Every word the marker takes: those of a load but its pace, and a search's own."""
-    return tuple(word for word in (*load_words(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
+    return tuple(word for word in (*list_load_options(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
 
 
-def parse_options(words: Mapping[str, Any], settings: Settings) -> MaxConcurrencyTest:
+def parse_options(options: Mapping[str, Any], settings: Settings) -> MaxConcurrencyTest:
     """Read the marker's words; ``ConfigError`` says what is wrong with them."""
     for word in _REJECTED_OPTIONS:
-        if word in words:
+        if word in options:
             raise ConfigError(
-                f"{word}={safe_repr(words[word])}: the search sets the pace itself; give start and maximum"
+                f"{word}={safe_repr(options[word])}: the search sets the pace itself; give start and maximum"
             )
-    own = {word: value for word, value in words.items() if word in OWN_OPTIONS}
-    load = {word: value for word, value in words.items() if word not in OWN_OPTIONS} | _build_limits(own, words)
+    own = {word: value for word, value in options.items() if word in OWN_OPTIONS}
+    load = {word: value for word, value in options.items() if word not in OWN_OPTIONS} | _build_limits(own, options)
     spec = build_load_spec({**load, "concurrency": 1}, default_model=settings.model)
     _check_criteria(spec)
     start, maximum = _parse_whole_number(own, "start", 1), _parse_whole_number(own, "maximum", _DEFAULT_MAXIMUM)
@@ -243,13 +243,13 @@ def parse_options(words: Mapping[str, Any], settings: Settings) -> MaxConcurrenc
     )
 
 
-def _build_limits(own: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+def _build_limits(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a search's own limits as words of a load: ``max_latency`` limits the P95, ``success_rate`` the errors."""
     found = {_SHORT_LIMITS[word]: value for word, value in own.items() if word in _SHORT_LIMITS}
     for word, long in _SHORT_LIMITS.items():
-        if word in own and long in words:
+        if word in own and long in options:
             raise ConfigError(f"{word} and {long} are the same limit: give one of them")
-    if "max_error_rate" in words:
+    if "max_error_rate" in options:
         if "success_rate" in own:
             raise ConfigError("success_rate and max_error_rate are the same limit: give one of them")
         return found

@@ -19,7 +19,7 @@ from pytest_ollama_perf.analysis.epochs import StoredRuns
 from pytest_ollama_perf.analysis.findings import BoundCheck, check_bound
 from pytest_ollama_perf.analysis.run_value import POLICIES
 from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.load_options import list_option_names as load_words
+from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
@@ -61,13 +61,13 @@ class ColdStartTest:
     def gating(self) -> int:
         return count_gating_pairs(self.cold.margins) + count_gating_pairs(self.warm.margins)
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Start cold as often as asked, and judge what was found."""
-        return _ColdStartRunner(self, lab, test).run()
+        return _ColdStartRunner(self, context, test).run()
 
-    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> ColdStartResult:
+    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> ColdStartResult:
         """Return the result that the fixture ``ollama_cold_start`` stands for."""
-        return ColdStartResult(host, test, trial)
+        return ColdStartResult(recorder, test, evaluation)
 
 
 class ColdStartResult:
@@ -78,11 +78,11 @@ class ColdStartResult:
     loads, one a repeat, with every sample.
     """
 
-    def __init__(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> None:
-        self.verdict: Verdict = trial.verdict
-        found = next((found for found in trial.findings if isinstance(found, ColdStart)), None)
+    def __init__(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> None:
+        self.verdict: Verdict = evaluation.verdict
+        found = next((found for found in evaluation.findings if isinstance(found, ColdStart)), None)
         if found is None:
-            raise AttributeError(f"nothing was found: {trial.verdict.reason}")
+            raise AttributeError(f"nothing was found: {evaluation.verdict.reason}")
         self.starts: tuple[ColdStartRepeat, ...] = found.starts
         self.load_time = found.load_time_s
         self.cold_ttft = found.cold_ttft_s
@@ -90,7 +90,7 @@ class ColdStartResult:
         self.warm_ttft = found.warm_ttft_s
         self.warm_latency = found.warm_latency_s
         self.ratio = found.ratio
-        results = [LoadResult(host, test, Evaluation(trial.verdict, (load,))) for load in trial.loads]
+        results = [LoadResult(recorder, test, Evaluation(evaluation.verdict, (load,))) for load in evaluation.loads]
         self.cold: tuple[LoadResult, ...] = tuple(result for result in results if result.run.workload.cold)
         self.warm: tuple[LoadResult, ...] = tuple(result for result in results if not result.run.workload.cold)
 
@@ -149,26 +149,28 @@ class _ColdStartRunner:
         found = self._build_finding()
         found = msgspec.structs.replace(found, held=tuple(self._check_bounds(found)))
         verdict = combine_verdicts(self._build_parts(compared), summary=_build_summary(found), held=found.held)
-        trials = (*self.cold, *self.warm)
-        loads = tuple(load for trial in trials for load in trial.loads)
-        return Evaluation(verdict, loads, (found, *find_last_findings([ExperimentPart("", trial) for trial in trials])))
+        evaluations = (*self.cold, *self.warm)
+        loads = tuple(load for evaluation in evaluations for load in evaluation.loads)
+        return Evaluation(
+            verdict, loads, (found, *find_last_findings([ExperimentPart("", evaluation) for evaluation in evaluations]))
+        )
 
     def _measure_start(self, turn: int) -> bool:
         """Measure one repeat; say whether it makes sense to go on."""
         again = f"{turn}: not sure yet" if turn > self.experiment.repeats else f"{turn} of {self.experiment.repeats}"
         self.context.listener.show_message(f"cold start {again}")
         model = self.experiment.cold.workload.model or "the model"
-        lab = replace(self.context, listener=_LoadingListener(self.context.listener, model))
+        context = replace(self.context, listener=_LoadingListener(self.context.listener, model))
         self.cold.append(
-            _invalidate_if_loaded(lab.fire(self._build_cold_workload(), self.test, self.experiment.cold.limits))
+            _invalidate_if_loaded(context.fire(self._build_cold_workload(), self.test, self.experiment.cold.limits))
         )
         if (
             self.cold[-1].verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
             or not self.cold[-1].loads[0].summary.ok
         ):
             return False
-        lab = self.context.add_caption(f"cold start {again}, then warm")
-        self.warm.append(lab.fire(self.experiment.warm.workload, self.test, self.experiment.warm.limits))
+        context = self.context.add_caption(f"cold start {again}, then warm")
+        self.warm.append(context.fire(self.experiment.warm.workload, self.test, self.experiment.warm.limits))
         return self.warm[-1].verdict.word not in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
 
     def _build_cold_workload(self) -> Workload:
@@ -188,13 +190,13 @@ class _ColdStartRunner:
     def _compare_halves(self) -> list[_HalfComparison]:
         """Judge cold and warm runs against their own histories: every repeat loaded the model, and so is evidence."""
         found = []
-        for where, spec, trials in (
+        for where, spec, evaluations in (
             ("cold", self.experiment.cold, self.cold),
             ("warm", self.experiment.warm, self.warm),
         ):
-            history = self.context.history.load_runs(self.test, trials[0].run.workload)
+            history = self.context.history.load_runs(self.test, evaluations[0].run.workload)
             if self.context.history.is_active_for(history):
-                runs = [trial.run for trial in trials]
+                runs = [evaluation.run for evaluation in evaluations]
                 compared = self.context.history.compare(history, runs, spec.margins, spec.gating)
                 found.append(_HalfComparison(where, history, compared, runs))
         return found
@@ -203,8 +205,10 @@ class _ColdStartRunner:
         """The judged halves: cold and warm, each with the gravest of its verdicts and what its past adds to that."""
         against = {each.half: each for each in compared}
         parts = []
-        for where, trials in (("cold", self.cold), ("warm", self.warm)):
-            gravest = max(trials, key=lambda trial: list(VerdictStatus).index(trial.verdict.word), default=None)
+        for where, evaluations in (("cold", self.cold), ("warm", self.warm)):
+            gravest = max(
+                evaluations, key=lambda evaluation: list(VerdictStatus).index(evaluation.verdict.word), default=None
+            )
             if gravest is not None:
                 verdict = gravest.verdict
                 if one := against.get(where):
@@ -213,20 +217,20 @@ class _ColdStartRunner:
         return parts
 
 
-def _invalidate_if_loaded(trial: Evaluation) -> Evaluation:
+def _invalidate_if_loaded(evaluation: Evaluation) -> Evaluation:
     """Void a cold start whose model was still there when the request was sent: something else uses the server."""
-    loaded = [url for url, state in trial.run.before.items() if state.loaded]
+    loaded = [url for url, state in evaluation.run.before.items() if state.loaded]
     if not loaded:
-        return trial
+        return evaluation
     text = "the model was loaded again before the cold request was sent; something else is using the server"
     problem = Problem(name="not cold", text=text, spoils=True)
     verdict = msgspec.structs.replace(
-        trial.verdict,
+        evaluation.verdict,
         word=VerdictStatus.INVALID,
         reason=f"not a valid measurement: {text}",
-        problems=(*trial.verdict.problems, problem),
+        problems=(*evaluation.verdict.problems, problem),
     )
-    return replace(trial, verdict=verdict)
+    return replace(evaluation, verdict=verdict)
 
 
 def _check_limit(found: ColdStart, name: str, bound: float) -> BoundCheck:
@@ -257,17 +261,19 @@ def _build_summary(found: ColdStart) -> str:
 
 def list_option_names() -> tuple[str, ...]:
     """Every word the marker takes: those of a load but its pace, and a cold start's own."""
-    return tuple(word for word in (*load_words(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
+    return tuple(word for word in (*list_load_options(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
 
 
-def parse_options(words: Mapping[str, Any], settings: Settings) -> ColdStartTest:
+def parse_options(options: Mapping[str, Any], settings: Settings) -> ColdStartTest:
     """Read the marker's words; ``ConfigError`` says what is wrong with them."""
     for word in _REJECTED_OPTIONS:
-        if word in words:
+        if word in options:
             valid = "repeats, requests (warm ones) and load_timeout"
-            raise ConfigError(f"{word}={safe_repr(words[word])}: a cold start is one request at a time; valid: {valid}")
-    own = {word: value for word, value in words.items() if word in OWN_OPTIONS}
-    load = {word: value for word, value in words.items() if word not in OWN_OPTIONS}
+            raise ConfigError(
+                f"{word}={safe_repr(options[word])}: a cold start is one request at a time; valid: {valid}"
+            )
+    own = {word: value for word, value in options.items() if word in OWN_OPTIONS}
+    load = {word: value for word, value in options.items() if word not in OWN_OPTIONS}
     load.setdefault("requests", _DEFAULT_WARM_REQUESTS)
     warm = build_load_spec(load, default_model=settings.model)
     return ColdStartTest(

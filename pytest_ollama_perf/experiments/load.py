@@ -32,9 +32,9 @@ class EvaluationRecorder(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def record(self, test: str, trial: Evaluation) -> None: ...
+    def record(self, test: str, evaluation: Evaluation) -> None: ...
 
-    def raise_if_failed(self, test: str, trial: Evaluation) -> None: ...
+    def raise_if_failed(self, test: str, evaluation: Evaluation) -> None: ...
 
 
 class LoadResult:
@@ -46,12 +46,12 @@ class LoadResult:
     of embeddings) raises ``AttributeError``.
     """
 
-    def __init__(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> None:
-        self._host, self._test = host, test
-        self.verdict: Verdict = trial.verdict
-        self.run: Run = trial.loads[-1].run
-        self.summary: Summary = trial.loads[-1].summary
-        self._servers = next((found for found in trial.findings if isinstance(found, Servers)), None)
+    def __init__(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> None:
+        self._host, self._test = recorder, test
+        self.verdict: Verdict = evaluation.verdict
+        self.run: Run = evaluation.loads[-1].run
+        self.summary: Summary = evaluation.loads[-1].summary
+        self._servers = next((found for found in evaluation.findings if isinstance(found, Servers)), None)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -84,10 +84,10 @@ class LoadResult:
 
     def check(self, **limits: Any) -> Verdict:
         """Hold this load against more limits (words as on the marker) and fail the test where one is broken."""
-        trial = evaluate_run(self.run, parse_limits(limits), strict=self._host.settings.strict)
-        self._host.record(self._test, Evaluation(trial.verdict))
-        self._host.raise_if_failed(self._test, trial)
-        return trial.verdict
+        evaluation = evaluate_run(self.run, parse_limits(limits), strict=self._host.settings.strict)
+        self._host.record(self._test, Evaluation(evaluation.verdict))
+        self._host.raise_if_failed(self._test, evaluation)
+        return evaluation.verdict
 
     def __repr__(self) -> str:
         return f"<Result {self.verdict.word.value}: {self.verdict.reason}>"
@@ -107,24 +107,24 @@ class LoadTest:
     def gating(self) -> int:
         return count_gating_pairs(self.spec.margins)
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Fire the load, again where the verdict asks for it."""
-        return run_load(lab, self.spec, test)
+        return run_load(context, self.spec, test)
 
-    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> LoadResult:
+    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> LoadResult:
         """Return the result that the fixture ``ollama_load`` stands for."""
-        return LoadResult(host, test, trial)
+        return LoadResult(recorder, test, evaluation)
 
 
-def parse_options(words: Mapping[str, Any], settings: Settings) -> LoadTest:
+def parse_options(options: Mapping[str, Any], settings: Settings) -> LoadTest:
     """Read the marker's words; ``ConfigError`` says what is wrong with them."""
-    return LoadTest(build_load_spec(words, default_model=settings.model))
+    return LoadTest(build_load_spec(options, default_model=settings.model))
 
 
 def warm_up(
-    bench: Harness,
+    harness: Harness,
     models: Sequence[str],
-    onlooker: ProgressListener,
+    listener: ProgressListener,
     *,
     num_ctx: int | None = None,
     keep_alive: str | float = "1h",
@@ -138,14 +138,14 @@ def warm_up(
     Raises:
         ServerError: a model cannot be loaded, or one is gone again when the last was loaded.
     """
-    names = [bench.resolve_workload(Workload(model=model)).model for model in models or ("",)]
-    bench.remember_models()
+    names = [harness.resolve_workload(Workload(model=model)).model for model in models or ("",)]
+    harness.remember_models()
     took: dict[str, float] = {}
     for model in names:
-        for server in bench.servers:
-            seconds = _load_model(server, model, onlooker, num_ctx, keep_alive, timeout_s)
+        for server in harness.servers:
+            seconds = _load_model(server, model, listener, num_ctx, keep_alive, timeout_s)
             took[model] = max(seconds, took.get(model, 0.0))
-    for server in bench.servers:
+    for server in harness.servers:
         _check_all_loaded(server, names)
     return took
 
@@ -153,18 +153,18 @@ def warm_up(
 def _load_model(
     server: TargetServer,
     model: str,
-    onlooker: ProgressListener,
+    listener: ProgressListener,
     num_ctx: int | None,
     keep_alive: str | float,
     timeout_s: float | None,
 ) -> float:
     server.control.get_installed(model)
-    onlooker.show_message(f"warming up {model}")
+    listener.show_message(f"warming up {model}")
     return call_with_ticks(
         lambda: server.control.load(
             model, keep_alive=keep_alive, num_ctx=num_ctx, timeout_s=timeout_s or Timeouts().total_s
         ),
-        lambda seconds: onlooker.show_message(f"warming up {model} ... {seconds:.0f} s"),
+        lambda seconds: listener.show_message(f"warming up {model} ... {seconds:.0f} s"),
     )
 
 

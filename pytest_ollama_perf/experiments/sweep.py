@@ -25,7 +25,7 @@ from pytest_ollama_perf.analysis.scaling import (
 )
 from pytest_ollama_perf.analysis.thresholds import judge_limit
 from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.load_options import list_option_names as load_words
+from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
 from pytest_ollama_perf.config.settings import Settings, parse_percent
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import parse_seconds, safe_repr
@@ -76,13 +76,13 @@ class SweepTest:
     def gating(self) -> int:
         return sum(count_gating_pairs(spec.margins) for spec in self.specs)
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Climb every curve, and judge its levels and the whole."""
-        return _SweepRunner(self, lab, test).run()
+        return _SweepRunner(self, context, test).run()
 
-    def result(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> SweepResult:
+    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> SweepResult:
         """Return the result that the fixture ``ollama_sweep`` stands for."""
-        return SweepResult(host, test, trial)
+        return SweepResult(recorder, test, evaluation)
 
 
 @dataclass
@@ -132,10 +132,12 @@ class _SweepRunner:
         self._fired += 1
         level = f"level {self._fired} of {len(self.experiment.specs)}"
         self.context.listener.show_message(f"{level}: {format_position(at)}")
-        trial = run_load(self.context.add_caption(level), spec, self.test)
-        self.parts.append(ExperimentPart(f"{format_position(at)}, alone" if alone else format_position(at), trial))
-        middle = sorted(trial.loads, key=lambda load: _get_throughput(load.summary))[(len(trial.loads) - 1) // 2]
-        verdict = trial.verdict
+        evaluation = run_load(self.context.add_caption(level), spec, self.test)
+        self.parts.append(ExperimentPart(f"{format_position(at)}, alone" if alone else format_position(at), evaluation))
+        middle = sorted(evaluation.loads, key=lambda load: _get_throughput(load.summary))[
+            (len(evaluation.loads) - 1) // 2
+        ]
+        verdict = evaluation.verdict
         return build_sweep_point(at, middle.run, middle.summary, verdict.word, verdict.reason, single=alone)
 
     def _explain_stop(self, level: SweepPoint, rest: Sequence[str]) -> str:
@@ -199,13 +201,13 @@ def _check_knee(curve: Curve, name: str, least: float) -> BoundCheck:
 
 def list_option_names() -> tuple[str, ...]:
     """Every word the marker takes: those of a load, and a sweep's own."""
-    return (*load_words(), *OWN_OPTIONS)
+    return (*list_load_options(), *OWN_OPTIONS)
 
 
-def parse_options(words: Mapping[str, Any], settings: Settings) -> SweepTest:
+def parse_options(options: Mapping[str, Any], settings: Settings) -> SweepTest:
     """Read the marker's words; ``ConfigError`` says what is wrong with them."""
-    own = {word: value for word, value in words.items() if word in OWN_OPTIONS}
-    rest = {word: value for word, value in words.items() if word not in OWN_OPTIONS}
+    own = {word: value for word, value in options.items() if word in OWN_OPTIONS}
+    rest = {word: value for word, value in options.items() if word not in OWN_OPTIONS}
     axes = _parse_axes(rest)
     axis = next((name for name in LOAD_AXES if name in axes), list(axes)[-1])
     fixed = {word: value for word, value in rest.items() if word not in axes}
@@ -237,14 +239,14 @@ def parse_options(words: Mapping[str, Any], settings: Settings) -> SweepTest:
     )
 
 
-def _parse_axes(words: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+def _parse_axes(options: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Return the words that hold a list, in the order of ``AXES``."""
-    axes = {name: _parse_values(name, words[name]) for name in AXES if _is_list(words.get(name))}
-    if "concurrency" in axes and "rate" in words:
+    axes = {name: _parse_values(name, options[name]) for name in AXES if _is_list(options.get(name))}
+    if "concurrency" in axes and "rate" in options:
         raise ConfigError("concurrency and rate contradict each other: sweep over one of them")
-    if "rate" in axes and "concurrency" in words:
+    if "rate" in axes and "concurrency" in options:
         raise ConfigError("concurrency and rate contradict each other: sweep over one of them")
-    if not axes and ("concurrency" in words or "rate" in words):
+    if not axes and ("concurrency" in options or "rate" in options):
         raise ConfigError(f"a sweep needs a list: concurrency=[1, 2, 4, 8], or one of {', '.join(AXES)}")
     return axes or {"concurrency": DEFAULT_CONCURRENCY}
 
@@ -295,9 +297,9 @@ def _has_single(own: Mapping[str, Any], axis: str, axes: Mapping[str, tuple[Any,
     return wanted and axis in LOAD_AXES and 1 not in axes.get("concurrency", ())
 
 
-def _build_single_load(words: Mapping[str, Any], settings: Settings) -> LoadSpec:
+def _build_single_load(options: Mapping[str, Any], settings: Settings) -> LoadSpec:
     """Return the load of one client: what the levels are compared with."""
-    kept = {word: value for word, value in words.items() if word not in {"rate", "arrival", "duration", "drain"}}
+    kept = {word: value for word, value in options.items() if word not in {"rate", "arrival", "duration", "drain"}}
     load = build_load_spec({**kept, "concurrency": 1, "requests": SINGLE_REQUESTS}, default_model=settings.model)
     return msgspec.structs.replace(load, limits=tuple(limit for limit in load.limits if limit.metric == "error_rate"))
 

@@ -15,8 +15,8 @@ class SweepPointResult(LoadResult):
     """One level: everything a load's result has, its place on the axes (``at``, ``concurrency``, ``num_ctx``, ...), and
     its row of the table, whose ``efficiency``, ``slots`` and ``success_rate`` a load alone does not have."""
 
-    def __init__(self, host: EvaluationRecorder, test: str, load: MeasuredLoad, row: SweepPoint) -> None:
-        super().__init__(host, test, Evaluation(Verdict(word=row.word, reason=row.reason), (load,)))
+    def __init__(self, recorder: EvaluationRecorder, test: str, load: MeasuredLoad, row: SweepPoint) -> None:
+        super().__init__(recorder, test, Evaluation(Verdict(word=row.word, reason=row.reason), (load,)))
         self.row = row
         self.at = row.at
         self.efficiency = row.efficiency
@@ -35,9 +35,9 @@ class SweepPointResult(LoadResult):
 class CurveResult:
     """The levels along the swept axis for one choice ``at`` of the other axes, in rising order of the load."""
 
-    def __init__(self, curve: Curve, host: EvaluationRecorder, test: str, loads: dict[str, MeasuredLoad]) -> None:
+    def __init__(self, curve: Curve, recorder: EvaluationRecorder, test: str, loads: dict[str, MeasuredLoad]) -> None:
         def result(row: SweepPoint) -> SweepPointResult:
-            return SweepPointResult(host, test, loads[row.run_id], row)
+            return SweepPointResult(recorder, test, loads[row.run_id], row)
 
         self.at = curve.at
         self.levels: tuple[SweepPointResult, ...] = tuple(map(result, curve.levels))
@@ -80,12 +80,12 @@ class SweepResult:
     ``sweep.knee.concurrency``, ``sweep.avalanche``, ``sweep.slots``, ``sweep.speedup``.
     """
 
-    def __init__(self, host: EvaluationRecorder, test: str, trial: Evaluation) -> None:
-        self.verdict: Verdict = trial.verdict
-        found = next((found for found in trial.findings if isinstance(found, Sweep)), None)
-        loads = {load.run.id: load for load in trial.loads}
+    def __init__(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> None:
+        self.verdict: Verdict = evaluation.verdict
+        found = next((found for found in evaluation.findings if isinstance(found, Sweep)), None)
+        loads = {load.run.id: load for load in evaluation.loads}
         self.curves: tuple[CurveResult, ...] = tuple(
-            CurveResult(curve, host, test, loads) for curve in (found.curves if found else ())
+            CurveResult(curve, recorder, test, loads) for curve in (found.curves if found else ())
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -137,11 +137,11 @@ class ExperimentContext:
         ``servers`` are those under test unless others are named.
         """
         run = self.harness.measure(
-            workload, test, fresh=fresh, onlooker=self.listener, servers=servers, admit=self.precondition
+            workload, test, fresh=fresh, listener=self.listener, servers=servers, precondition=self.precondition
         )
-        trial = evaluate_run(run, limits, strict=self.settings.strict)
-        self.loads += trial.loads
-        return trial
+        evaluation = evaluate_run(run, limits, strict=self.settings.strict)
+        self.loads += evaluation.loads
+        return evaluation
 
     def add_caption(self, caption: str) -> ExperimentContext:
         """Return the same instruments, whose onlooker hears which of several loads the next one is."""
@@ -158,44 +158,44 @@ class ExperimentContext:
         return Evaluation(stopped, tuple(self.loads), self.collect_findings())
 
 
-def run_load(lab: ExperimentContext, spec: LoadSpec, test: str) -> Evaluation:
+def run_load(context: ExperimentContext, spec: LoadSpec, test: str) -> Evaluation:
     """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more.
 
     Raises:
         OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through.
     """
-    history = lab.history.load_runs(test, spec.workload)
-    if not lab.history.is_active_for(history):
-        return lab.fire(spec.workload, test, spec.limits)
-    first = lab.fire(spec.workload, test, spec.limits, fresh=True)
+    history = context.history.load_runs(test, spec.workload)
+    if not context.history.is_active_for(history):
+        return context.fire(spec.workload, test, spec.limits)
+    first = context.fire(spec.workload, test, spec.limits, fresh=True)
     if first.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}:
         return first
     runs = [first]
-    compared = lab.history.compare(history, [first.run], spec.margins, spec.gating)
+    compared = context.history.compare(history, [first.run], spec.margins, spec.gating)
     # A broken contract has failed already; only what is to be stored has to be known better.
-    while compared.needs_more_runs and (lab.settings.save or first.verdict.word is not VerdictStatus.BROKEN):
-        turn = f"run {len(runs) + 1} of at most {lab.settings.max_runs}"
+    while compared.needs_more_runs and (context.settings.save or first.verdict.word is not VerdictStatus.BROKEN):
+        turn = f"run {len(runs) + 1} of at most {context.settings.max_runs}"
         why = f"not sure yet, {turn}"
         if compared.is_suspect:
-            _wait_for_spacing(lab, runs[-1].run, why)
-        lab.listener.show_message(why)
-        runs.append(lab.add_caption(turn).fire(spec.workload, test, spec.limits, fresh=True))
+            _wait_for_spacing(context, runs[-1].run, why)
+        context.listener.show_message(why)
+        runs.append(context.add_caption(turn).fire(spec.workload, test, spec.limits, fresh=True))
         if runs[-1].verdict.word is VerdictStatus.INVALID:
             return Evaluation(runs[-1].verdict, _list_loads(runs), runs[-1].findings)
-        compared = lab.history.compare(history, [run.run for run in runs], spec.margins, spec.gating)
-    verdict = lab.history.apply_comparison(first.verdict, compared, [run.run for run in runs], history)
+        compared = context.history.compare(history, [run.run for run in runs], spec.margins, spec.gating)
+    verdict = context.history.apply_comparison(first.verdict, compared, [run.run for run in runs], history)
     return Evaluation(verdict, _list_loads(runs), runs[-1].findings, comparison=compared)
 
 
-def _wait_for_spacing(lab: ExperimentContext, before: Run, why: str) -> None:
+def _wait_for_spacing(context: ExperimentContext, before: Run, why: str) -> None:
     """Wait until the next run may speak against a build beside the one ``before``."""
-    while left := lab.harness.compute_wait_s(before):
-        lab.listener.show_message(f"{why} in {math.ceil(left)} s")
+    while left := context.harness.compute_wait_s(before):
+        context.listener.show_message(f"{why} in {math.ceil(left)} s")
         time.sleep(min(left, 1.0))
 
 
-def _list_loads(trials: Sequence[Evaluation]) -> tuple[MeasuredLoad, ...]:
-    return tuple(load for trial in trials for load in trial.loads)
+def _list_loads(evaluations: Sequence[Evaluation]) -> tuple[MeasuredLoad, ...]:
+    return tuple(load for evaluation in evaluations for load in evaluation.loads)
 
 
 def evaluate_run(run: Run, limits: Sequence[Limit], *, strict: bool) -> Evaluation:
@@ -210,31 +210,31 @@ def build_unmeasured(reason: str) -> Evaluation:
     return Evaluation(Verdict(word=VerdictStatus.INVALID, reason=reason))
 
 
-def merge_evaluations(test: str, trials: Sequence[Evaluation]) -> TestResult:
+def merge_evaluations(test: str, evaluations: Sequence[Evaluation]) -> TestResult:
     """Return the one result of a test that fired several loads: the gravest verdict speaks, every row is kept."""
-    gravest = get_worst_status(tuple(trial.verdict.word for trial in trials))
-    speaker = next(trial.verdict for trial in trials if trial.verdict.word is gravest)
-    if len(trials) > 1:
+    gravest = get_worst_status(tuple(evaluation.verdict.word for evaluation in evaluations))
+    speaker = next(evaluation.verdict for evaluation in evaluations if evaluation.verdict.word is gravest)
+    if len(evaluations) > 1:
         speaker = Verdict(
             word=gravest,
             reason=speaker.reason,
-            rows=tuple(row for trial in trials for row in trial.verdict.rows),
-            problems=_drop_duplicates(problem for trial in trials for problem in trial.verdict.problems),
-            hints=_drop_duplicates(hint for trial in trials for hint in trial.verdict.hints),
-            changed=_drop_duplicates(change for trial in trials for change in trial.verdict.changed),
+            rows=tuple(row for evaluation in evaluations for row in evaluation.verdict.rows),
+            problems=_drop_duplicates(problem for evaluation in evaluations for problem in evaluation.verdict.problems),
+            hints=_drop_duplicates(hint for evaluation in evaluations for hint in evaluation.verdict.hints),
+            changed=_drop_duplicates(change for evaluation in evaluations for change in evaluation.verdict.changed),
             accept=speaker.accept,
             stored=speaker.stored,
         )
     return TestResult(
         test,
         speaker,
-        _list_loads(trials),
-        tuple(found for trial in trials for found in trial.findings),
+        _list_loads(evaluations),
+        tuple(found for evaluation in evaluations for found in evaluation.findings),
         next(
             (
-                trial.comparison.history_view
-                for trial in reversed(trials)
-                if trial.comparison and trial.comparison.history_view
+                evaluation.comparison.history_view
+                for evaluation in reversed(evaluations)
+                if evaluation.comparison and evaluation.comparison.history_view
             ),
             None,
         ),

@@ -162,9 +162,9 @@ class Harness:
         test: str = "",
         *,
         fresh: bool = False,
-        onlooker: ProgressListener,
+        listener: ProgressListener,
         servers: Sequence[TargetServer] = (),
-        admit: Callable[[Run], str] = lambda draft: "",
+        precondition: Callable[[Run], str] = lambda draft: "",
     ) -> Run:
         """Fire ``workload`` and return what happened.
 
@@ -179,12 +179,12 @@ class Harness:
         servers = servers or self.servers
         whole = self.resolve_workload(workload, servers)
         self.remember_models(servers)
-        servers, draft = self._prepare_run(whole, test, servers, fresh=fresh or whole.cold, onlooker=onlooker)
-        if reason := admit(draft):
+        servers, draft = self._prepare_run(whole, test, servers, fresh=fresh or whole.cold, listener=listener)
+        if reason := precondition(draft):
             raise PreconditionError(reason)
         if self.settings.telemetry not in {None, TELEMETRY_OFF}:
-            onlooker.show_message("waiting for the first reading of the telemetry command")
-        onlooker.begin(whole.model, whole.duration_s)
+            listener.show_message("waiting for the first reading of the telemetry command")
+        listener.begin(whole.model, whole.duration_s)
         balancer = Balancer(whole.balance, [server.weight for server in servers], whole.random_seed)
         with self._open_meter(servers).record() as log:
             fired = runner.run_load(
@@ -192,7 +192,7 @@ class Harness:
                 lambda: BalancedBackend(HttpBackend([server.address for server in servers], self._access), balancer),
                 targets=len(servers),
                 choose=balancer.choose,
-                on_progress=onlooker.update,
+                on_progress=listener.update,
                 on_abort=lambda part: self._on_abort(draft, part, log),
             )
         done = msgspec.structs.replace(_complete_run(draft, fired, log), after=read_model_states(servers, whole.model))
@@ -234,14 +234,14 @@ class Harness:
         return msgspec.structs.replace(workload, model=model, salt=workload.salt or uuid.uuid4().hex[:8])
 
     def _prepare_run(
-        self, workload: Workload, test: str, servers: Sequence[TargetServer], *, fresh: bool, onlooker: ProgressListener
+        self, workload: Workload, test: str, servers: Sequence[TargetServer], *, fresh: bool, listener: ProgressListener
     ) -> tuple[Sequence[TargetServer], Run]:
         """Bring the model into the state the load needs, and return the servers that take part and the run as far as it
         is known before the load."""
         load_times: list[float | None] = []
 
         def ready(server: TargetServer) -> Fingerprint:
-            load_times.append(_load_model(server.control, workload, fresh=fresh, onlooker=onlooker))
+            load_times.append(_load_model(server.control, workload, fresh=fresh, listener=listener))
             return self._read_fingerprint(server, workload)
 
         used, facts = probe_servers(servers, ready, leave_out=self.settings.allow_down)
@@ -300,7 +300,7 @@ def _add_gpu(identity: Fingerprint, found: Telemetry) -> Fingerprint:
     return msgspec.structs.replace(identity, gpu=gpu or identity.gpu, driver=found.driver or identity.driver)
 
 
-def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, onlooker: ProgressListener) -> float | None:
+def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, listener: ProgressListener) -> float | None:
     """Load the model with the options of the workload; return the seconds that took, ``None`` if it was loaded before.
 
     For a cold load the model is unloaded and gone: its first request is to load it.
@@ -308,7 +308,7 @@ def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, onlo
     control.get_installed(workload.model)
     state = read_model_state(control, workload.model)
     if fresh and state.loaded:
-        onlooker.show_message(f"unloading {workload.model}")
+        listener.show_message(f"unloading {workload.model}")
         control.unload(workload.model)
         repeat_until_stable(
             lambda: control.unload(workload.model), lambda: not read_model_state(control, workload.model).loaded
@@ -317,7 +317,7 @@ def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, onlo
         return None
     was_loaded = not fresh and state.loaded and workload.num_ctx in {None, state.context_length}
     if not was_loaded:
-        onlooker.show_message(f"loading {workload.model}")
+        listener.show_message(f"loading {workload.model}")
 
     def load() -> float:
         return control.load(
@@ -329,7 +329,7 @@ def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, onlo
         )
 
     seconds = call_with_ticks(
-        load, lambda elapsed: onlooker.show_message(f"loading {workload.model} ... {elapsed:.0f} s")
+        load, lambda elapsed: listener.show_message(f"loading {workload.model} ... {elapsed:.0f} s")
     )
     if not workload.unloads_itself:
         repeat_until_stable(load, lambda: read_model_state(control, workload.model).loaded)

@@ -15,7 +15,7 @@ from pytest_ollama_perf.analysis.run_value import (
 
 
 def readings(evidence, *names):
-    return [evidence.reading(POLICIES[name]) for name in names]
+    return [evidence.compute_cost(POLICIES[name]) for name in names]
 
 
 def test_a_minimal_record_is_read_in_the_units_of_its_field_names():

@@ -77,7 +77,7 @@ def test_a_machine_too_noisy_to_gate_is_not_healthy(capsys):
 
 
 def test_a_session_that_cannot_be_trusted_is_named_and_left_out():
-    found = DoctorReport(HEALTHY, campaign((10, 10, 50, 10), spoiled={"run 2": (SPOILT,)}))
+    found = DoctorReport(HEALTHY, campaign((10, 10, 50, 10), invalid_runs={"run 2": (SPOILT,)}))
     assert not found.is_healthy
     assert [problem.text for problem in found.problems if problem.spoils] == [f"1 of 4 sessions: {SPOILT.text}"]
     assert all(noise.sd == pytest.approx(0.0, abs=1e-9) for noise in found.campaign.noises)

@@ -56,7 +56,7 @@ def test_ctrl_c_prints_what_is_known(capsys, monkeypatch):
         runs.append(real(*arguments))
         return runs[-1]
 
-    monkeypatch.setattr(doctor, "_session", session)
+    monkeypatch.setattr(doctor, "_run_session", session)
     assert main(["doctor", "--url", FAST, *SMALL[:2], "--sessions", "9", *SMALL[4:]]) == 130
     text = " ".join(capsys.readouterr().out.split())
     assert "stopped by Ctrl-C in session 4 of 9" in text

@@ -425,7 +425,7 @@ def test_commands_start_without_what_only_judging_needs() -> None:
     script = """
 import sys
 from pytest_ollama_perf import cli
-cli.parser()
+cli.build_parser()
 print(sorted({'scipy', 'numpy', 'rich', 'sqlalchemy', 'httpx'} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

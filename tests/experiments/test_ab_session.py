@@ -26,7 +26,7 @@ HERE, THERE = "http://new:1", "http://old:2"
 class Silent:
     def begin(self, model, duration_s=None): ...
 
-    def message(self, text): ...
+    def show_message(self, text): ...
 
     def update(self, progress): ...
 
@@ -70,13 +70,13 @@ class ScriptedBench:
     def open_server(self, url: str) -> TargetServer:
         return TargetServer(url, parse_address(url), self.control)
 
-    def completed(self, workload, servers=()):
+    def resolve_workload(self, workload, servers=()):
         return workload
 
     def compute_wait_s(self, before):
         return 0.0
 
-    def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
+    def measure(self, workload, test, *, fresh, listener, servers=(), precondition=None):
         server = (servers or self.servers)[0].name
         turn = Turn(workload.model, workload.options, server, fresh, workload.requests)
         number = len(self.turns)

@@ -30,7 +30,7 @@ def test_each_repeat_is_one_cold_request_and_then_warm_ones():
     found = started({"requests": 6})
     asked = [(load.cold, load.requests, load.warmup, load.concurrency) for load in found.harness.fired]
     assert asked == [(True, 1, 0, 1), (False, 6, 1, 1)] * 2
-    assert found.onlooker.messages[:1] == ["cold start 1 of 2"]
+    assert found.listener.messages[:1] == ["cold start 1 of 2"]
 
 
 def test_the_load_and_both_first_tokens_are_told_apart():
@@ -146,7 +146,7 @@ def test_cold_and_warm_have_histories_of_their_own(tmp_path):
     assert worse.trial.verdict.word is VerdictStatus.REGRESSED
     assert worse.trial.verdict.reason.startswith("cold: ")
     assert len(worse.result.starts) == 3
-    assert worse.onlooker.messages[-1] == "cold start 3: not sure yet"
+    assert worse.listener.messages[-1] == "cold start 3: not sure yet"
 
 
 def test_a_start_takes_the_slowest_server_and_the_median_warm_request():

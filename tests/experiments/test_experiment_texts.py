@@ -125,7 +125,7 @@ def test_findings_stand_in_the_json_report_with_their_units_in_their_names():
     assert finding["kind"] == "sweep"
     (curve,) = finding["curves"]
     assert [level["at"] for level in curve["levels"]] == [{"concurrency": 1}, {"concurrency": 4}]
-    assert curve["levels"][1]["ttft_p95_s"] == found.result.compute_level(concurrency=4).ttft.p95
+    assert curve["levels"][1]["ttft_p95_s"] == found.result.level(concurrency=4).ttft.p95
     assert curve["knee"]["at"] == 4
 
 

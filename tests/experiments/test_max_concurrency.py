@@ -138,7 +138,7 @@ def test_the_border_is_found_and_the_first_breach_named():
     assert breach.value > 0.2
     assert found.trial.verdict.word is VerdictStatus.OK
     assert found.trial.verdict.reason.startswith("4 at once are bearable; 5 at once: ttft p95 ")
-    assert found.onlooker.messages[0] == "trying 1 at once"
+    assert found.listener.messages[0] == "trying 1 at once"
     assert "OLLAMA_NUM_PARALLEL is probably 4" in found.trial.verdict.hints[0]
 
 
@@ -179,7 +179,7 @@ def test_a_probe_too_short_to_tell_is_fired_again_and_no_more_than_repeats():
     assert tried(near) == [1, 1, 1, 1]
     (probe,) = near.result.probes
     assert (probe.runs, probe.requests, probe.bearable, probe.sure) == (4, 80, True, False)
-    assert "trying 1 at once, run 4 of at most 4: too short to tell" in near.onlooker.messages
+    assert "trying 1 at once, run 4 of at most 4: too short to tell" in near.listener.messages
     assert not near.result.sure
     far = searched({"max_latency": 2.0, "requests": 20, "maximum": 1}, sim=ONE_SLOW)
     assert tried(far) == [1]

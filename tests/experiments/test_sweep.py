@@ -31,7 +31,7 @@ def test_every_level_is_fired_once_in_rising_order_after_a_single_client():
     assert fired(found) == [(1, 5, 1), (2, 12, 2), (4, 12, 4), (8, 12, 8)]
     assert [level.concurrency for level in found.result.levels] == [2, 4, 8]
     assert found.result.single.concurrency == 1
-    assert found.onlooker.messages[0] == "level 1 of 4: 1 at once"
+    assert found.listener.messages[0] == "level 1 of 4: 1 at once"
 
 
 def test_a_level_of_one_client_needs_no_other_single_one_and_single_false_none_at_all():
@@ -54,15 +54,13 @@ def test_without_a_list_the_sweep_is_over_1_2_4_and_8_clients_with_requests_for_
 
 def test_a_level_answers_as_the_result_of_a_load_does():
     found = swept({"concurrency": [1, 4]})
-    level = found.result.compute_level(concurrency=4)
+    level = found.result.level(concurrency=4)
     assert level.tps == pytest.approx(level.metric("tps").value)
     assert level.ttft.p95 == level.summary.metrics["ttft"].stats["p95"]
     assert (level.success_rate, len(level.samples), level.slots) == (1.0, 12, None)
-    assert level.efficiency == pytest.approx(
-        level.throughput / found.result.compute_level(concurrency=1).throughput / 4
-    )
+    assert level.efficiency == pytest.approx(level.throughput / found.result.level(concurrency=1).throughput / 4)
     with pytest.raises(LookupError, match="no level at 3 at once; measured: 1 at once; 4 at once"):
-        found.result.compute_level(concurrency=3)
+        found.result.level(concurrency=3)
     with pytest.raises(AttributeError, match="has no 'ttfq'"):
         _ = level.ttfq
 
@@ -195,7 +193,7 @@ def test_a_model_that_is_missing_is_missed_before_anything_is_measured():
     with pytest.raises(LookupError, match="n"):
         conducted(parse_options, {"model": ["m", "n"]}, QUICK, servers=(Server(["n"]),), spoil=found.setdefault)
     assert found == {}
-    assert Control().installed("n") is None
+    assert Control().get_installed("n") is None
 
 
 def test_each_level_has_a_history_of_its_own(tmp_path):

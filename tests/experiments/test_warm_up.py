@@ -51,11 +51,11 @@ class Bench:
 
 def test_every_model_is_loaded_on_every_server_and_the_slowest_counts():
     quick, slow = Control(seconds=1.0), Control(seconds=3.0)
-    onlooker = Listening()
-    assert warm_up(Bench(quick, slow), ("a", "b"), onlooker, keep_alive="2h") == {"a": 3.0, "b": 3.0}
+    listener = Listening()
+    assert warm_up(Bench(quick, slow), ("a", "b"), listener, keep_alive="2h") == {"a": 3.0, "b": 3.0}
     assert list(quick.held) == list(slow.held) == ["a", "b"]
     assert quick.held["a"] == {"keep_alive": "2h", "num_ctx": None, "timeout_s": 1800.0}
-    assert onlooker.messages[0] == "warming up a"
+    assert listener.messages[0] == "warming up a"
 
 
 def test_without_a_name_the_only_model_is_meant_and_words_go_through():

@@ -27,7 +27,7 @@ NUMBERS = itertools.count(1)
 
 
 class Listening:
-    """An onlooker that remembers what it was told."""
+    """An listener that remembers what it was told."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -46,7 +46,7 @@ class Control:
     def __init__(self, missing=()) -> None:
         self.missing = missing
 
-    def installed(self, model):
+    def get_installed(self, model):
         if model in self.missing:
             raise LookupError(model)
 
@@ -84,13 +84,13 @@ class VirtualBench:
     servers: tuple = (Server(),)
     partial_run: Run | None = None
 
-    def completed(self, workload, servers=()):
+    def resolve_workload(self, workload, servers=()):
         return workload
 
     def compute_wait_s(self, before):
         return 0.0
 
-    def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
+    def measure(self, workload, test, *, fresh, listener, servers=(), precondition=None):
         self.fired.append(workload)
         self.fresh.append(fresh)
         sim = self.at(workload, len(self.fired)) if self.at else self.sim
@@ -121,7 +121,7 @@ class Conducted:
     trial: Evaluation
     result: object
     harness: VirtualBench
-    onlooker: Listening
+    listener: Listening
 
     @property
     def finding(self):
@@ -134,7 +134,7 @@ class Host:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def keep(self, test, trial): ...
+    def record(self, test, trial): ...
 
     def raise_if_failed(self, test, trial): ...
 
@@ -148,8 +148,8 @@ def conducted(read, words, sim: SimulatorSettings, *, folder="", settings=None, 
     settings = settings or Settings(store=str(folder) if folder else "/nonexistent/history", model="m")
     experiment = read(words, settings)
     doubled = VirtualBench(sim, settings, **bench)
-    onlooker = Listening()
+    listener = Listening()
     past = RunHistory(settings, experiment.gating)
-    trial = experiment.run(ExperimentContext(doubled, past, onlooker), TEST)
+    trial = experiment.run(ExperimentContext(doubled, past, listener), TEST)
     past.close()
-    return Conducted(trial, experiment.result(Host(settings), TEST, trial), doubled, onlooker)
+    return Conducted(trial, experiment.result(Host(settings), TEST, trial), doubled, listener)

@@ -13,7 +13,7 @@ class Heard:
     def begin(self, model, duration_s=None):
         self.all.append((model, duration_s))
 
-    def message(self, text):
+    def show_message(self, text):
         self.all.append(text)
 
     def update(self, progress):
@@ -22,11 +22,11 @@ class Heard:
 
 def test_captions_stand_before_model_and_messages_and_leave_progress_alone():
     heard = Heard()
-    onlooker = CaptionedListener(CaptionedListener(heard, "level 3 of 5"), "run 2 of at most 3")
+    listener = CaptionedListener(CaptionedListener(heard, "level 3 of 5"), "run 2 of at most 3")
     progress = LoadProgress(sent=1, done=0, failed=0, tokens=0, elapsed_s=0.0, total=1)
-    onlooker.begin("llama3.2:3b", 60.0)
-    onlooker.show_message("loading llama3.2:3b")
-    onlooker.update(progress)
+    listener.begin("llama3.2:3b", 60.0)
+    listener.show_message("loading llama3.2:3b")
+    listener.update(progress)
     assert heard.all == [
         ("level 3 of 5, run 2 of at most 3, llama3.2:3b", 60.0),
         "level 3 of 5: run 2 of at most 3: loading llama3.2:3b",

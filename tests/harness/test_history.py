@@ -27,7 +27,7 @@ NUMBERS = itertools.count()
 class Silent:
     def begin(self, model, duration_s=None): ...
 
-    def message(self, text): ...
+    def show_message(self, text): ...
 
     def update(self, progress): ...
 
@@ -45,7 +45,7 @@ class ScriptedBench:
     def compute_wait_s(self, before):
         return 0.0
 
-    def measure(self, workload, test, *, fresh, onlooker, servers=(), admit=None):
+    def measure(self, workload, test, *, fresh, listener, servers=(), precondition=None):
         self.asked.append(fresh)
         number = next(NUMBERS)
         samples = one_after_another(20, tokens=64, **self.speeds.pop(0))
@@ -239,10 +239,10 @@ def test_a_further_run_waits_where_the_first_looks_slower_and_says_for_how_long(
     settings = settings_in(saved(tmp_path))
     slow = {"ttft": 1000, "step": 112}
     bench, told, slept = Patient(settings, [slow] * 3), [], []
-    onlooker = Silent()
-    onlooker.message = told.append
+    listener = Silent()
+    listener.show_message = told.append
     monkeypatch.setattr("time.sleep", slept.append)
-    trial = run_load(ExperimentContext(bench, RunHistory(settings, 2), onlooker), build_load_spec({"model": "m"}), TEST)
+    trial = run_load(ExperimentContext(bench, RunHistory(settings, 2), listener), build_load_spec({"model": "m"}), TEST)
     assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.REGRESSED, 3)
     turn = "not sure yet, run 2 of at most 3"
     assert told == [f"{turn} in 3 s", f"{turn} in 2 s", f"{turn} in 1 s", turn, "not sure yet, run 3 of at most 3"]

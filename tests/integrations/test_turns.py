@@ -88,7 +88,7 @@ def test_a_process_that_dies_gives_its_turn_back(tmp_path) -> None:
     source = (
         "import sys, pathlib, time\n"
         "from pytest_ollama_perf.core.lock import ServerLock\n"
-        f"with Turn(pathlib.Path({str(tmp_path)!r})).at(({URL!r},), 'test', wait=time.sleep, say=print):\n"
+        f"with ServerLock(pathlib.Path({str(tmp_path)!r})).hold(({URL!r},), 'test', wait=time.sleep, say=print):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )

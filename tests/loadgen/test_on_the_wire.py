@@ -32,7 +32,7 @@ class Nobody:
 
 def measured(bench: Harness, **words) -> Run:
     workload = build_load_spec({"num_predict": 8, "requests": 6, **words}, default_model=bench.settings.model).workload
-    return bench.measure(workload, onlooker=Nobody())
+    return bench.measure(workload, listener=Nobody())
 
 
 def bench_at(url: str, folder: Path, model: str | None = None) -> Iterator[Harness]:
@@ -75,7 +75,7 @@ def test_connections_of_their_own_are_opened_for_each_request_and_timed(bench: H
 def test_stages_climb_and_end_with_a_course(bench: Harness) -> None:
     stages = [{"concurrency": 2, "ramp": 0.4}, {"concurrency": 2, "for": 0.3}]
     workload = build_load_spec({"num_predict": 8, "stages": stages}, default_model=bench.settings.model).workload
-    run = bench.measure(workload, onlooker=Nobody())
+    run = bench.measure(workload, listener=Nobody())
     assert all(sample.ok for sample in run.samples)
     (course,) = [found for found in evaluate_run(run, (), strict=False).findings if type(found).__name__ == "Timeline"]
     assert sum(span.requests for span in course.spans) == len(run.measured)

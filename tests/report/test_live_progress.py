@@ -225,7 +225,7 @@ def test_a_verbose_log_gets_a_line_now_and_then():
 def test_rich_is_imported_only_to_draw():
     code = (
         "import io, sys; from pytest_ollama_perf.report.progress import LiveProgress\n"
-        "with LiveProgress(io.StringIO(), verbosity=1) as live: live.message('loading')\n"
+        "with LiveProgress(io.StringIO(), verbosity=1) as live: live.show_message('loading')\n"
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -44,7 +44,7 @@ def test_a_load_shorter_than_a_moment_lies_between_two_readings():
 
 
 def test_readings_are_taken_while_the_load_runs(monkeypatch):
-    monkeypatch.setattr(sampler, "EVERY_S", 0.001)
+    monkeypatch.setattr(sampler, "SAMPLE_INTERVAL_S", 0.001)
     gpus, enough = NvmlGpus(nvml := FakeNvml()), threading.Event()
     nvml.answers["nvmlDeviceGetPowerUsage"] = lambda handle: enough.set() if len(nvml.asked) > 50 else 1000
     log = sampled(gpus, lambda: enough.wait(10))
@@ -81,8 +81,8 @@ def test_a_load_that_fails_leaves_no_thread():
 
 
 def test_a_driver_that_hangs_does_not_hold_the_load(monkeypatch):
-    monkeypatch.setattr(sampler, "EVERY_S", 0.001)
-    monkeypatch.setattr(sampler, "_STOP_WITHIN_S", 0.01)
+    monkeypatch.setattr(sampler, "SAMPLE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(sampler, "_STOP_TIMEOUT_S", 0.01)
     hanging, free, nvml = threading.Event(), threading.Event(), FakeNvml()
 
     def hang(handle):
@@ -159,7 +159,7 @@ def test_a_command_is_read_from_its_first_reading_on_and_ended_with_the_load():
 
 
 def test_a_command_that_ignores_its_end_is_killed(monkeypatch):
-    monkeypatch.setattr(command, "_STOP_WITHIN_S", 0.05)
+    monkeypatch.setattr(command, "_STOP_TIMEOUT_S", 0.05)
     log = followed(f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FOREVER}")
     assert len(log.gpus) == 1
 
@@ -193,7 +193,7 @@ def test_complaints_of_any_length_do_not_stop_a_command():
 
 
 def test_a_command_that_says_nothing_of_a_gpu_says_so(monkeypatch):
-    monkeypatch.setattr(command, "FIRST_WITHIN_S", 0.01)
+    monkeypatch.setattr(command, "FIRST_READING_TIMEOUT_S", 0.01)
     assert followed("import time; time.sleep(60)").missing == "the telemetry command printed no reading of a GPU"
 
 
@@ -268,7 +268,7 @@ def test_a_command_is_asked_wherever_the_server_is():
 
 def test_the_driver_is_opened_once_and_only_for_a_server_on_this_machine(monkeypatch):
     nvml, opened = FakeNvml(), []
-    monkeypatch.setattr(sampler, "installed", lambda: opened.append(1) or nvml)
+    monkeypatch.setattr(sampler, "import_nvml", lambda: opened.append(1) or nvml)
     meters = TelemetryProvider(None)
     meters.select_meter(["gpu-box"], simulated=False)
     assert not opened

@@ -31,7 +31,7 @@ class Silent:
 
     def begin(self, model, duration_s=None): ...
 
-    def message(self, text):
+    def show_message(self, text):
         self.messages.append(text)
 
     def update(self, progress):
@@ -44,7 +44,7 @@ def bench(url, tmp_path, monkeypatch):
     opened = []
 
     def make(nvml=None, **settings):
-        monkeypatch.setattr(sampler, "installed", lambda: nvml)
+        monkeypatch.setattr(sampler, "import_nvml", lambda: nvml)
         opened.append(Harness(Settings(urls=(url,), **settings), root=tmp_path))
         return opened[-1]
 
@@ -56,7 +56,7 @@ def bench(url, tmp_path, monkeypatch):
 def test_a_server_on_this_machine_is_read_and_its_gpu_is_part_of_the_fingerprint(bench):
     nvml = FakeNvml(gpus=2)
     used = bench(nvml)
-    run = used.measure(LOAD, onlooker=Silent())
+    run = used.measure(LOAD, listener=Silent())
     assert [gpu.name for gpu in run.telemetry.gpus] == ["NVIDIA H200"] * 2
     assert run.telemetry.memory_bytes == 36 * 2**30
     assert run.telemetry.is_complete
@@ -67,12 +67,12 @@ def test_a_server_on_this_machine_is_read_and_its_gpu_is_part_of_the_fingerprint
 
 
 def test_a_cold_load_knows_its_gpu_too(bench):
-    run = bench(FakeNvml()).measure(Workload(model="llama3.2:3b", requests=1, warmup=0, cold=True), onlooker=Silent())
+    run = bench(FakeNvml()).measure(Workload(model="llama3.2:3b", requests=1, warmup=0, cold=True), listener=Silent())
     assert run.fingerprint.gpu == "NVIDIA H200"
 
 
 def test_a_model_that_runs_on_the_cpu_is_told_by_no_gpu(bench):
-    run = bench(FakeNvml()).measure(Workload(model="tiny", requests=1, num_predict=8), onlooker=Silent())
+    run = bench(FakeNvml()).measure(Workload(model="tiny", requests=1, num_predict=8), listener=Silent())
     assert run.fingerprint.vram_share == 0
     assert (run.fingerprint.gpu, run.fingerprint.driver) == ("", "")
 
@@ -80,7 +80,7 @@ def test_a_model_that_runs_on_the_cpu_is_told_by_no_gpu(bench):
 @pytest.mark.parametrize("nvml", [None, FakeNvml(errors={"nvmlInit": 9})], ids=["no extra", "no driver"])
 def test_without_a_gpu_the_load_is_measured_all_the_same(bench, nvml):
     onlooker = Silent()
-    run = bench(nvml).measure(LOAD, onlooker=onlooker)
+    run = bench(nvml).measure(LOAD, listener=onlooker)
     assert len(run.measured) == 4
     assert run.telemetry.gpus == ()
     assert run.telemetry.missing
@@ -91,7 +91,7 @@ def test_without_a_gpu_the_load_is_measured_all_the_same(bench, nvml):
 def test_an_interrupted_load_keeps_what_was_read(bench):
     used = bench(FakeNvml())
     with pytest.raises(KeyboardInterrupt):
-        used.measure(LOAD, onlooker=Silent(stop=True))
+        used.measure(LOAD, listener=Silent(stop=True))
     assert used.partial_run.telemetry.gpus[0].name == "NVIDIA H200"
 
 

@@ -169,7 +169,7 @@ def test_the_machine_is_kept_beside_the_gpus():
 
 
 def test_a_log_of_hours_keeps_every_gpu_and_a_bounded_memory(monkeypatch):
-    monkeypatch.setattr(readings, "MOST_READINGS", 8)
+    monkeypatch.setattr(readings, "MAX_READINGS", 8)
     log = TelemetryLog(gpus=[gpu(at, name) for at in range(4) for name in "ab"])
     assert not log.thin()
     log.gpus.append(gpu(4, "a"))
