@@ -69,7 +69,7 @@ class Ollama:
     @property
     def url(self) -> str:
         """The URL of the (first) server."""
-        return self._session.url()
+        return self._session.url
 
     def load(self, *, check: bool = True, **words: Any) -> LoadResult:
         """Fire one load and return its result."""

@@ -13,7 +13,7 @@ from pytest_ollama_perf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama, Simulators
-    from pytest_ollama_perf.session import Session
+    from pytest_ollama_perf.hooks.hooks import Hooks
 
 
 MARKER = "ollama_load"
@@ -58,7 +58,7 @@ ollama_cold_start(repeats=3, max_load_time=60): the first answer after an unload
     10). Limits in seconds: max_load_time, max_cold_ttft, max_cold_latency,
     max_warm_ttft, max_warm_latency; max_ratio (cold TTFT over warm); those of
     ollama_load hold for the warm requests. load_timeout: 30 minutes."""
-SESSION_KEY = pytest.StashKey["Session"]()
+HOOKS_KEY = pytest.StashKey["Hooks"]()
 
 
 class _PytestConfigSource:
@@ -90,19 +90,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", COLD_START_HELP)
     config.addinivalue_line("markers", AB_HELP)
     try:
-        config.stash[SESSION_KEY] = _open_session(config, resolve_settings(_PytestConfigSource(config)))
+        config.stash[HOOKS_KEY] = _register_hooks(config, resolve_settings(_PytestConfigSource(config)))
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
 
 
-def _open_session(config: pytest.Config, settings: Settings) -> Session:
-    from pytest_ollama_perf.session import Session
+def _register_hooks(config: pytest.Config, settings: Settings) -> Hooks:
+    from pytest_ollama_perf.hooks.hooks import Hooks
 
-    room = Session(config, settings)
-    config.pluginmanager.register(room, "ollama-perf-room")
-    for neighbour in room.build_integrations():
-        config.pluginmanager.register(neighbour)
-    return room
+    hooks = Hooks(config, settings)
+    config.pluginmanager.register(hooks, "ollama-perf-hooks")
+    for integration in hooks.build_integrations():
+        config.pluginmanager.register(integration)
+    return hooks
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -110,63 +110,63 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         return None
     from pytest_ollama_perf.contracts.items import collect_file
 
-    return collect_file(file_path, parent, parent.config.stash[SESSION_KEY])
+    return collect_file(file_path, parent, parent.config.stash[HOOKS_KEY].session)
 
 
 @pytest.fixture
 def ollama_load(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The load that this test's marker describes, measured:
     metrics, all samples, ``check(...)``."""
-    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
+    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
 def ollama_sweep(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The sweep that this test's marker describes:
     levels, knee, avalanche, slots."""
-    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
+    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
 def ollama_ab(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The comparison that this test's marker describes:
     per metric the change and its interval, ``ollama_ab.tps.change``."""
-    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
+    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
 def ollama_max_concurrency(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The search that this test's marker describes:
     the largest bearable concurrency and the first breach."""
-    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
+    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
 def ollama_cold_start(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The cold starts that this test's marker describes:
     load time, cold and warm TTFT, their ratio."""
-    return request.config.stash[SESSION_KEY].get_marked_experiment(request.node)
+    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 
 @pytest.fixture
 def ollama(request: pytest.FixtureRequest) -> Ollama:
     """Fire loads from code: ``ollama.load(concurrency=4)``,
     or ``await ollama.aload(...)``; words as on the marker."""
-    return request.config.stash[SESSION_KEY].ollama(request.node)
+    return request.config.stash[HOOKS_KEY].build_ollama(request.node)
 
 
 @pytest.fixture(scope="session")
 def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
     """Load models before the first test measures:
     ``ollama_warm_up("llama3.2:3b", "qwen3:4b")`` in a session fixture."""
-    return lambda *models, **words: request.config.stash[SESSION_KEY].warm_up(models, **words)
+    return lambda *models, **words: request.config.stash[HOOKS_KEY].session.warm_up(models, **words)
 
 
 @pytest.fixture(scope="session")
 def ollama_url(request: pytest.FixtureRequest) -> str:
     """The URL of the (first) server under test; starts the simulator where
     ``--ollama-url`` names that."""
-    return request.config.stash[SESSION_KEY].url()
+    return request.config.stash[HOOKS_KEY].session.url
 
 
 @pytest.fixture

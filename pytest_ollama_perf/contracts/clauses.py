@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pytest_ollama_perf.analysis.limits import EXAMPLE_BOUNDS, Limit, parse_limit
 from pytest_ollama_perf.analysis.thresholds import judge_contract
-from pytest_ollama_perf.config.settings import Settings, read_margin
+from pytest_ollama_perf.config.settings import read_margin
 from pytest_ollama_perf.contracts.preconditions import Precondition, explain_violations
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
@@ -21,6 +20,9 @@ from pytest_ollama_perf.experiments import Experiment
 from pytest_ollama_perf.experiments.load import LoadTest
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 from pytest_ollama_perf.metrics.definitions import METRICS
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.session import Session
 
 DEFAULT_ERROR_CLAUSE = "error_rate <= 0%"
 """What every contract promises that says nothing else of errors."""
@@ -193,26 +195,12 @@ def _build_clause_verdict(
     )
 
 
-class ExperimentRunner(Protocol):
-    """Who measures, keeps what was measured, and fails the running test."""
-
-    @property
-    def settings(self) -> Settings: ...
-
-    def measure(self, experiment: Experiment, test: str) -> Evaluation:
-        """Return what the experiment measured, also where that is nothing; whatever interrupts it passes through."""
-
-    def replace(self, test: str, trials: Iterable[Evaluation]) -> None: ...
-
-    def raise_if_failed(self, test: str, trial: Evaluation) -> None: ...
-
-
 class SharedLoad:
     """One group of a contract file in one session. ``test`` is what its run is called in the history and in reports."""
 
-    def __init__(self, host: ExperimentRunner, test: str, group: ClauseGroup) -> None:
+    def __init__(self, session: Session, test: str, group: ClauseGroup) -> None:
         self.group = group
-        self._host, self.test = host, test
+        self._session, self.test = session, test
         self._trial: Evaluation | None = None
         self._judged: set[str] = set()
         self._kept: dict[str, Evaluation] = {}
@@ -223,15 +211,15 @@ class SharedLoad:
         A clause that is judged a second time is being run again, and so measured again.
         """
         if self._trial is None or clause.name in self._judged:
-            self._trial = self._host.measure(self.group, self.test)
+            self._trial = self._session.measure(self.group, self.test)
             self._judged.clear()
             self._kept = {name: Evaluation(kept.verdict) for name, kept in self._kept.items()}
         trial = replace(self._trial, verdict=self._judge_clause(clause, self._trial))
         # The loads and findings are reported once, beside the verdicts of all clauses.
         self._kept[clause.name] = Evaluation(trial.verdict) if self._judged else trial
         self._judged.add(clause.name)
-        self._host.replace(self.test, self._kept.values())
-        self._host.raise_if_failed(test, trial)
+        self._session.replace(self.test, self._kept.values())
+        self._session.raise_if_failed(test, trial)
 
     def _judge_clause(self, clause: Clause, trial: Evaluation) -> Verdict:
-        return judge_clause(clause, trial, self.group.experiment, strict=self._host.settings.strict)
+        return judge_clause(clause, trial, self.group.experiment, strict=self._session.settings.strict)

@@ -14,21 +14,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Generator, Iterator, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+    from pytest_ollama_perf.session import Session
 
 
 BENCHMARK_METRICS = ("latency", "ttft")
-
-
-class ResultsProvider(Protocol):
-    """What the bridge needs of the room."""
-
-    def build_results(self) -> list[TestResult]: ...
 
 
 class BenchmarkParams(dict[str, Any]):
@@ -41,8 +36,8 @@ class BenchmarkParams(dict[str, Any]):
 class BenchmarkBridge:
     """Hands over when the session ends, before pytest-benchmark saves and compares."""
 
-    def __init__(self, room: ResultsProvider, config: pytest.Config) -> None:
-        self._session, self._config = room, config
+    def __init__(self, session: Session, config: pytest.Config) -> None:
+        self._session, self._config = session, config
         self._warning = ""
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.config.settings import GitHubJob
     from pytest_ollama_perf.harness.results import TestResult
-    from pytest_ollama_perf.report.formats import SessionReports
+    from pytest_ollama_perf.session import Session
 
 
 _ANNOTATION_PLUGIN = "pytest_github_actions_annotate_failures"
@@ -27,19 +27,11 @@ _MIN_SUMMARY_BYTES = 2000
 """Bytes in which a summary still says something."""
 
 
-class ReportsProvider(Protocol):
-    """What this plugin needs of the room."""
-
-    def build_results(self) -> list[TestResult]: ...
-
-    def build_reports(self) -> SessionReports: ...
-
-
 class GitHubActionsReporter:
     """Tells the job what was found when the session is over."""
 
-    def __init__(self, room: ReportsProvider, config: pytest.Config, job: GitHubJob) -> None:
-        self._session, self._config, self._job = room, config, job
+    def __init__(self, session: Session, config: pytest.Config, job: GitHubJob) -> None:
+        self._session, self._config, self._job = session, config, job
         self._failed: dict[str, tuple[str, int | None]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

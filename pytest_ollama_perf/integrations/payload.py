@@ -1,7 +1,9 @@
-"""Evaluations as bytes: what a test measured, sent from the process that measured to the one that reports."""
+"""What a worker of pytest-xdist sends to the controller: the evaluations of one test as base64 text of MessagePack."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from typing import SupportsFloat, Union
 
 import msgspec
@@ -16,6 +18,9 @@ from pytest_ollama_perf.core.verdict import Verdict
 from pytest_ollama_perf.harness.evaluation import Evaluation
 from pytest_ollama_perf.harness.results import MeasuredLoad
 
+FINDING_TYPES: tuple[type[Finding], ...] = (ABComparison, ColdStart, MaxConcurrency, Servers, Sweep, Timeline)
+"""Every kind of finding that can be sent; each class declares the tag that it is sent with."""
+
 
 class _PackedEvaluation(msgspec.Struct, frozen=True):
     verdict: Verdict
@@ -28,20 +33,29 @@ class _PackedTest(msgspec.Struct, frozen=True):
     evaluations: tuple[_PackedEvaluation, ...]
 
 
-def pack_evaluations(test: str, trials: list[Evaluation]) -> bytes:
-    """Return the ``trials`` of ``test`` as MessagePack."""
+def encode_payload(test: str, evaluations: Sequence[Evaluation]) -> str:
+    """Return the evaluations of ``test`` as text."""
+    return base64.b64encode(pack_evaluations(test, evaluations)).decode("ascii")
+
+
+def decode_payload(payload: str) -> tuple[str, list[Evaluation]]:
+    """Return the test and its evaluations."""
+    return unpack_evaluations(base64.b64decode(payload))
+
+
+def pack_evaluations(test: str, evaluations: Sequence[Evaluation]) -> bytes:
+    """Return the evaluations of ``test`` as MessagePack."""
     packed = tuple(
-        _PackedEvaluation(trial.verdict, trial.loads, tuple(map(_encode_finding, trial.findings))) for trial in trials
+        _PackedEvaluation(each.verdict, each.loads, tuple(map(_encode_finding, each.findings))) for each in evaluations
     )
     return _encode_value(_PackedTest(test, packed))
 
 
-def unpack_evaluations(parcel: bytes) -> tuple[str, list[Evaluation]]:
-    """Return what was packed: the test and its trials."""
-    whole = msgspec.msgpack.decode(parcel, type=_PackedTest)
+def unpack_evaluations(packed: bytes) -> tuple[str, list[Evaluation]]:
+    """Return what was packed: the test and its evaluations."""
+    whole = msgspec.msgpack.decode(packed, type=_PackedTest)
     return whole.test, [
-        Evaluation(packed.verdict, packed.loads, tuple(map(_decode_finding, packed.findings)))
-        for packed in whole.evaluations
+        Evaluation(each.verdict, each.loads, tuple(map(_decode_finding, each.findings))) for each in whole.evaluations
     ]
 
 
@@ -50,7 +64,7 @@ def _encode_value(value: object) -> bytes:
 
 
 def _to_float(value: object) -> float:
-    """Return a number of another library, such as numpy, as a plain one."""
+    """Return a number of another library, such as numpy, as a Python float."""
     if isinstance(value, SupportsFloat):
         return float(value)
     raise NotImplementedError(f"cannot pack a {type(value).__name__}: {value!r}")
@@ -60,9 +74,5 @@ def _encode_finding(finding: Finding) -> msgspec.Raw:
     return msgspec.Raw(_encode_value(finding))
 
 
-def _decode_finding(raw: msgspec.Raw) -> Finding:
-    return msgspec.msgpack.decode(raw, type=Union[FINDING_TYPES])  # type: ignore[no-any-return]  # noqa: UP007
-
-
-FINDING_TYPES: tuple[type[Finding], ...] = (ABComparison, ColdStart, MaxConcurrency, Servers, Sweep, Timeline)
-"""Every kind of finding that can travel."""
+def _decode_finding(packed: msgspec.Raw) -> Finding:
+    return msgspec.msgpack.decode(packed, type=Union[FINDING_TYPES])  # type: ignore[no-any-return]  # noqa: UP007

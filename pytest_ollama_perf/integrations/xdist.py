@@ -1,44 +1,29 @@
-"""pytest-xdist: workers measure one after the other and ship what they measured; the controller alone reports.
+"""pytest-xdist: workers measure one after the other and send what they measured; only the controller reports.
 
-A parcel travels as base64 text on the report of a test's teardown, which survives every way of shipping a report, and
-leaves the report before anybody else sees it. What no report could take, because the session ended in the middle of a
-test, travels with the worker's last words. The history is the one thing that a worker writes itself, right after the
-verdict: a store takes several writers, and runs that were saved survive whatever happens to the session.
+The evaluations of a test are attached to the report of its teardown as text, which every way of sending a report
+supports, and are removed from the report before other plugins see it. If the session ends during a test, its
+evaluations are part of the worker's output instead. A worker writes to the history itself, right after the verdict: a
+store accepts several writers, and saved runs survive the end of the session.
 
-Nothing of a load is imported here until there is one.
+Nothing that measures or packs is imported here until a load was measured.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.harness.evaluation import Evaluation
-
+    from pytest_ollama_perf.session import Session
 
 PAYLOAD_KEY = "ollama_perf"
-"""Our part of a report, of a worker's input and of its output."""
+"""The attribute of a report, and the key in a worker's input and output, that holds this plugin's data."""
 
 USAGE_ERROR_KEY = "ollama_perf_wrong"
-"""On the report of a collection: what a person wrote and we refuse."""
-
-
-class DistributedSession(Protocol):
-    """What both ends need of the room."""
-
-    @property
-    def evaluations(self) -> dict[str, list[Evaluation]]: ...  # by test
-
-    @property
-    def unsaved(self) -> list[str]: ...  # why runs are missing in the history
-
-    def get_test_name(self, item: pytest.Item) -> str: ...
-
-    def simulator_urls(self) -> tuple[str, ...]: ...
+"""The attribute of a collection report that holds the text of a usage error."""
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -47,102 +32,102 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def is_controller(config: pytest.Config) -> bool:
-    """Whether this process hands its tests to workers."""
+    """Whether this process distributes its tests to workers."""
     return not is_worker(config) and config.getoption("dist", default="no") != "no"
 
 
 def get_session_id(config: pytest.Config) -> str:
-    """Return the name of the session that all workers belong to; nothing in a process of its own."""
+    """Return the id of the session that all workers belong to; an empty text without pytest-xdist."""
     return str(getattr(config, "workerinput", {}).get("testrunuid", ""))[:12]
 
 
 def get_simulator_urls(config: pytest.Config) -> tuple[str, ...]:
-    """Return the simulators that the controller has started for its workers, one for each URL or none at all."""
+    """Return the URLs of the simulators that the controller started for its workers, one per server or none."""
     return tuple(getattr(config, "workerinput", {}).get(PAYLOAD_KEY, ()))
 
 
 def report_usage_error(config: pytest.Config, text: str) -> None:
-    """Tell the controller what is wrong, for a usage error in a worker would only be a worker that crashed."""
+    """Send a usage error to the controller; raised in a worker, it would only look like a crashed worker."""
     report = pytest.CollectReport(nodeid="", outcome="failed", longrepr=text, result=[])
     setattr(report, USAGE_ERROR_KEY, text)
     config.hook.pytest_collectreport(report=report)
 
 
 class XdistWorker:
-    """Ships what this worker measured."""
+    """Sends what this worker measured to the controller. ``get_test_name`` returns the name of an item in reports."""
 
-    def __init__(self, room: DistributedSession) -> None:
-        self._session = room
+    def __init__(self, session: Session, get_test_name: Callable[[pytest.Item], str]) -> None:
+        self._session, self._get_test_name = session, get_test_name
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        test = self._session.get_test_name(item)
+        test = self._get_test_name(item)
         if call.when == "teardown" and test in self._session.evaluations:
-            setattr(report, PAYLOAD_KEY, _encode_payload(test, self._session.evaluations.pop(test)))
+            setattr(report, PAYLOAD_KEY, self._encode(test))
         return report
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        rest = [_encode_payload(test, trials) for test, trials in self._session.evaluations.items()]
+        rest = [self._encode(test) for test in list(self._session.evaluations)]
         output: dict[str, Any] = session.config.workeroutput  # type: ignore[attr-defined]
-        output[PAYLOAD_KEY] = {"parcels": rest, "unsaved": self._session.unsaved}
+        output[PAYLOAD_KEY] = {"payloads": rest, "unsaved": self._session.unsaved}
+
+    def _encode(self, test: str) -> str:
+        """Return the evaluations of ``test`` as text; this process no longer needs them."""
+        from pytest_ollama_perf.integrations.payload import encode_payload
+
+        return encode_payload(test, self._session.evaluations.pop(test))
 
 
 class XdistController:
-    """Receives what workers measured, and puts it in the order in which the tests were collected."""
+    """Receives what workers measured, and sorts it in the order in which the tests were collected."""
 
-    def __init__(self, room: DistributedSession) -> None:
-        self._session = room
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._order: dict[str, int] = {}
         self._received: dict[str, dict[str, list[Evaluation]]] = {}  # by test and worker
-        self._places: dict[str, int] = {}
+        self._positions: dict[str, int] = {}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Start simulators once, for all workers on this machine."""
         if node.gateway.spec.popen:
-            node.workerinput[PAYLOAD_KEY] = self._session.simulator_urls()
+            node.workerinput[PAYLOAD_KEY] = self._session.harness.simulator_urls
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
-        self._order = self._order or {test: place for place, test in enumerate(ids)}
+        self._order = self._order or {test: position for position, test in enumerate(ids)}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if wrong := report.__dict__.get(USAGE_ERROR_KEY):
-            raise pytest.UsageError(wrong)
+        if error := report.__dict__.get(USAGE_ERROR_KEY):
+            raise pytest.UsageError(error)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if parcel := report.__dict__.pop(PAYLOAD_KEY, None):
-            self._receive(parcel, report.node, self._order.get(report.nodeid))
+        if payload := report.__dict__.pop(PAYLOAD_KEY, None):
+            self._receive(payload, report.node, self._order.get(report.nodeid))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take what no report could."""
+        """Receive what could not be attached to a report."""
         last = getattr(node, "workeroutput", {}).get(PAYLOAD_KEY, {})
-        for parcel in last.get("parcels", ()):
-            self._receive(parcel, node, None)
+        for payload in last.get("payloads", ()):
+            self._receive(payload, node, None)
         self._session.unsaved.extend(text for text in last.get("unsaved", ()) if text not in self._session.unsaved)
 
-    def _receive(self, parcel: str, node: Any, place: int | None) -> None:
-        from pytest_ollama_perf.integrations.payload import unpack_evaluations
+    def _receive(self, payload: str, node: Any, position: int | None) -> None:
+        from pytest_ollama_perf.integrations.payload import decode_payload
 
-        test, trials = unpack_evaluations(base64.b64decode(parcel))
-        self._received.setdefault(test, {})[node.gateway.id] = trials
-        self._places.setdefault(test, len(self._order) if place is None else place)
+        test, evaluations = decode_payload(payload)
+        self._received.setdefault(test, {})[node.gateway.id] = evaluations
+        self._positions.setdefault(test, len(self._order) if position is None else position)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
-        for test in sorted(self._received, key=self._places.__getitem__):
+        for test in sorted(self._received, key=self._positions.__getitem__):
             of_workers = self._received[test].values()
-            self._session.evaluations[test] = [trial for trials in of_workers for trial in trials]
+            self._session.evaluations[test] = [each for evaluations in of_workers for each in evaluations]
         yield
-
-
-def _encode_payload(test: str, trials: list[Evaluation]) -> str:
-    from pytest_ollama_perf.integrations.payload import pack_evaluations
-
-    return base64.b64encode(pack_evaluations(test, trials)).decode("ascii")

@@ -86,7 +86,7 @@ def test_every_wrong_marker_is_named_with_its_test(perf, sim) -> None:
     assert [line[:74] for line in lines] == [
         "ERROR: test_it.py::test_one: concurrency=0: expected a whole number from 1 to 2147483647"[:74],
         "test_it.py::test_two: unknown word 'min_tsp'; did you mean 'min_tps'? (valid: model"[:74],
-        "test_it.py::test_three: the marker takes words only, for example @pytest.mark.ollama_load(..."[:74],
+        "test_it.py::test_three: the marker takes keyword arguments only, for example @pytest.mark"[:74],
         "test_it.py::test_four: uses the fixture ollama_load without the marker; add @pytest.mark.o"[:74],
     ]
     assert (sim.requests(), found.has_report) == ([], False)

@@ -1,0 +1,52 @@
+"""What a session needs from pytest: a terminal for its progress, and the ways in which a test ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from pytest_ollama_perf.integrations.freezegun import use_real_time
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.harness.harness import ProgressListener
+
+
+class VerdictError(pytest.fail.Exception):  # type: ignore[misc, name-defined]
+    """A verdict failed the test; the message is the whole explanation."""
+
+    # As pytest does for its own outcomes: reports name the class without its module.
+    __module__ = "builtins"
+
+
+class PytestFrontend:
+    """The frontend of a session that pytest runs."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @property
+    def verbosity(self) -> int:
+        """pytest's verbosity; -1 without a terminal reporter."""
+        return int(self._config.getoption("verbose", default=-1))
+
+    @contextlib.contextmanager
+    def open_listener(self) -> Iterator[ProgressListener]:
+        """Show progress on the terminal that pytest writes to, with its output capture suspended and clocks running."""
+        from pytest_ollama_perf.report.progress import LiveProgress
+
+        plugins = self._config.pluginmanager
+        capture = plugins.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext(), use_real_time():
+            # Without capture, sys.stdout is the file that the terminal reporter writes to.
+            file = sys.stdout if plugins.hasplugin("terminalreporter") else io.StringIO()
+            with LiveProgress(file, verbosity=self.verbosity) as progress:
+                yield progress
+
+    def fail(self, message: str) -> NoReturn:
+        """Fail the running test with ``message`` and no traceback."""
+        raise VerdictError(message, pytrace=False)

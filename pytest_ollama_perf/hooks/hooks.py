@@ -1,0 +1,191 @@
+"""pytest's hooks: each calls the session, which does not know pytest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.hooks import collection
+from pytest_ollama_perf.hooks.frontend import PytestFrontend
+from pytest_ollama_perf.hooks.signals import exit_on_sigterm
+from pytest_ollama_perf.integrations import xdist
+from pytest_ollama_perf.session import Session
+
+if TYPE_CHECKING:
+    from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama
+
+_LISTING_OPTIONS = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
+"""Options of pytest with which no test runs."""
+
+
+class Hooks:
+    """The hooks of one pytest session."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config, self.settings = config, settings
+        self._frontend = PytestFrontend(config)
+        self.session = Session(
+            settings,
+            self._frontend,
+            root=config.rootpath,
+            session_id=xdist.get_session_id(config),
+            running_urls=xdist.get_simulator_urls(config),
+            restores_servers=not xdist.is_worker(config),
+        )
+        self._marked: dict[str, MarkedExperiment] = {}
+        self._config_errors: list[str] = []
+        self._uses_server = False
+
+    def build_integrations(self) -> Iterator[object]:
+        """Yield the plugins that connect this session to other plugins."""
+        if xdist.is_worker(self.config):
+            yield xdist.XdistWorker(self.session, collection.get_test_name)
+            return
+        if self.settings.benchmark:
+            from pytest_ollama_perf.integrations.benchmark import BenchmarkBridge
+
+            yield BenchmarkBridge(self.session, self.config)
+        if self.settings.github:
+            from pytest_ollama_perf.integrations.github import GitHubActionsReporter
+
+            yield GitHubActionsReporter(self.session, self.config, self.settings.github)
+        if xdist.is_controller(self.config):  # registered after the bridge, so that it is called first at the end
+            yield xdist.XdistController(self.session)
+
+    # What fixtures return.
+
+    def get_marked_experiment(self, item: pytest.Item) -> MarkedExperiment:
+        """Return the experiment that the item's marker describes."""
+        return self._marked[item.nodeid]
+
+    def build_ollama(self, item: pytest.Item) -> Ollama:
+        """Return what the fixture ``ollama`` gives to ``item``."""
+        from pytest_ollama_perf.fixtures import Ollama
+
+        return Ollama(self.session, collection.get_test_name(item))
+
+    # Collection: every marker is read before the first test.
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self._config_errors = [
+            f"{item.nodeid}: {error}" for item in items if (error := collection.get_config_error(self._read_item, item))
+        ]
+        self._uses_server = any(map(collection.uses_server, items))
+        self._plan(items)
+        if not self._config_errors and self._uses_server:
+            self._config_errors = list(filter(None, [collection.get_config_error(self._open_session)]))
+        if self._config_errors and xdist.is_worker(self.config):
+            items.clear()
+            xdist.report_usage_error(self.config, "\n       ".join(self._config_errors))
+        elif self._config_errors:
+            raise pytest.UsageError("\n       ".join(self._config_errors))
+
+    def _read_item(self, item: pytest.Item) -> None:
+        if (experiment := collection.read_experiment(item, self.settings)) is not None:
+            from pytest_ollama_perf.fixtures import MarkedExperiment
+
+            self._marked[item.nodeid] = MarkedExperiment(self.session, collection.get_test_name(item), experiment)
+
+    def _plan(self, items: Sequence[pytest.Item]) -> None:
+        """Give the session the experiments of ``items``; clauses that share a load count once."""
+        shared = {id(load): load.group for item in items if (load := collection.get_shared_load(item))}
+        self.session.planned = [*(marked.experiment for marked in self._marked.values()), *shared.values()]
+
+    def _open_session(self) -> None:
+        """Open what may reject the settings."""
+        _ = self.session.harness, self.session.history
+
+    @property
+    def _is_listing_only(self) -> bool:
+        """Whether pytest was asked to list tests or fixtures, not to run them."""
+        return any(self.config.getoption(name, default=False) for name in _LISTING_OPTIONS)
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        if self._config_errors or not self._uses_server:
+            return []
+        if self._is_listing_only or self._frontend.verbosity < 0:
+            return []
+        return [self.session.format_header()]
+
+    # One test.
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Measure again when a test runs again, whichever plugin repeats it."""
+        self.session.evaluations.pop(collection.get_test_name(item), None)
+        if marked := self._marked.get(item.nodeid):
+            marked.reset()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        marked = self._marked.get(item.nodeid)
+        with exit_on_sigterm():
+            evaluation = marked.measure() if marked else None
+            try:
+                outcome = yield
+            except Exception as error:
+                if evaluation is None or not evaluation.is_failing(self.settings):
+                    raise
+                # A broken limit explains more than the assertion that failed because of it.
+                own = item.repr_failure(pytest.ExceptionInfo.from_exception(error))
+                item.add_report_section("call", "the test's own failure", str(own))
+                outcome = None
+        if evaluation:
+            self.session.raise_if_failed(collection.get_test_name(item), evaluation)
+        return outcome
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if not self.settings.no_properties and (result := self.session.build_result(collection.get_test_name(item))):
+            from pytest_ollama_perf.report.properties import replace_properties
+
+            item.user_properties = replace_properties(item.user_properties, result)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """Keep what workers have sent when the controller gets a SIGTERM."""
+        with exit_on_sigterm() if xdist.is_controller(self.config) else contextlib.nullcontext():
+            return (yield)
+
+    # The end of the session.
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the reports, also after Ctrl-C. A history or a report that cannot be written fails the session."""
+        if xdist.is_worker(self.config):
+            return
+        if not self._is_listing_only and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
+            self.session.write_reports()
+        lost = self.session.report_errors or self.session.unsaved
+        if lost and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self.session.aborted = str(excinfo.value) or "interrupted (Ctrl-C)"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        session, verbosity = self.session, self._frontend.verbosity
+        if not session.evaluations and not session.report_errors:
+            return
+        from pytest_ollama_perf.report.terminal import build_section
+
+        if verbosity >= 0:
+            terminalreporter.write_sep("=", "ollama")
+            if xdist.is_controller(self.config):  # it collects nothing, and so printed no header
+                terminalreporter.write_line(session.format_header_from_results())
+        for line in build_section(session.build_results(), verbosity=verbosity):
+            terminalreporter.write_line(line.text, **line.style.markup)
+        for written in session.written_reports if verbosity >= 0 else ():
+            terminalreporter.write_line(written)
+        unsaved = session.unsaved if verbosity < 0 else ()  # otherwise the block of each test says it
+        for lost in (*session.report_errors, *unsaved):
+            terminalreporter.write_line(lost, red=True, bold=True)
+
+    def pytest_unconfigure(self) -> None:
+        self.session.close()
