@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice, takewhile
 from typing import Any
@@ -212,8 +213,8 @@ def _check_types(workload: Workload) -> None:
         msgspec.convert(msgspec.to_builtins(workload), Workload)
     except (msgspec.ValidationError, TypeError) as error:
         what, _, where = str(error).partition(" - at `$.")
-        word = where.rstrip("`").replace("_s", "") or "options"
-        raise ConfigError(f"{word}: {what[:1].lower()}{what[1:]}") from None
+        option = re.sub(r"_s\b", "", where.rstrip("`")) or "options"
+        raise ConfigError(f"{option}: {what[:1].lower()}{what[1:]}") from None
 
 
 def _check_encodable(workload: Workload) -> str:

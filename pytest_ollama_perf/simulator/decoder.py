@@ -199,7 +199,7 @@ class ModelRunner:
         for index, held in enumerate(self._slots):
             if held is job:
                 self._slots[index] = None
-                self._cache.add(job.prompt + job.output)
+                self._cache.add(job.evaluated_tokens)
                 self._wake.set()
 
     async def _wait_for_work(self) -> None:

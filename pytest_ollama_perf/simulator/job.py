@@ -138,6 +138,11 @@ class InferenceJob:
         self.buffered_texts: list[str] = []
         self.text = ""
 
+    @property
+    def evaluated_tokens(self) -> list[int]:
+        """Prompt and output as far as the engine has processed them, which is what the prompt cache can reuse."""
+        return self.prompt[: len(self.prompt) - self.unread] + self.output
+
     def get_due_fault(self, kind: FaultKind, tokens: int) -> Fault | None:
         """Return the fault of ``kind`` when it is due after ``tokens`` tokens."""
         fault = self.faults.get(kind)

@@ -125,6 +125,17 @@ async def test_a_prompt_comes_back_from_ram_after_others_used_the_slot():
 
 
 @virtual
+async def test_a_request_cancelled_while_it_reads_its_prompt_caches_only_what_it_read():
+    prompt = " ".join(f"w{number}" for number in range(1000))
+    async with world(prefill_batch=100) as sim:
+        with anyio.move_on_after(0.25):
+            await sim.tell(prompt)
+        await anyio.sleep(1)
+        again = await sim.tell(prompt)
+        assert again.truth.cached_tokens == 200
+
+
+@virtual
 async def test_a_first_token_of_its_own_defeats_the_cache():
     async with world(slots=1) as sim:
         await sim.tell("nonce1 a b c d")
