@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from beside import Run
+from plugin_runs import Run
 
 from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
 from pytest_ollama_perf.simulator.url import read_settings

@@ -7,7 +7,7 @@ import time
 import xml.etree.ElementTree as ET
 
 import pytest
-from beside import LOAD, SIM, needs
+from plugin_runs import LOAD, SIM, needs
 
 LONG = "model='tiny', requests=20000, warmup=0, num_predict=4"
 

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
-from beside import LOAD, SIM, apart, needs
+from plugin_runs import LOAD, SIM, apart, needs
 
 from pytest_ollama_perf.core.lock import ServerLock
 from pytest_ollama_perf.store import open_store

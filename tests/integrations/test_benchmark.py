@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from beside import LOAD, needs
+from plugin_runs import LOAD, needs
 
 pytestmark = needs("benchmark")
 ASK = "--ollama-benchmark"

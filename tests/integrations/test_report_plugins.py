@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from beside import LOAD, needs
+from plugin_runs import LOAD, needs
 
 HOSTILE = "<script>alert(1)</script>&\\x1b[31m\\x00"
 TESTS = f"""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from json_schemas import faults
 from published_schemas import assert_same_schema
-from test_reading import DESIGN
+from test_parse import DESIGN
 
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.contracts import toml
