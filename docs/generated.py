@@ -33,7 +33,7 @@ from pytest_ollama_perf.contracts.json_schema import OPTION_SCHEMAS as TAKES
 from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
 from pytest_ollama_perf.core import errors
 from pytest_ollama_perf.core.sample import Outcome, Sample
-from pytest_ollama_perf.core.verdict import FAILING_STATUSES, VerdictStatus
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
 from pytest_ollama_perf.core.workload import Timeouts
 from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep, sweep_points
 from pytest_ollama_perf.fixtures import Ollama, Simulators
@@ -230,24 +230,16 @@ def _fails(word: VerdictStatus) -> str:
 
 def problems() -> str:
     """Return the problems that a measurement can have."""
-    return table(("problem", "meaning"), [(name, _meaning(meanings.PROBLEMS, name)) for name in problem_names()])
+    return table(("code", "problem", "meaning"), _list_problems(of_doctor=False))
 
 
 def doctor_problems() -> str:
     """Return what ``doctor`` can find."""
-    names = problem_names(of_doctor=True)
-    return table(("finding", "meaning"), [(name, _meaning(meanings.DOCTOR, name)) for name in names])
+    return table(("code", "finding", "meaning"), _list_problems(of_doctor=True))
 
 
-_DOCTOR = re.compile(r"/(cli/\w+|analysis/(client_limits|noise))\.py$")
-
-
-def problem_names(*, of_doctor: bool = False) -> list[str]:
-    """Return the name of every problem that a check of the package, or of its doctor, can find."""
-    package = Path(inspect.getfile(plugin)).parent
-    paths = [path for path in sorted(package.rglob("*.py")) if bool(_DOCTOR.search(path.as_posix())) is of_doctor]
-    sources = [path.read_text(encoding="utf-8") for path in paths]
-    return sorted({name for source in sources for name in re.findall(r'\bProblem\(\s*name="([^"]+)"', source)})
+def _list_problems(*, of_doctor: bool) -> list[tuple[str, str, str]]:
+    return [(code(one.value), one.label, one.description) for one in ProblemCode if one.is_doctor is of_doctor]
 
 
 def fixtures() -> str:

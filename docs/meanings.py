@@ -156,48 +156,6 @@ VERDICTS = {
     "aborted": "the load was stopped before its end",
 }
 
-PROBLEMS = {
-    "GPU throttled": "heat or power kept a GPU below its clocks; spoils a run in a tenth of its readings",
-    "behind schedule": "an open loop could not send when it meant to",
-    "buffered stream": "something between server and client, usually a proxy, held the stream back",
-    "cached prompts": "the server's prompt cache answered part of the prompts",
-    "client-bound": "the machine that sends was the bottleneck",
-    "context cut": "the server gave the model a shorter context than `num_ctx`; spoils a run that reached its end",
-    "model evicted": "the model was no longer loaded when the load ended",
-    "model reloaded": "the model was loaded again inside the measured window",
-    "model replaced": "the model's digest changed during the load",
-    "no warm-up": "the first requests count, too; a note",
-    "damaged history": "a stored record cannot be read; the others are used",
-    "not cold": "the model was still loaded when a cold start began",
-    "not saved": "the run could not be added to the history; the build fails, or a baseline would be missing later",
-    "nothing to compare": "the two sides of a comparison are the same; a note",
-    "partly on the CPU": "part of the model is not in GPU memory; wholly on the CPU is a server like any other",
-    "prompts cut": "the server dropped part of the prompts",
-    "server down": "one of several servers does not answer",
-    "servers differ": "several servers differ in version, model or context",
-    "short outputs": "responses ended before `num_predict`",
-    "telemetry incomplete": "readings of the GPU were asked for and are missing; a note",
-    "warm-up missing": "the model was still being loaded when the clock started",
-}
-
-DOCTOR = {
-    "autocorrelation": "a session resembles the one before it, so that several tell less than they seem to",
-    "busy machine": "other programs use this machine's cores",
-    "client-bound": "the client cannot follow as many chunks a second as it should",
-    "clock": "the client's clock is off",
-    "coarse clock": "the system's clock has too large a step",
-    "drift": "the sessions got slower, or faster, one after the other",
-    "event loop": "the slower event loop is in use",
-    "failed requests": "requests of a session failed",
-    "noisy": "sessions differ so much that the usual margin cannot be told; longer runs steady them, and cores "
-    "of its own for a model on the CPU",
-    "noisy beyond use": "sessions differ so much that no gate can work",
-    "open files": "the limit on open files is below what many clients need",
-    "stopped": "the campaign was ended early",
-    "two modes": "sessions fall into two groups",
-    "unreachable": "the server does not answer",
-}
-
 REQUIREMENTS = {
     "gpu_offload": "share of the model in GPU memory: `'100%'`, `'>= 80%'`, `'0%'`",
     "context_length": "context length the server gives the model: `8192`, `'>= 8192'`",

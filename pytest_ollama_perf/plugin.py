@@ -123,7 +123,7 @@ def ollama_load(request: pytest.FixtureRequest) -> MarkedExperiment:
 @pytest.fixture
 def ollama_sweep(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The sweep that this test's marker describes:
-    levels, knee, avalanche, slots."""
+    levels, knee, saturation, slots."""
     return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 

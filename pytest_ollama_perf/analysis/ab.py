@@ -136,7 +136,7 @@ SERVER_TIMED = frozenset({"tps", "prefill_tps", "tpot", "queue", "load_time"})
 _MARGIN_RATIO = DEFAULT_DIFFERENCE / POLICIES["tps"].margin
 
 
-class ABComparison(Finding, frozen=True, kw_only=True, tag="comparison"):
+class ABComparison(Finding, frozen=True, kw_only=True, tag="ab_comparison"):
     """Two sides measured in turn. ``baseline`` and ``candidate`` say what tells them apart.
 
     ``requests`` is how many of each side a complete block holds, ``more`` how many blocks the next look asks for (0:

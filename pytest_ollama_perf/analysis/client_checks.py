@@ -10,7 +10,7 @@ import numpy as np
 
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.sample import Counters, Sample
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.core.workload import Prefix
 from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds
 from pytest_ollama_perf.metrics.summary import Summary
@@ -46,7 +46,7 @@ def check_buffering(run: Run, summary: Summary) -> Iterator[Problem]:
         f"the stream was buffered on its way: {len(held)} of {format_count(len(streams), 'response')} came in bursts"
         f"{of_chunks}{f', the first {format_seconds(late)} late' if late else ''}; is there a proxy?"
     )
-    yield Problem(name="buffered stream", text=text, spoils=2 * len(held) > len(streams))
+    yield Problem(code=ProblemCode.BUFFERED_STREAM, text=text, invalidates=2 * len(held) > len(streams))
 
 
 def _is_conclusive(sample: Sample) -> bool:
@@ -86,26 +86,28 @@ def check_client_bound(run: Run, summary: Summary) -> Iterator[Problem]:
     busy = run.watch.cpu_share
     if busy >= _NEARLY_BUSY:
         text = f"the client used {format_percent(busy)} of a core: it may have been the bottleneck"
-        yield Problem(name="client-bound", text=text, spoils=busy >= _BUSY)
+        yield Problem(code=ProblemCode.CLIENT_BOUND, text=text, invalidates=busy >= _BUSY)
     measured = _get_typical_s(summary)
     if not measured:
         return
-    bearable = max(_MIN_LAG_S, _MIN_LAG_SHARE * measured)
-    late = [lag for lag in (sample.read_lag_ns / 1e9 for sample in run.measured) if lag >= bearable]
+    tolerated = max(_MIN_LAG_S, _MIN_LAG_SHARE * measured)
+    late = [lag for lag in (sample.read_lag_ns / 1e9 for sample in run.measured) if lag >= tolerated]
     if late:
         text = (
             f"the client read {len(late)} of {format_count(len(run.measured), 'response')} late, "
             f"by up to {format_seconds(max(late))}, where the server answers in {format_seconds(measured)}"
         )
-        yield Problem(name="client-bound", text=text, spoils=len(late) > _compute_tolerated_late(len(run.measured)))
-    if run.watch.loop_lag_p99_s >= bearable:
+        yield Problem(
+            code=ProblemCode.CLIENT_BOUND, text=text, invalidates=len(late) > _compute_tolerated_late(len(run.measured))
+        )
+    if run.watch.loop_lag_p99_s >= tolerated:
         usual = run.watch.loop_lag_p90_s
         text = (
             f"the client's event loop lagged by {format_seconds(run.watch.loop_lag_p99_s)} (p99; p90 "
             f"{format_seconds(usual)}), "
             f"where the server answers in {format_seconds(measured)}"
         )
-        yield Problem(name="client-bound", text=text, spoils=usual >= bearable)
+        yield Problem(code=ProblemCode.CLIENT_BOUND, text=text, invalidates=usual >= tolerated)
 
 
 def _compute_tolerated_late(requests: int) -> float:
@@ -131,7 +133,7 @@ def check_schedule(run: Run, summary: Summary) -> Iterator[Problem]:
             f"requests left late: {format_seconds(p95)} (p95) and up to {format_seconds(max(late))} after their "
             f"scheduled time"
         )
-        yield Problem(name="behind schedule", text=text, spoils=True)
+        yield Problem(code=ProblemCode.BEHIND_SCHEDULE, text=text, invalidates=True)
 
 
 def _list_lateness_s(samples: Sequence[Sample]) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds
 
 MAX_CORE_SHARE = 0.7
@@ -63,7 +63,7 @@ def _check_open_files(client: ClientMeasurement) -> Iterator[Problem]:
     if client.open_files is not None and client.open_files < client.open_files_needed:
         needed = f"the load needs {client.open_files_needed} open files"
         text = f"{needed}, this process may have {client.open_files}: raise the limit (ulimit -n)"
-        yield Problem(name="open files", text=text, spoils=True)
+        yield Problem(code=ProblemCode.OPEN_FILES, text=text, invalidates=True)
 
 
 def _check_lag(client: ClientMeasurement) -> Iterator[Problem]:
@@ -72,11 +72,11 @@ def _check_lag(client: ClientMeasurement) -> Iterator[Problem]:
         text = (
             f"an idle event loop wakes {format_seconds(client.idle_lag_p99_s)} late (p99): this machine is overloaded"
         )
-        yield Problem(name="event loop", text=text, spoils=True)
+        yield Problem(code=ProblemCode.EVENT_LOOP_LAG, text=text, invalidates=True)
     if client.load_average is not None and client.load_average > client.cpus:
         cores = format_count(client.cpus, "core")
         text = f"load average {format_number(client.load_average)} on {cores}: other programs run beside this one"
-        yield Problem(name="busy machine", text=text, spoils=False)
+        yield Problem(code=ProblemCode.BUSY_MACHINE, text=text, invalidates=False)
 
 
 def _check_rate(client: ClientMeasurement, streams: int, tps: float) -> Iterator[Problem]:
@@ -84,13 +84,13 @@ def _check_rate(client: ClientMeasurement, streams: int, tps: float) -> Iterator
     if share > MAX_CORE_SHARE:
         load = f"{format_count(streams, 'stream')} of {format_number(tps)} tokens/s"
         text = f"{load} would take {format_percent(share)} of a core of this client: use fewer at once"
-        yield Problem(name="client-bound", text=text, spoils=True)
+        yield Problem(code=ProblemCode.CLIENT_TOO_SLOW, text=text, invalidates=True)
 
 
 def _check_clock(client: ClientMeasurement) -> Iterator[Problem]:
     if client.ttft_error_p50_s > _MAX_TTFT_ERROR_S:
         text = f"times to the first token look {format_seconds(client.ttft_error_p50_s)} longer than they are (p50)"
-        yield Problem(name="clock", text=text, spoils=True)
+        yield Problem(code=ProblemCode.CLOCK_ERROR, text=text, invalidates=True)
     if client.timer_resolution_s > _MAX_CLOCK_STEP_S:
         text = f"this machine's clock has steps of {format_seconds(client.timer_resolution_s)}: short times are rounded"
-        yield Problem(name="coarse clock", text=text, spoils=False)
+        yield Problem(code=ProblemCode.COARSE_CLOCK, text=text, invalidates=False)

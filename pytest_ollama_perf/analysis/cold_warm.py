@@ -45,7 +45,7 @@ class ColdStartRepeat(msgspec.Struct, frozen=True, kw_only=True):
         return value
 
 
-class ColdStart(Finding, frozen=True, kw_only=True, tag="coldstart"):
+class ColdStart(Finding, frozen=True, kw_only=True, tag="cold_start"):
     """The medians over all repeats, each repeat, and the limits held against the medians."""
 
     model: str
@@ -56,7 +56,7 @@ class ColdStart(Finding, frozen=True, kw_only=True, tag="coldstart"):
     warm_ttft_s: float | None = None
     warm_latency_s: float | None = None
     ratio: float | None = None
-    held: tuple[BoundCheck, ...] = ()
+    checks: tuple[BoundCheck, ...] = ()
 
     def get(self, name: str) -> float | None:
         """Return the median of one of ``NUMBERS``."""

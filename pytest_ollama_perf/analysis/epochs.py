@@ -53,8 +53,12 @@ class StoredRuns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One difference between two runs; ``separates`` says that their numbers may not be compared."""
+    """One difference between two runs; ``separates`` says that their numbers may not be compared.
 
+    ``field`` is the stable key of what differs (``model_digest``, ``workload.num_ctx``), ``name`` its label.
+    """
+
+    field: str
     name: str
     before: str
     after: str
@@ -88,6 +92,9 @@ _METRIC_GENERATIONS = (
 )
 _NEWEST_GENERATION = "from 0.33.3"
 _UNKNOWN = "unknown"
+
+COUNTER_MEANING = "counter_meaning"
+"""The key of a change of what the server's counters mean."""
 
 
 def find_metric_generation(version: str) -> str:
@@ -153,14 +160,20 @@ generation separates."""
 def compare_fingerprints(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
     """Return in words what differs between two fingerprints, what separates them first."""
     found = [
-        Change(name=field.label, before=field.say(old), after=field.say(new), separates=_is_separating(name, old, new))
+        Change(
+            field=name,
+            name=field.label,
+            before=field.say(old),
+            after=field.say(new),
+            separates=_is_separating(name, old, new),
+        )
         for name, field in COMPARABILITY.items()
         if (old := getattr(before, name)) != (new := getattr(after, name))
     ]
     found += compare_counter_meaning(before, after)
-    found += _compare_settings(before.parameters, after.parameters, "model option ")
-    found += _compare_settings(before.server_env, after.server_env, "")
-    found += _compare_settings(before.client, after.client, "client ")
+    found += _compare_settings(before.parameters, after.parameters, "parameters", "model option ")
+    found += _compare_settings(before.server_env, after.server_env, "server_env", "")
+    found += _compare_settings(before.client, after.client, "client", "client ")
     return tuple(sorted(found, key=lambda change: not change.separates))
 
 
@@ -174,12 +187,13 @@ def compare_counter_meaning(before: Fingerprint, after: Fingerprint) -> tuple[Ch
     old, new = find_metric_generation(before.server_version), find_metric_generation(after.server_version)
     if old == new:
         return ()
-    return (Change(name="meaning of the counters", before=old, after=new, separates=True),)
+    return (Change(field=COUNTER_MEANING, name="meaning of the counters", before=old, after=new, separates=True),)
 
 
-def _compare_settings(before: Mapping[str, str], after: Mapping[str, str], prefix: str) -> list[Change]:
+def _compare_settings(before: Mapping[str, str], after: Mapping[str, str], group: str, prefix: str) -> list[Change]:
     return [
         Change(
+            field=f"{group}.{key}",
             name=prefix + sanitize(key, 60),
             before=sanitize(before.get(key, "unset"), 60),
             after=sanitize(after.get(key, "unset"), 60),
@@ -196,7 +210,13 @@ def compare_workloads(before: Workload, after: Workload) -> tuple[Change, ...]:
         return ()
     old, new = collect_identity_fields(before), collect_identity_fields(after)
     return tuple(
-        Change(name=name, before=_format_option(old, name), after=_format_option(new, name), separates=True)
+        Change(
+            field=f"workload.{name}",
+            name=name,
+            before=_format_option(old, name),
+            after=_format_option(new, name),
+            separates=True,
+        )
         for name in dict.fromkeys((*old, *new))
         if old.get(name) != new.get(name)
     )
@@ -211,11 +231,15 @@ def _format_option(load: Mapping[str, Any], name: str) -> str:
 def compare_runs(before: Run, after: Run) -> tuple[Change, ...]:
     """Return in words what differs between two runs: the load first, then server, model and machine."""
     load = compare_workloads(before.workload, after.workload)
-    named = {change.name for change in load}
+    implied = {_IMPLIED_BY_WORKLOAD.get(change.field) for change in load}
     rest = (
-        change for change in compare_fingerprints(before.fingerprint, after.fingerprint) if change.name not in named
+        change for change in compare_fingerprints(before.fingerprint, after.fingerprint) if change.field not in implied
     )
     return (*load, *rest)
+
+
+_IMPLIED_BY_WORKLOAD = {"workload.num_ctx": "context_length"}
+"""Fields of the workload whose change also changes a field of the fingerprint: it is named once."""
 
 
 def is_comparable(before: Run, after: Run) -> bool:

@@ -27,7 +27,7 @@ def _suggest_slots(run: Run) -> Iterator[str]:
             continue
         where = f"{sanitize(url)}: " if len(urls) > 1 else ""
         waited = format_seconds(mean(sample.counters.queue_ns or 0 for sample in samples) / 1e9)
-        ran = "requests ran one at a time" if slots == 1 else f"at most {slots} requests ran at once"
+        ran = "requests ran one at a time" if slots == 1 else f"at most {slots} requests ran concurrently"
         yield f"{where}{ran} and waited {waited} for a slot; OLLAMA_NUM_PARALLEL is probably {slots}"
 
 

@@ -17,7 +17,7 @@ from scipy.special import chdtrc, chdtri, stdtr
 from pytest_ollama_perf.analysis.gate import BaselineFit, GateRule, fit_baseline, judge_runs
 from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.run_value import MetricPolicy, to_value
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.metrics.format import format_percent
 
 CAMPAIGN_METRICS = ("tps", "ttft", "latency", "throughput", "load_time")
@@ -172,11 +172,11 @@ def _list_problems(noise: Noise) -> list[Problem]:
             f"runs differ by {format_percent(round_two_digits(noise.sd))}, and three of them cannot show a change below"
         )
         text = f"{name} is too noisy to gate: {seen} {format_percent(round_two_digits(noise.detectable[-1]))}"
-        found.append(Problem(name="noisy beyond use", text=text, spoils=True))
+        found.append(Problem(code=ProblemCode.TOO_NOISY, text=text, invalidates=True))
     elif noise.policy.gating and noise.is_unusual:
         by, usual = format_percent(round_two_digits(noise.sd)), format_percent(noise.policy.prior_sd)
         text = f"{name} differs more from run to run than is usual: by {by}, usual is {usual}"
-        found.append(Problem(name="noisy", text=text, spoils=False))
+        found.append(Problem(code=ProblemCode.NOISY, text=text, invalidates=False))
     return [*found, *_find_patterns(noise)]
 
 
@@ -185,18 +185,18 @@ def _find_patterns(noise: Noise) -> list[Problem]:
     if noise.gap:
         apart = format_percent(round_two_digits(math.expm1(noise.gap)))
         text = f"{name} has two modes {apart} apart: a load of the model lands in one or the other"
-        found.append(Problem(name="two modes", text=text, spoils=False))
+        found.append(Problem(code=ProblemCode.TWO_MODES, text=text, invalidates=False))
     if noise.drift:
         by = format_percent(round_two_digits(abs(math.expm1(noise.drift))))
         way = "slower" if noise.drift > 0 else "faster"
         text = f"{name} drifted: {by} {way} from the first session to the last"
-        found.append(Problem(name="drift", text=text, spoils=False))
+        found.append(Problem(code=ProblemCode.DRIFT, text=text, invalidates=False))
     elif noise.autocorrelation + 1 / len(noise.costs) > _AUTOCORRELATION_DEVIATIONS / math.sqrt(len(noise.costs)):
         text = (
             f"{name} resembles the session before (correlation {noise.autocorrelation:.2f}): spread stored runs over "
             "days"
         )
-        found.append(Problem(name="autocorrelation", text=text, spoils=False))
+        found.append(Problem(code=ProblemCode.AUTOCORRELATION, text=text, invalidates=False))
     return found
 
 

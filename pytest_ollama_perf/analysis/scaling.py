@@ -105,7 +105,7 @@ class Knee(msgspec.Struct, frozen=True, kw_only=True):
         return self.at
 
 
-class Avalanche(msgspec.Struct, frozen=True, kw_only=True):
+class Saturation(msgspec.Struct, frozen=True, kw_only=True):
     """The first level past the knee at which TTFT grew faster than the load.
 
     From level ``after`` to level ``at`` the load grew by ``load_growth`` and the mean TTFT by ``ttft_growth``, to
@@ -132,7 +132,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     levels: tuple[SweepPoint, ...]
     single: SweepPoint | None = None
     knee: Knee | None = None
-    avalanche: Avalanche | None = None
+    saturation: Saturation | None = None
     slots: int | None = None
     stopped: str = ""
 
@@ -153,7 +153,7 @@ class Sweep(Finding, frozen=True, kw_only=True, tag="sweep"):
 
     axis: str
     curves: tuple[Curve, ...]
-    held: tuple[BoundCheck, ...] = ()
+    checks: tuple[BoundCheck, ...] = ()
 
 
 def build_sweep_point(
@@ -201,7 +201,7 @@ def build_curve(
         levels=scaled,
         single=alone,
         knee=knee,
-        avalanche=find_avalanche(axis, scaled, knee) if knee else None,
+        saturation=find_saturation(axis, scaled, knee) if knee else None,
         slots=median_low(seen) if (seen := [level.slots for level in scaled if level.slots is not None]) else None,
         stopped=stopped,
     )
@@ -248,7 +248,7 @@ def _has_higher_qps(later: SweepPoint, level: SweepPoint) -> bool:
     return level.qps is None or later.qps is None or later.qps > level.qps * (1 + _MIN_GROWTH / 2)
 
 
-def find_avalanche(axis: str, levels: Sequence[SweepPoint], knee: Knee) -> Avalanche | None:
+def find_saturation(axis: str, levels: Sequence[SweepPoint], knee: Knee) -> Saturation | None:
     """Return the first level past the knee whose TTFT grew by a tenth more than the load, beyond its interval."""
     past = [level for level in levels if _get_load(level, axis) >= knee.at]
     for before, level in pairwise(past):
@@ -257,7 +257,7 @@ def find_avalanche(axis: str, levels: Sequence[SweepPoint], knee: Knee) -> Avala
             continue
         load = _get_load(level, axis) / _get_load(before, axis)
         if now / was > load * (1 + _MIN_GROWTH) and low > load * was:
-            return Avalanche(
+            return Saturation(
                 axis=axis,
                 at=_get_load(level, axis),
                 after=_get_load(before, axis),
@@ -269,9 +269,9 @@ def find_avalanche(axis: str, levels: Sequence[SweepPoint], knee: Knee) -> Avala
 
 
 def format_position(at: Mapping[str, object]) -> str:
-    """Return where a level is, as a person says it: ``4 at once``, ``num_ctx 8192, 4 at once``."""
-    said = {"concurrency": "{} at once", "rate": "{:g} a second", "model": "{}"}
-    return ", ".join(said.get(axis, f"{axis} {{}}").format(value) for axis, value in at.items())
+    """Return where a level is, for display: ``concurrency 4``, ``num_ctx 8192, concurrency 4``."""
+    forms = {"rate": "{:g} requests/s", "model": "{}"}
+    return ", ".join(forms.get(axis, f"{axis} {{}}").format(value) for axis, value in at.items())
 
 
 def _get_ttft_low(level: SweepPoint) -> float:

@@ -29,8 +29,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     concurrency: int
-    bearable: bool
-    sure: bool
+    sustained: bool
+    conclusive: bool
     runs: int
     requests: int
     ok: int
@@ -51,7 +51,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
         return self.ok / self.requests if self.requests else 0.0
 
 
-class MaxConcurrency(Finding, frozen=True, kw_only=True, tag="bearable"):
+class MaxConcurrency(Finding, frozen=True, kw_only=True, tag="max_concurrency"):
     """The largest ``concurrency`` whose requests met every one of ``criteria``; 0 where not even one client was borne.
 
     ``breach`` is the lowest concurrency that broke one, ``None`` where ``maximum`` still was borne. ``probes`` stand in
@@ -63,13 +63,13 @@ class MaxConcurrency(Finding, frozen=True, kw_only=True, tag="bearable"):
     criteria: tuple[str, ...]
     probes: tuple[Probe, ...]
     breach: Probe | None = None
-    held: tuple[BoundCheck, ...] = ()
+    checks: tuple[BoundCheck, ...] = ()
 
     @property
-    def sure(self) -> bool:
+    def conclusive(self) -> bool:
         """Whether both sides of the border are known beyond chance."""
         border = [probe for probe in self.probes if probe.concurrency == self.concurrency]
-        return all(probe.sure for probe in (*border, *([self.breach] if self.breach else ())))
+        return all(probe.conclusive for probe in (*border, *([self.breach] if self.breach else ())))
 
 
 class LimitCheck(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class LimitCheck(msgspec.Struct, frozen=True):
 
     row: VerdictRow
     met: bool
-    sure: bool
+    conclusive: bool
 
 
 def search_concurrency(start: int, maximum: int, bearable: Callable[[int], bool]) -> int:
@@ -112,7 +112,9 @@ def judge_probe(limits: Sequence[Limit], run: Run, summary: Summary) -> tuple[Li
 
 def is_settled(found: Sequence[LimitCheck]) -> bool:
     """Whether a probe needs no further run: a limit is broken beyond chance, or all are met beyond chance."""
-    return any(not each.met and each.sure for each in found) or all(each.met and each.sure for each in found)
+    return any(not each.met and each.conclusive for each in found) or all(
+        each.met and each.conclusive for each in found
+    )
 
 
 def build_probe(
@@ -124,8 +126,8 @@ def build_probe(
     decides = broken[0] if broken else min(found, key=_compute_headroom)
     return Probe(
         concurrency=concurrency,
-        bearable=not broken,
-        sure=decides.sure if broken else all(each.sure for each in found),
+        sustained=not broken,
+        conclusive=decides.conclusive if broken else all(each.conclusive for each in found),
         runs=len(runs),
         requests=summary.requests,
         ok=summary.ok,
@@ -144,21 +146,21 @@ def build_probe(
 
 def _rank_reason(each: LimitCheck) -> tuple[bool, bool]:
     """What is sure says more, and that requests failed says more than what they did to a percentile."""
-    return not each.sure, each.row.metric != "error_rate"
+    return not each.conclusive, each.row.metric != "error_rate"
 
 
 def _compute_headroom(each: LimitCheck) -> float:
     """How far a met number is from its bound, as a ratio; the certain ones stand behind the uncertain."""
     bound, value = each.row.bound or 0.0, each.row.value
     near = 1.0 if not bound or not value else (value / bound if each.row.op == ">=" else bound / value)
-    return near + (0.0 if not each.sure else 1e6 if each.row.metric == "error_rate" else 1e3)
+    return near + (0.0 if not each.conclusive else 1e6 if each.row.metric == "error_rate" else 1e3)
 
 
 def _check_limit(limit: Limit, run: Run, summary: Summary) -> LimitCheck:
     row = judge_limit(limit, run, summary)
     met = row.word is not VerdictStatus.BROKEN
     if math.isnan(row.value) or limit.stat in {"min", "max"}:
-        return LimitCheck(row, met, sure=True)
+        return LimitCheck(row, met, conclusive=True)
     if limit.metric == "error_rate":
         failed, n = summary.requests - summary.ok, summary.requests
         return LimitCheck(row, met, _is_count_sure(failed, n, limit.bound, met=met))

@@ -227,7 +227,7 @@ def _decide_status(
         )
     if not summary.requests:
         return VerdictStatus.INVALID, "no request was measured, so nothing can be said"
-    spoiling = [problem for problem in found if problem.spoils]
+    spoiling = [problem for problem in found if problem.invalidates]
     if spoiling:
         return VerdictStatus.INVALID, f"not a valid measurement: {spoiling[0].text}" + _format_remainder(
             len(spoiling) - 1

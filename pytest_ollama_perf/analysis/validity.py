@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pytest_ollama_perf.analysis import client_checks
 from pytest_ollama_perf.analysis.client_checks import find_cached_prompts
-from pytest_ollama_perf.analysis.epochs import compare_fingerprints
+from pytest_ollama_perf.analysis.epochs import COUNTER_MEANING, compare_fingerprints
 from pytest_ollama_perf.core.run import Fingerprint, GpuStats, ModelState, Run
 from pytest_ollama_perf.core.sample import Sample
 from pytest_ollama_perf.core.text import sanitize
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.core.workload import Endpoint
 from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds
 from pytest_ollama_perf.metrics.summary import Summary
@@ -37,8 +37,10 @@ def check_throttling(run: Run, summary: Summary) -> Iterator[Problem]:
                     f"{_format_gpu(gpu, index, len(gpus))} was slowed down in {format_percent(share)} of the "
                     f"readings: {reason}"
                 )
-                spoils = not ordinary and share >= _MAX_THROTTLED_SHARE
-                yield Problem(name="GPU throttled", text=f"{text}{_format_peak(gpu, reason)}", spoils=spoils)
+                invalidates = not ordinary and share >= _MAX_THROTTLED_SHARE
+                yield Problem(
+                    code=ProblemCode.GPU_THROTTLED, text=f"{text}{_format_peak(gpu, reason)}", invalidates=invalidates
+                )
 
 
 def _format_gpu(gpu: GpuStats, index: int, of: int) -> str:
@@ -58,11 +60,11 @@ def check_telemetry(run: Run, summary: Summary) -> Iterator[Problem]:
     """Readings that were asked for, or had begun, are missing. Where nobody asked, a limit on them says so itself."""
     telemetry = run.telemetry
     if telemetry is not None and telemetry.missing and (telemetry.source == "command" or telemetry.gpus):
-        yield Problem(name="telemetry incomplete", text=sanitize(telemetry.missing, 300), spoils=False)
+        yield Problem(code=ProblemCode.TELEMETRY_INCOMPLETE, text=sanitize(telemetry.missing, 300), invalidates=False)
 
 
-_MUST_MATCH = ("model digest", "num_ctx", "meaning of the counters")
-"""What makes one number of all servers meaningless where it differs; other differences are only named."""
+_MUST_MATCH = frozenset({"model_digest", "context_length", COUNTER_MEANING})
+"""Servers that differ in one of these fields have no common numbers; other differences are only named."""
 
 
 def check_servers_down(run: Run, summary: Summary) -> Iterator[Problem]:
@@ -75,7 +77,7 @@ def check_servers_down(run: Run, summary: Summary) -> Iterator[Problem]:
         what = f"{failed} of its {format_count(len(mine), 'request')} failed" if mine else "left out of the load"
         why = sanitize(facts.down.partition(";")[0], 200)
         text = f"{sanitize(url, 200)} was down before the load: {what} ({why})"
-        yield Problem(name="server down", text=text, spoils=False)
+        yield Problem(code=ProblemCode.SERVER_DOWN, text=text, invalidates=False)
 
 
 def check_servers_differ(run: Run, summary: Summary) -> Iterator[Problem]:
@@ -90,18 +92,18 @@ def check_servers_differ(run: Run, summary: Summary) -> Iterator[Problem]:
 
 def _compare_servers(first: str, url: str, known: Mapping[str, Fingerprint]) -> Iterator[Problem]:
     found = compare_fingerprints(known[first], known[url])
-    apart = [change for change in found if change.name in _MUST_MATCH]
+    apart = [change for change in found if change.field in _MUST_MATCH]
     if not found:
         return
     told = ", ".join(f"{change.name} {change.before} there, {change.after} here" for change in apart or found)
     text = f"{sanitize(url, 200)} is not like {sanitize(first, 200)}: {told}"
-    yield Problem(name="servers differ", text=text, spoils=bool(apart))
+    yield Problem(code=ProblemCode.SERVERS_DIFFER, text=text, invalidates=bool(apart))
 
 
 def find_problems(run: Run, summary: Summary) -> tuple[Problem, ...]:
     """Return what makes ``run`` less than it seems, what spoils it first. ``summary`` is that of ``run``."""
     found = [problem for check in _CHECKS for problem in check(run, summary)]
-    return tuple(sorted(found, key=lambda problem: not problem.spoils))
+    return tuple(sorted(found, key=lambda problem: not problem.invalidates))
 
 
 def _check_cpu_offload(run: Run, summary: Summary) -> Iterator[Problem]:
@@ -109,7 +111,7 @@ def _check_cpu_offload(run: Run, summary: Summary) -> Iterator[Problem]:
     for state in _list_loaded_states(run):
         if state.vram_share is not None and 0 < state.vram_share < 1:
             text = f"the model is partly on the CPU: {format_percent(state.vram_share)} of it is in GPU memory"
-            yield Problem(name="partly on the CPU", text=text, spoils=True)
+            yield Problem(code=ProblemCode.PARTIAL_OFFLOAD, text=text, invalidates=True)
             return
 
 
@@ -122,7 +124,9 @@ def _check_context(run: Run, summary: Summary) -> Iterator[Problem]:
     text = f"the server cut the context to {min(lengths)} tokens, num_ctx asks for {run.workload.num_ctx}"
     reached = longest >= min(lengths)
     yield Problem(
-        name="context cut", text=f"{text}, and a request needed {longest}" if reached else text, spoils=reached
+        code=ProblemCode.CONTEXT_CUT,
+        text=f"{text}, and a request needed {longest}" if reached else text,
+        invalidates=reached,
     )
 
 
@@ -136,11 +140,15 @@ def _check_model_change(run: Run, summary: Summary) -> Iterator[Problem]:
         if after is None or not before.loaded:
             continue
         if not after.loaded and not run.workload.unloads_itself:
-            yield Problem(name="model evicted", text="the model was no longer loaded when the load ended", spoils=True)
+            yield Problem(
+                code=ProblemCode.MODEL_EVICTED,
+                text="the model was no longer loaded when the load ended",
+                invalidates=True,
+            )
         elif after.digest and before.digest and after.digest != before.digest:
             was, now = sanitize(before.digest, 12), sanitize(after.digest, 12)
             text = f"the model changed while it was measured: digest {was} before, {now} after"
-            yield Problem(name="model replaced", text=text, spoils=True)
+            yield Problem(code=ProblemCode.MODEL_REPLACED, text=text, invalidates=True)
 
 
 _MIN_RELOAD_S = 0.2
@@ -156,10 +164,10 @@ def _check_reload(run: Run, summary: Summary) -> Iterator[Problem]:
     later = [sample for sample in waited if sample.sent_ns >= first_done]
     if later:
         text = f"the model was loaded again inside the window: {_format_waits(later, summary)}"
-        yield Problem(name="model reloaded", text=text, spoils=True)
+        yield Problem(code=ProblemCode.MODEL_RELOADED, text=text, invalidates=True)
     elif waited and not run.workload.cold:
         text = f"the model was still being loaded: {_format_waits(waited, summary)}; warm up, or ask for a cold start"
-        yield Problem(name="warm-up missing", text=text, spoils=True)
+        yield Problem(code=ProblemCode.WARMUP_MISSING, text=text, invalidates=True)
 
 
 def _format_waits(samples: Sequence[Sample], summary: Summary) -> str:
@@ -171,7 +179,7 @@ def _format_waits(samples: Sequence[Sample], summary: Summary) -> str:
 
 def _check_warmup(run: Run, summary: Summary) -> Iterator[Problem]:
     if summary.requests and not run.warmup and not run.workload.cold:
-        yield Problem(name="no warm-up", text="no warm-up: the first requests count, too", spoils=False)
+        yield Problem(code=ProblemCode.NO_WARMUP, text="no warm-up: the first requests count, too", invalidates=False)
 
 
 _MAX_SHORTFALL = 0.05
@@ -198,7 +206,7 @@ def _check_output_length(run: Run, summary: Summary) -> Iterator[Problem]:
         f"({stopped} by a stop token): {format_percent(missing)} of the tokens are missing; lower num_predict"
     )
     tolerated = _MAX_SHORTFALL_OWN_PROMPTS if run.workload.prompts or run.workload.messages else _MAX_SHORTFALL
-    yield Problem(name="short outputs", text=text, spoils=missing > tolerated)
+    yield Problem(code=ProblemCode.SHORT_OUTPUTS, text=text, invalidates=missing > tolerated)
 
 
 _MIN_TOKENS_PER_WORD = 0.8
@@ -219,7 +227,7 @@ def _check_prompt_length(run: Run, summary: Summary) -> Iterator[Problem]:
         f"{max(seen)} tokens; "
         f"{_suggest_context(run)} or shorten them"
     )
-    yield Problem(name="prompts cut", text=text, spoils=True)
+    yield Problem(code=ProblemCode.PROMPTS_CUT, text=text, invalidates=True)
 
 
 def _suggest_context(run: Run) -> str:
@@ -244,7 +252,7 @@ def _check_prompt_cache(run: Run, summary: Summary) -> Iterator[Problem]:
         else "their prefill took no longer than one token"
     )
     text = f"{found.requests} of {format_count(found.of, 'prompt')} came from the prompt cache ({told})"
-    yield Problem(name="cached prompts", text=text, spoils=share > _MAX_CACHED_SHARE)
+    yield Problem(code=ProblemCode.CACHED_PROMPTS, text=text, invalidates=share > _MAX_CACHED_SHARE)
 
 
 def _list_loaded_states(run: Run) -> list[ModelState]:

@@ -22,7 +22,7 @@ from pytest_ollama_perf.config.load_options import build_load_spec
 from pytest_ollama_perf.config.settings import resolve_settings
 from pytest_ollama_perf.core.errors import ConfigError, OllamaPerfError, ServerUnreachableError
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.harness.harness import Harness
 from pytest_ollama_perf.metrics.format import format_count, format_seconds, format_value
@@ -189,11 +189,11 @@ def _find_invalid_runs(runs: Sequence[Run]) -> dict[str, tuple[Problem, ...]]:
 
 def _list_run_problems(one: Run) -> list[Problem]:
     failed = [sample for sample in one.measured if not sample.ok]
-    found = [problem for problem in find_problems(one, summarise(one)) if problem.spoils]
+    found = [problem for problem in find_problems(one, summarise(one)) if problem.invalidates]
     if failed or not one.measured:
         what = f"{failed[0].outcome.value}: {failed[0].error}" if failed else "nothing was answered"
         text = f"{len(failed)} of {format_count(len(one.measured), 'request')} failed ({what})"
-        found.append(Problem(name="failed requests", text=text, spoils=True))
+        found.append(Problem(code=ProblemCode.FAILED_REQUESTS, text=text, invalidates=True))
     return found
 
 

@@ -28,7 +28,7 @@ from pytest_ollama_perf.analysis.noise import (
 from pytest_ollama_perf.analysis.run_value import build_evidence, get_policy, to_value
 from pytest_ollama_perf.cli.common import build_text, open_console
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds, format_value
 
@@ -66,17 +66,17 @@ class Campaign:
     def list_problems(self) -> Iterator[Problem]:
         """Yield what is wrong with the sessions, then what was noticed of their noise."""
         if self.stopped and not self.interrupted:
-            yield Problem(name="stopped", text=self.stopped, spoils=True)
-        for name, (text, times) in self._group_problems().items():
+            yield Problem(code=ProblemCode.CAMPAIGN_STOPPED, text=self.stopped, invalidates=True)
+        for code, (text, times) in self._group_problems().items():
             where = f"{times} of {format_count(len(self.runs), 'session')}"
-            yield Problem(name=name, text=f"{where}: {text}", spoils=True)
+            yield Problem(code=code, text=f"{where}: {text}", invalidates=True)
         yield from find_noise_problems(self.noises)
 
-    def _group_problems(self) -> dict[str, tuple[str, int]]:
-        found: dict[str, tuple[str, int]] = {}
+    def _group_problems(self) -> dict[ProblemCode, tuple[str, int]]:
+        found: dict[ProblemCode, tuple[str, int]] = {}
         for problem in (problem for problems in self.invalid_runs.values() for problem in problems):
-            text, times = found.get(problem.name, (problem.text, 0))
-            found[problem.name] = (text, times + 1)
+            text, times = found.get(problem.code, (problem.text, 0))
+            found[problem.code] = (text, times + 1)
         return found
 
 
@@ -98,12 +98,12 @@ class DoctorReport:
         if self.campaign:
             found += self.campaign.list_problems()
         if self.unreachable_reason and self.is_server_named:
-            found.append(Problem(name="unreachable", text=self.unreachable_reason, spoils=True))
-        return tuple(sorted(found, key=lambda problem: not problem.spoils))
+            found.append(Problem(code=ProblemCode.UNREACHABLE, text=self.unreachable_reason, invalidates=True))
+        return tuple(sorted(found, key=lambda problem: not problem.invalidates))
 
     @property
     def is_healthy(self) -> bool:
-        return not any(problem.spoils for problem in self.problems)
+        return not any(problem.invalidates for problem in self.problems)
 
     @property
     def _streams(self) -> int:
@@ -163,14 +163,18 @@ def print_server_report(found: DoctorReport) -> None:
     elif not found.is_server_named:
         out.print(build_text(f"no campaign: {found.unreachable_reason}"))
     for problem in found.problems:
-        out.print(build_text(f"{'x' if problem.spoils else '!'} {problem.text}", "red" if problem.spoils else "yellow"))
+        out.print(
+            build_text(
+                f"{'x' if problem.invalidates else '!'} {problem.text}", "red" if problem.invalidates else "yellow"
+            )
+        )
     for hint in _list_hints(found):
         out.print(build_text(hint))
     out.print(build_text(_build_conclusion(found), "bold green" if found.is_healthy else "bold red"))
 
 
 def _build_conclusion(found: DoctorReport) -> str:
-    wrong = sum(problem.spoils for problem in found.problems)
+    wrong = sum(problem.invalidates for problem in found.problems)
     warnings = len(found.problems) - wrong
     beside = f", {format_count(warnings, 'warning')}" if warnings else ""
     so_far = "so far " if found.campaign and found.campaign.interrupted else ""
@@ -207,7 +211,7 @@ def _describe_sessions(campaign: Campaign) -> str:
         if load.requests is not None
         else f"{format_number(load.duration_s or 0)} s"
     )
-    how = f"{load.concurrency} at once" if load.rate is None else f"{format_number(load.rate)} a second"
+    how = f"concurrency {load.concurrency}" if load.rate is None else f"{format_number(load.rate)} requests/s"
     sessions = f"{format_count(len(campaign.valid_runs), 'session')} x {size}, {how}, {load.warmup} warm-up dropped"
     text = f"{sessions}; the model loaded anew for each"
     return f"{text}; {campaign.stopped}" if campaign.interrupted else text

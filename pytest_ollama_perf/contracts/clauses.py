@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pytest_ollama_perf.analysis.findings import FindingMetric
 from pytest_ollama_perf.analysis.limits import EXAMPLE_BOUNDS, Limit, parse_limit
 from pytest_ollama_perf.analysis.thresholds import judge_contract
 from pytest_ollama_perf.config.settings import read_margin
@@ -34,15 +35,15 @@ _REGRESSION = re.compile(r"\s*(?:(?P<stat>\w+)\s+)?regress\w*\s*(?P<op><=|>=|==|
 class Clause:
     """``name`` is how it reads, ``ttft p95 <= 300ms``; ``line`` where it stands, 0 for the one that nobody wrote.
 
-    Exactly one of ``limit``, ``margin`` and ``held`` is set. A margin is a number's name, ``ttft.p95``, and a share;
-    ``held`` is what an experiment calls the number it found.
+    Exactly one of ``limit``, ``margin`` and ``finding_metric`` is set. A margin is a number's name, ``ttft.p95``,
+    and a share; ``finding_metric`` is a number that an experiment finds.
     """
 
     name: str
     line: int
     limit: Limit | None = None
     margin: tuple[str, float] | None = None
-    finding_name: str = ""
+    finding_metric: FindingMetric | None = None
 
 
 def parse_clause(metric: str, stat: str, text: object, line: int = 0) -> Clause:
@@ -92,7 +93,7 @@ def suggest_clause(word: str) -> str:
 
 
 class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """``model`` and ``name`` say where it stands, ``llama3.2:3b`` and ``4 at once``; ``line`` is that of its table.
+    """``model`` and ``name`` say where it stands, ``llama3.2:3b`` and ``concurrency=4``; ``line`` is that of its table.
 
     ``experiment`` measures, with every limit of ``clauses``; ``require`` must hold before it begins.
     """
@@ -135,7 +136,7 @@ def judge_clause(clause: Clause, trial: Evaluation, experiment: Experiment, *, s
     """Return the verdict on one clause of ``trial``, what ``experiment`` measured; what spoils that spoils them all."""
     if trial.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not trial.loads:
         return trial.verdict
-    if clause.finding_name or not isinstance(experiment, LoadTest):
+    if clause.finding_metric or not isinstance(experiment, LoadTest):
         return _judge_experiment_clause(clause, trial)
     if clause.limit is not None:
         first = trial.loads[0]
@@ -146,12 +147,12 @@ def judge_clause(clause: Clause, trial: Evaluation, experiment: Experiment, *, s
 def _judge_experiment_clause(clause: Clause, trial: Evaluation) -> Verdict:
     """Return what an experiment's own verdict holds of one clause; what no row explains speaks for every clause."""
     whole = trial.verdict
-    held = [each for found in trial.findings for each in getattr(found, "held", ())]
-    judged = [*((each.word, each.reason) for each in held), *((row.word, row.reason) for row in whole.rows)]
+    checks = [each for found in trial.findings for each in getattr(found, "checks", ())]
+    judged = [*((each.word, each.reason) for each in checks), *((row.word, row.reason) for row in whole.rows)]
     if whole.word in FAILING_STATUSES and not any(word in FAILING_STATUSES for word, _ in judged):
         return whole
     rows = tuple(row for row in whole.rows if _is_row_of_clause(row, clause))
-    mine = [each for each in held if clause.finding_name and each.name.partition(" (")[0] == clause.finding_name]
+    mine = [each for each in checks if each.metric is clause.finding_metric]
     found = [*((each.word, each.reason) for each in mine), *((row.word, f"{row.where}: {row.reason}") for row in rows)]
     word = get_worst_status(tuple(word for word, _ in found))
     reason = next((reason for each, reason in found if each is word), f"{clause.name}: met throughout")

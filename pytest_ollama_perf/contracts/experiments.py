@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pytest_ollama_perf.analysis.findings import FindingMetric
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.contracts.clauses import Clause, parse_clause
 from pytest_ollama_perf.core.errors import ConfigError
@@ -32,11 +33,11 @@ LOAD_SHAPE_OPTIONS = (
 
 @dataclass(frozen=True)
 class ExperimentMetric:
-    """A number that an experiment finds: the marker's ``word`` limits it, its finding calls it ``held``."""
+    """A number that an experiment finds: the marker argument that limits it and its id in the finding."""
 
     option: str
     op: str
-    finding_name: str
+    finding_metric: FindingMetric
     is_time: bool = False
 
     @property
@@ -55,9 +56,7 @@ class ExperimentKind:
 
 
 def _build_cold_metric(name: str) -> ExperimentMetric:
-    return ExperimentMetric(
-        f"max_{name}", "<=", name.replace("_", " ").replace("ttft", "TTFT"), is_time=name != "ratio"
-    )
+    return ExperimentMetric(f"max_{name}", "<=", FindingMetric(name), is_time=name != "ratio")
 
 
 _COLD_METRICS = ("load_time", "cold_ttft", "cold_latency", "warm_ttft", "warm_latency", "ratio")
@@ -68,8 +67,8 @@ EXPERIMENT_KINDS: Mapping[str, ExperimentKind] = MappingProxyType(
             "ollama_sweep",
             "sweep",
             {
-                "knee": ExperimentMetric("min_knee", ">=", "knee"),
-                "speedup": ExperimentMetric("min_speedup", ">=", "speedup"),
+                "knee": ExperimentMetric("min_knee", ">=", FindingMetric.KNEE),
+                "speedup": ExperimentMetric("min_speedup", ">=", FindingMetric.SPEEDUP),
             },
         ),
         "cold_start": ExperimentKind(
@@ -78,7 +77,7 @@ EXPERIMENT_KINDS: Mapping[str, ExperimentKind] = MappingProxyType(
         "max_concurrency": ExperimentKind(
             "ollama_max_concurrency",
             "max concurrency",
-            {"concurrency": ExperimentMetric("min_concurrency", ">=", "bearable concurrency")},
+            {"concurrency": ExperimentMetric("min_concurrency", ">=", FindingMetric.MAX_CONCURRENCY)},
             takes_load_limits=False,
         ),
     }
@@ -108,7 +107,9 @@ def parse_metric_clause(kind: ExperimentKind, key: str, text: object, line: int)
         raise ConfigError(f"{key} = {safe_repr(text)}: expected a text such as '{gate.example}'")
     number = float(match["value"])
     value = match["value"] + match["unit"] if gate.is_time else int(number) if number.is_integer() else number
-    return Clause(f"{key} {' '.join(str(text).split())}", line, finding_name=gate.finding_name), {gate.option: value}
+    return Clause(f"{key} {' '.join(str(text).split())}", line, finding_metric=gate.finding_metric), {
+        gate.option: value
+    }
 
 
 def parse_limit_clauses(metric: str, texts: object, line: int) -> list[Clause]:

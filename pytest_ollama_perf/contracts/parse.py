@@ -33,9 +33,9 @@ from pytest_ollama_perf.contracts.experiments import (
 from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS, Precondition, parse_precondition
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
+from pytest_ollama_perf.core.workload import build_load_id
 from pytest_ollama_perf.experiments.load import LoadTest
 from pytest_ollama_perf.metrics.definitions import METRICS
-from pytest_ollama_perf.report.facts import format_load_label
 
 SCHEMA_VERSION = 1
 DEFAULT_MODEL = "*"
@@ -362,10 +362,10 @@ def _build_group(
     reader.attempt(path, reject_unmeasurable, spec.workload, limits, margins)
     _check_clauses(reader, spec, clauses)
     spec = msgspec.structs.replace(spec, limits=limits, margins=margins, gating=tuple(margins))
-    place = ", ".join(format_load_label(spec.workload))
+    place = build_load_id(spec.workload)
     return ClauseGroup(
         model=model,
-        name=f"{name}, {place}" if name and name != place else place,
+        name=f"{name},{place}" if name and name != place else place,
         line=toml.find_line(reader.lines, path),
         experiment=LoadTest(spec),
         clauses=tuple(clauses),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -140,6 +140,37 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def unloads_itself(self) -> bool:
         """Whether the model goes as soon as a request is done: ``keep_alive`` is 0."""
         return str(self.keep_alive).rstrip("smh") in {"0", "0.0"}
+
+
+def build_load_id(workload: Workload) -> str:
+    """Return the arguments that tell one load of a contract file from another: ``concurrency=4``, ``rate=2.5``.
+
+    It is part of the node id of a contract item, and so of the key under which its history is stored: it depends on
+    the values of the arguments only, never on a text for display.
+    """
+    return ",".join(f"{name}={_format_argument(value)}" for name, value in _list_id_arguments(workload))
+
+
+def _list_id_arguments(workload: Workload) -> Iterator[tuple[str, object]]:
+    if workload.rate is None:
+        yield "concurrency", workload.clients
+    else:
+        yield "rate", workload.rate
+    if workload.rate is not None and workload.arrival is not Arrival.POISSON:
+        yield "arrival", workload.arrival.value
+    if workload.stages:
+        yield "stages", len(workload.stages)
+    if workload.turns > 1:
+        yield "turns", workload.turns
+    if workload.duration_s is not None:
+        yield "duration", workload.duration_s
+    if workload.cold:
+        yield "cold", "true"
+
+
+def _format_argument(value: object) -> str:
+    """Return a number without a needless ``.0``, and never rounded."""
+    return repr(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 _NON_IDENTITY_FIELDS = frozenset(

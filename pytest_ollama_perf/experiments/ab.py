@@ -17,7 +17,7 @@ from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Run
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
-from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.load import EvaluationRecorder
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, evaluate_run
@@ -369,4 +369,4 @@ def _list_sameness_problems(sides: Sequence[ABSide], shared: bool) -> list[Probl
     if here != there or not shared:
         return []
     text = "baseline and candidate are the same: whatever differs is noise"
-    return [Problem(name="nothing to compare", text=text, spoils=False)]
+    return [Problem(code=ProblemCode.NOTHING_TO_COMPARE, text=text, invalidates=False)]

@@ -1,4 +1,4 @@
-"""The largest bearable concurrency: the marker ``ollama_max_concurrency``, ``ollama.find_max_concurrency(...)``."""
+"""The maximum sustained concurrency: the marker ``ollama_max_concurrency``, ``ollama.find_max_concurrency(...)``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import BoundCheck, check_bound
+from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.sustained import (
     MaxConcurrency,
     Probe,
@@ -80,9 +80,10 @@ class MaxConcurrencyTest:
 class MaxConcurrencyResult:
     """What a search found.
 
-    ``concurrency`` is the largest that was borne (0: none), ``breach`` the probe of the lowest that was not (``None``
-    up to ``maximum``): its ``concurrency``, ``metric``, ``stat``, ``value``, ``bound`` and ``reason``. ``sure`` says
-    whether both are known beyond chance; ``probes`` are all that were tried.
+    ``concurrency`` is the highest that met every limit (0: none), ``breach`` the probe of the lowest that did not
+    (``None``: all up to ``maximum`` did), with its ``concurrency``, ``metric``, ``stat``, ``value``, ``bound`` and
+    ``reason``. ``conclusive`` is true if both are statistically significant; ``probes`` are all probes in the order in
+    which they ran.
     """
 
     def __init__(self, evaluation: Evaluation) -> None:
@@ -93,7 +94,7 @@ class MaxConcurrencyResult:
         self.concurrency: int = found.concurrency
         self.maximum: int = found.maximum
         self.breach: Probe | None = found.breach
-        self.sure: bool = found.sure
+        self.conclusive: bool = found.conclusive
         self.probes: tuple[Probe, ...] = found.probes
 
     def __repr__(self) -> str:
@@ -117,31 +118,31 @@ class _MaxConcurrencyRunner:
     def run(self) -> Evaluation:
         self.context.collect_findings = lambda: (self._build_finding(),)
         try:
-            search_concurrency(self.experiment.start, self.experiment.maximum, self._is_bearable)
+            search_concurrency(self.experiment.start, self.experiment.maximum, self._is_sustained)
         except _InvalidProbeError:
             return self._build_evaluation(combine_verdicts(self.parts, summary=""), self._build_finding())
         found = self._build_finding()
         self._record_history(found.concurrency)
-        held = tuple(self._check_bounds(found))
-        found = msgspec.structs.replace(found, held=held)
+        checks = tuple(self._check_bounds(found))
+        found = msgspec.structs.replace(found, checks=checks)
         judged = [part for part in self.parts if part.verdict.word is not VerdictStatus.OK]
-        verdict = combine_verdicts(judged, summary=_build_summary(found), held=held)
+        verdict = combine_verdicts(judged, summary=_build_summary(found), checks=checks)
         if not found.concurrency and verdict.word is VerdictStatus.OK:
             verdict = msgspec.structs.replace(verdict, word=VerdictStatus.BROKEN)
         return self._build_evaluation(msgspec.structs.replace(verdict, hints=self._list_hints()), found)
 
-    def _is_bearable(self, concurrency: int) -> bool:
+    def _is_sustained(self, concurrency: int) -> bool:
         spec, runs = self.experiment.build_load(concurrency), []
         for turn in range(1, self.experiment.repeats + 1):
-            again = f", run {turn} of at most {self.experiment.repeats}: too short to tell" if turn > 1 else ""
-            self.context.listener.show_message(f"trying {concurrency} at once{again}")
-            runs.append(self._fire_probe(spec.workload, f"{concurrency} at once"))
+            again = f", run {turn} of at most {self.experiment.repeats}: too few requests so far" if turn > 1 else ""
+            self.context.listener.show_message(f"trying concurrency {concurrency}{again}")
+            runs.append(self._fire_probe(spec.workload, f"concurrency {concurrency}"))
             whole = pool_runs(runs)
             judged = judge_probe(self.experiment.spec.limits, *whole)
             if is_settled(judged):
                 break
         self.probes.append(build_probe(concurrency, runs, whole, judged))
-        return self.probes[-1].bearable
+        return self.probes[-1].sustained
 
     def _fire_probe(self, workload: Workload, where: str) -> Run:
         evaluation = self.context.add_caption(where).fire(workload, self.test)
@@ -157,11 +158,11 @@ class _MaxConcurrencyRunner:
             return
         spec = self.experiment.build_load(concurrency)
         if self.context.history.is_active_for(self.context.history.load_runs(self.test, spec.workload)):
-            self.parts.append(ExperimentPart(f"{concurrency} at once", run_load(self.context, spec, self.test)))
+            self.parts.append(ExperimentPart(f"concurrency {concurrency}", run_load(self.context, spec, self.test)))
 
     def _build_finding(self) -> MaxConcurrency:
-        borne = [probe.concurrency for probe in self.probes if probe.bearable]
-        broken = [probe for probe in self.probes if not probe.bearable]
+        borne = [probe.concurrency for probe in self.probes if probe.sustained]
+        broken = [probe for probe in self.probes if not probe.sustained]
         return MaxConcurrency(
             concurrency=max(borne, default=0),
             maximum=self.experiment.maximum,
@@ -174,13 +175,13 @@ class _MaxConcurrencyRunner:
         least = self.experiment.min_concurrency
         if least is None:
             return []
-        one = check_bound("bearable concurrency", found.concurrency, ">=", least)
+        one = check_bound(FindingMetric.MAX_CONCURRENCY, found.concurrency, ">=", least)
         if one.word is VerdictStatus.BROKEN and found.breach:
-            reason = f"{one.reason}; {found.breach.concurrency} at once: {found.breach.reason}"
+            reason = f"{one.reason}; concurrency {found.breach.concurrency}: {found.breach.reason}"
             return [msgspec.structs.replace(one, reason=reason)]
-        borne = any(probe.bearable and probe.sure and probe.concurrency >= least for probe in self.probes)
+        borne = any(probe.sustained and probe.conclusive and probe.concurrency >= least for probe in self.probes)
         if one.word is VerdictStatus.OK and not borne:
-            reason = f"{one.reason}, but the runs were too short to be sure; raise requests or repeats"
+            reason = f"{one.reason}, but there were too few requests to be conclusive; raise requests or repeats"
             return [msgspec.structs.replace(one, word=VerdictStatus.UNSURE, reason=reason)]
         return [one]
 
@@ -204,10 +205,10 @@ def _build_summary(found: MaxConcurrency) -> str:
     """Say in one line what was found."""
     breach = found.breach
     if breach is None:
-        return f"{found.concurrency} at once are bearable, and no more were tried (maximum={found.maximum})"
-    what = f"{found.concurrency} at once are bearable" if found.concurrency else "not even one client is bearable"
-    unsure = "" if found.sure else " (too short to be sure)"
-    return f"{what}{unsure}; {breach.concurrency} at once: {breach.reason}"
+        return f"sustained concurrency {found.concurrency} (highest level tested, maximum={found.maximum})"
+    what = f"sustained concurrency {found.concurrency}" if found.concurrency else "no concurrency is sustained"
+    unsure = "" if found.conclusive else " (too few requests to be conclusive)"
+    return f"{what}{unsure}; concurrency {breach.concurrency}: {breach.reason}"
 
 
 def list_option_names() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pytest_ollama_perf.analysis.cold_warm import (
     build_repeat,
 )
 from pytest_ollama_perf.analysis.epochs import StoredRuns
-from pytest_ollama_perf.analysis.findings import BoundCheck, check_bound
+from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.run_value import POLICIES
 from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
@@ -24,7 +24,7 @@ from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import parse_seconds, safe_repr
-from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.load import EvaluationRecorder, LoadResult
@@ -147,8 +147,8 @@ class _ColdStartRunner:
             going = self._measure_start(len(self.cold) + 1)
             compared = self._compare_halves() if going else []
         found = self._build_finding()
-        found = msgspec.structs.replace(found, held=tuple(self._check_bounds(found)))
-        verdict = combine_verdicts(self._build_parts(compared), summary=_build_summary(found), held=found.held)
+        found = msgspec.structs.replace(found, checks=tuple(self._check_bounds(found)))
+        verdict = combine_verdicts(self._build_parts(compared), summary=_build_summary(found), checks=found.checks)
         evaluations = (*self.cold, *self.warm)
         loads = tuple(load for evaluation in evaluations for load in evaluation.loads)
         return Evaluation(
@@ -223,7 +223,7 @@ def _invalidate_if_loaded(evaluation: Evaluation) -> Evaluation:
     if not loaded:
         return evaluation
     text = "the model was loaded again before the cold request was sent; something else is using the server"
-    problem = Problem(name="not cold", text=text, spoils=True)
+    problem = Problem(code=ProblemCode.NOT_COLD, text=text, invalidates=True)
     verdict = msgspec.structs.replace(
         evaluation.verdict,
         word=VerdictStatus.INVALID,
@@ -236,9 +236,13 @@ def _invalidate_if_loaded(evaluation: Evaluation) -> Evaluation:
 def _check_limit(found: ColdStart, name: str, bound: float) -> BoundCheck:
     """Hold the median against its bound; where single repeats are beyond it, the limit is met but not for sure."""
     unit = "x" if name == "ratio" else "s"
-    spoken = name.replace("_", " ").replace("ttft", "TTFT")
     one = check_bound(
-        spoken, found.get(name), "<=", bound, unit=unit, missing="no start succeeded, or the server does not say"
+        FindingMetric(name),
+        found.get(name),
+        "<=",
+        bound,
+        unit=unit,
+        missing="no start succeeded, or the server does not report it",
     )
     beyond = [start for start in found.starts if (value := start.get(name)) is not None and value > bound]
     if one.word is VerdictStatus.OK and beyond:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import msgspec
 
 from pytest_ollama_perf.analysis.findings import BoundCheck, Finding
-from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.harness.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
 class ExperimentPart:
-    """One judged load and where it stands in its experiment: ``4 at once``."""
+    """One judged load and where it stands in its experiment: ``concurrency 4``."""
 
     where: str
     evaluation: Evaluation
@@ -24,16 +24,16 @@ class ExperimentPart:
         return self.evaluation.verdict
 
 
-def combine_verdicts(parts: Sequence[ExperimentPart], *, summary: str, held: Sequence[BoundCheck] = ()) -> Verdict:
-    """Return the verdict on all parts and the limits ``held`` against what they show together.
+def combine_verdicts(parts: Sequence[ExperimentPart], *, summary: str, checks: Sequence[BoundCheck] = ()) -> Verdict:
+    """Return the verdict on all parts and the limits ``checks`` against what they show together.
 
     The gravest speaks; ``summary`` is the reason where nothing is wrong. Rows that only say that no request failed are
     left out: the experiment's own table says so. Hints are those of the last part, which bore the greatest load.
     """
-    word = get_worst_status((*(part.verdict.word for part in parts), *(each.word for each in held)))
+    word = get_worst_status((*(part.verdict.word for part in parts), *(each.word for each in checks)))
     return Verdict(
         word=word,
-        reason=_build_reason(word, parts, held) or summary,
+        reason=_build_reason(word, parts, checks) or summary,
         rows=tuple(_list_rows(parts)),
         problems=tuple(_list_problems(parts)),
         hints=parts[-1].verdict.hints if parts else (),
@@ -48,11 +48,11 @@ def find_last_findings(parts: Sequence[ExperimentPart]) -> tuple[Finding, ...]:
     return next((part.evaluation.findings for part in reversed(parts) if part.evaluation.findings), ())
 
 
-def _build_reason(word: VerdictStatus, parts: Sequence[ExperimentPart], held: Sequence[BoundCheck]) -> str:
+def _build_reason(word: VerdictStatus, parts: Sequence[ExperimentPart], checks: Sequence[BoundCheck]) -> str:
     """Return the first reason as grave as ``word``; what a whole experiment promised speaks before its parts."""
     if word is VerdictStatus.OK:
         return ""
-    reasons = [each.reason for each in held if each.word is word]
+    reasons = [each.reason for each in checks if each.word is word]
     reasons += [f"{part.where}: {part.verdict.reason}" for part in parts if part.verdict.word is word]
     more = len(reasons) - 1
     return reasons[0] + (f" (and {more} more)" if more else "")
@@ -67,10 +67,10 @@ def _list_rows(parts: Sequence[ExperimentPart]) -> Iterable[VerdictRow]:
 
 def _list_problems(parts: Sequence[ExperimentPart]) -> Iterable[Problem]:
     """Yield each problem once, with the places that have it in common."""
-    found: dict[tuple[str, bool], list[tuple[str, Problem]]] = {}
+    found: dict[tuple[ProblemCode, bool], list[tuple[str, Problem]]] = {}
     for part in parts:
         for problem in part.verdict.problems:
-            found.setdefault((problem.name, problem.spoils), []).append((part.where, problem))
+            found.setdefault((problem.code, problem.invalidates), []).append((part.where, problem))
     for several in found.values():
         where, problem = several[0]
         more = f" (and at {len(several) - 1} more levels)" if len(several) > 2 else ""

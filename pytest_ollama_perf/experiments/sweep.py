@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import BoundCheck, check_bound
+from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.limits import Limit
 from pytest_ollama_perf.analysis.scaling import (
     LOAD_AXES,
@@ -101,8 +101,8 @@ class _SweepRunner:
         self.context.collect_findings = lambda: (Sweep(axis=self.experiment.axis, curves=tuple(self.curves)),)
         for (at, levels), single in zip(self.experiment.curves, self.experiment.single, strict=True):
             self._measure_curve(at, levels, single)
-        found = Sweep(axis=self.experiment.axis, curves=tuple(self.curves), held=tuple(self._check_bounds()))
-        verdict = combine_verdicts(self._judge_parts(), summary=_build_summary(found), held=found.held)
+        found = Sweep(axis=self.experiment.axis, curves=tuple(self.curves), checks=tuple(self._check_bounds()))
+        verdict = combine_verdicts(self._judge_parts(), summary=_build_summary(found), checks=found.checks)
         loads = tuple(load for part in self.parts for load in part.evaluation.loads)
         return Evaluation(verdict, loads, (found, *find_last_findings(self.parts)))
 
@@ -163,13 +163,19 @@ class _SweepRunner:
     def _check_bounds(self) -> Iterator[BoundCheck]:
         """Hold what every curve shows together against the limits on that; several curves each have to meet them."""
         for curve in self.curves:
-            where = f" ({format_position(curve.at)})" if curve.at else ""
+            where = format_position(curve.at)
             if self.experiment.min_knee is not None:
-                yield _check_knee(curve, f"knee{where}", self.experiment.min_knee)
+                yield _check_knee(curve, where, self.experiment.min_knee)
             if self.experiment.min_speedup is not None:
                 missing = "the single client made nothing"
                 yield check_bound(
-                    f"speedup{where}", curve.speedup, ">=", self.experiment.min_speedup, unit="x", missing=missing
+                    FindingMetric.SPEEDUP,
+                    curve.speedup,
+                    ">=",
+                    self.experiment.min_speedup,
+                    where=where,
+                    unit="x",
+                    missing=missing,
                 )
 
     def _judge_parts(self) -> list[ExperimentPart]:
@@ -189,14 +195,16 @@ class _SweepRunner:
         return ExperimentPart(f"best level, {format_position(best.at)}" if best else "best level", Evaluation(verdict))
 
 
-def _check_knee(curve: Curve, name: str, least: float) -> BoundCheck:
+def _check_knee(curve: Curve, where: str, least: float) -> BoundCheck:
     knee = curve.knee
-    one = check_bound(name, knee.at if knee else None, ">=", least, missing="no request succeeded")
+    one = check_bound(
+        FindingMetric.KNEE, knee.at if knee else None, ">=", least, where=where, missing="no request succeeded"
+    )
     if knee is None:
         return one
     grew = "stops growing at" if knee.reached else "still grows at"
-    where, speed = _format_knee(knee), _format_throughput(curve, knee.throughput)
-    return msgspec.structs.replace(one, reason=f"throughput {grew} {where} ({speed}), limit min_knee={least:g}")
+    place, speed = _format_knee(knee), _format_throughput(curve, knee.throughput)
+    return msgspec.structs.replace(one, reason=f"throughput {grew} {place} ({speed}), limit min_knee={least:g}")
 
 
 def list_option_names() -> tuple[str, ...]:
@@ -346,8 +354,8 @@ def _build_summary(found: Sweep) -> str:
         where, speed = _format_knee(curve.knee), _format_throughput(curve, curve.knee.throughput)
         grew = "throughput stops growing at" if curve.knee.reached else "throughput still grows at"
         told.append(f"{grew} {where} ({speed})")
-    if curve.avalanche:
-        told.append(f"TTFT takes off at {format_number(curve.avalanche.at)}")
+    if curve.saturation:
+        told.append(f"TTFT takes off at {format_number(curve.saturation.at)}")
     if curve.stopped:
         told.append("stopped early")
     return ", ".join(told) + (f"; {len(found.curves) - 1} more curves" if len(found.curves) > 1 else "")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_ollama_perf.analysis.scaling import Avalanche, Curve, Knee, Sweep, SweepPoint, format_position
+from pytest_ollama_perf.analysis.scaling import (
+    Curve,
+    Knee,
+    Saturation,
+    Sweep,
+    SweepPoint,
+    format_position,
+)
 from pytest_ollama_perf.core.verdict import Verdict
 from pytest_ollama_perf.experiments.load import EvaluationRecorder, LoadResult
 from pytest_ollama_perf.harness.evaluation import Evaluation
@@ -42,7 +49,7 @@ class CurveResult:
         self.at = curve.at
         self.levels: tuple[SweepPointResult, ...] = tuple(map(result, curve.levels))
         self.single: SweepPointResult | None = result(curve.single) if curve.single else None
-        self.avalanche: Avalanche | None = curve.avalanche
+        self.saturation: Saturation | None = curve.saturation
         self.slots: int | None = curve.slots
         self.speedup: float | None = curve.speedup
         self.stopped: str = curve.stopped
@@ -77,7 +84,7 @@ class SweepResult:
 
     ``curves`` has one curve for each choice of the axes that are not the load; where there is one, it answers directly:
     ``sweep.levels``, ``sweep.single``, ``sweep.best``, ``sweep.level(concurrency=4).ttft.p95``,
-    ``sweep.knee.concurrency``, ``sweep.avalanche``, ``sweep.slots``, ``sweep.speedup``.
+    ``sweep.knee.concurrency``, ``sweep.saturation``, ``sweep.slots``, ``sweep.speedup``.
     """
 
     def __init__(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> None:

@@ -18,7 +18,7 @@ from pytest_ollama_perf.analysis.run_value import GATING_METRICS, POLICIES, Metr
 from pytest_ollama_perf.config.settings import DEFAULT_STORE, Settings
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.core.workload import Workload, compute_identity
 from pytest_ollama_perf.metrics.format import format_percent
 from pytest_ollama_perf.store import open_store
@@ -145,7 +145,7 @@ class RunHistory:
                 self._store.add(run, kind)
         except StoreError as error:
             self.unsaved.append(str(error))
-            lost = Problem(name="not saved", text=str(error), spoils=False)
+            lost = Problem(code=ProblemCode.NOT_SAVED, text=str(error), invalidates=False)
             return msgspec.structs.replace(verdict, problems=(*verdict.problems, lost))
         return verdict
 
@@ -276,7 +276,7 @@ def _merge_verdicts(verdict: Verdict, compared: HistoryComparison, stored: int, 
 
 
 def _list_damage(history: StoredRuns) -> tuple[Problem, ...]:
-    return tuple(Problem(name="damaged history", text=text, spoils=False) for text in history.damaged)
+    return tuple(Problem(code=ProblemCode.DAMAGED_HISTORY, text=text, invalidates=False) for text in history.damaged)
 
 
 def _format_day(at: float) -> str:

@@ -100,11 +100,12 @@ class SampleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProblemEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that makes a measurement less than it seems."""
+    """One problem of a measurement: its stable code, its label, and whether it invalidates the run."""
 
+    code: str
     name: str
     text: str
-    spoils: bool
+    invalidates: bool
 
 
 class RowEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,7 +233,8 @@ def _build_test_entry(result: TestResult) -> TestEntry:
         reason=clean(verdict.reason),
         rows=tuple(map(_build_row_entry, verdict.rows)),
         problems=tuple(
-            ProblemEntry(name=each.name, text=clean(each.text), spoils=each.spoils) for each in verdict.problems
+            ProblemEntry(code=each.code.value, name=each.name, text=clean(each.text), invalidates=each.invalidates)
+            for each in verdict.problems
         ),
         hints=tuple(map(clean, verdict.hints)),
         changed=tuple(map(clean, verdict.changed)),

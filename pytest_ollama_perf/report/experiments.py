@@ -41,7 +41,7 @@ def render_findings(findings: Iterable[Finding], width: int) -> list[str]:
 
 _INDENT = "  "
 _HANGING = "    "
-_AXIS_LABELS = {"concurrency": "at once", "rate": "req/s"}
+_AXIS_LABELS = {"concurrency": "clients", "rate": "req/s"}
 
 
 @render_finding.register
@@ -57,7 +57,7 @@ def _render_sweep(finding: Sweep, width: int) -> list[str]:
             for told in _describe_curve(finding.axis, curve)
             for line in wrap(clean(told), width, _INDENT, _HANGING)
         ]
-    return [*text, *render_limits(finding.held, width)]
+    return [*text, *render_limits(finding.checks, width)]
 
 
 def render_limits(held: Sequence[BoundCheck], width: int) -> list[str]:
@@ -125,16 +125,16 @@ def _describe_curve(axis: str, curve: Curve) -> Iterator[str]:
     """Say what the curve shows, one sentence a line."""
     if axis in LOAD_AXES and curve.knee:
         yield _describe_knee(axis, curve)
-    if avalanche := curve.avalanche:
+    if saturation := curve.saturation:
         yield (
-            f"avalanche: from {_format_axis_point(axis, avalanche.after)} to "
-            f"{_format_axis_point(axis, avalanche.at)} the load grew "
-            f"{format_number(avalanche.load_growth, 2)}-fold, the mean TTFT {_format_growth(avalanche.ttft_growth)} "
-            f"to {_format_time(avalanche.ttft_s)}"
+            f"saturation: from {_format_axis_point(axis, saturation.after)} to "
+            f"{_format_axis_point(axis, saturation.at)} the load grew "
+            f"{format_number(saturation.load_growth, 2)}-fold, the mean TTFT {_format_growth(saturation.ttft_growth)} "
+            f"to {_format_time(saturation.ttft_s)}"
         )
     if curve.slots is not None:
         requests = "request ran" if curve.slots == 1 else "requests ran"
-        yield f"slots: {curve.slots} {requests} at once while others waited (OLLAMA_NUM_PARALLEL)"
+        yield f"slots: {curve.slots} {requests} concurrently while others waited (OLLAMA_NUM_PARALLEL)"
     if curve.stopped:
         yield curve.stopped
 
@@ -167,24 +167,24 @@ _HANGING = "    "
 @render_finding.register
 def _render_max_concurrency(finding: MaxConcurrency, width: int) -> list[str]:
     text = fit_table(list(_build_probe_rows(finding.probes)), width) if finding.probes else []
-    if any(not probe.sure for probe in finding.probes):
-        text.append(f"{_INDENT}?: too short to be sure; raise requests or repeats")
+    if any(not probe.conclusive for probe in finding.probes):
+        text.append(f"{_INDENT}?: too few requests to be conclusive; raise requests or repeats")
     told = _describe_breach(finding)
-    return [*text, *wrap(told, width, _INDENT, _HANGING), *render_limits(finding.held, width)]
+    return [*text, *wrap(told, width, _INDENT, _HANGING), *render_limits(finding.checks, width)]
 
 
 def _describe_breach(finding: MaxConcurrency) -> str:
     if breach := finding.breach:
-        return f"first breach: {breach.concurrency} at once: {clean(breach.reason)}"
+        return f"first breach: concurrency {breach.concurrency}: {clean(breach.reason)}"
     if finding.concurrency < finding.maximum:
         return "the search ended before a breach was found"
-    return f"no breach up to {finding.maximum} at once; raise maximum to find one"
+    return f"no breach up to concurrency {finding.maximum}; raise maximum to find one"
 
 
 def _build_probe_rows(probes: Sequence[Probe]) -> Iterator[tuple[str, ...]]:
-    yield f"{_INDENT}  at once", "ok", "tps", "ttft p95", "latency p95", "requests", "decided by"
+    yield f"{_INDENT}  clients", "ok", "tps", "ttft p95", "latency p95", "requests", "decided by"
     for probe in sorted(probes, key=lambda probe: probe.concurrency):
-        mark = " " if probe.bearable else "x"
+        mark = " " if probe.sustained else "x"
         requests = f"{probe.runs} x {probe.requests // probe.runs}" if probe.runs > 1 else str(probe.requests)
         yield (
             f"{_INDENT}{mark} {probe.concurrency}",
@@ -193,7 +193,7 @@ def _build_probe_rows(probes: Sequence[Probe]) -> Iterator[tuple[str, ...]]:
             format_value("ttft", probe.ttft_p95_s),
             format_value("latency", probe.latency_p95_s),
             requests,
-            f"{format_label(probe.metric, probe.stat)}{'' if probe.sure else '?'}",
+            f"{format_label(probe.metric, probe.stat)}{'' if probe.conclusive else '?'}",
         )
 
 
@@ -205,7 +205,7 @@ _COLD_START_METRICS = ("load_time", "ttft", "latency", "ttft", "latency", "")
 @render_finding.register
 def _render_cold_start(finding: ColdStart, width: int) -> list[str]:
     text = fit_table(list(_build_start_rows(finding)), width)
-    return [*text, *render_limits(finding.held, width)]
+    return [*text, *render_limits(finding.checks, width)]
 
 
 def _build_start_rows(finding: ColdStart) -> Iterator[tuple[str, ...]]:

@@ -73,12 +73,12 @@ def _format_request_count(loads: Sequence[MeasuredLoad]) -> str:
 
 
 def format_load_label(workload: Workload) -> Iterator[str]:
-    """Yield how a load is fired, as phrases: ``4 at once``, ``for 60 s``."""
+    """Yield how a load is generated, as phrases for display: ``concurrency 4``, ``for 60 s``."""
     most = "up to " if workload.stages else ""
     if workload.rate is not None:
-        yield f"{most}{format_number(workload.rate)} a second ({workload.arrival.value})"
+        yield f"{most}{format_number(workload.rate)} requests/s ({workload.arrival.value})"
     else:
-        yield f"{most}{workload.clients} at once" if workload.clients > 1 else "one at a time"
+        yield f"{most}concurrency {workload.clients}"
     if workload.stages:
         yield f"in {format_count(len(workload.stages), 'stage')}"
     if workload.turns > 1:

@@ -15,8 +15,8 @@ from pytest_ollama_perf.report.tables import clean
 
 _DISTINGUISHING_FIELDS: tuple[tuple[str, Callable[[LoadEntry], object]], ...] = (
     ("{}", lambda load: load.workload.model),
-    ("{} at once", lambda load: load.workload.concurrency),
-    ("{} a second", lambda load: load.workload.rate),
+    ("concurrency {}", lambda load: load.workload.concurrency),
+    ("{} requests/s", lambda load: load.workload.rate),
     ("{}", lambda load: ", ".join(sorted(map(redact_url, load.before)))),
     ("num_ctx {}", lambda load: load.workload.num_ctx),
     ("prompt {} words", lambda load: load.workload.prompt_words),
@@ -38,7 +38,7 @@ def name_loads(loads: Sequence[LoadEntry]) -> list[str]:
 
 
 def distinguish_loads(loads: Sequence[LoadEntry]) -> list[str]:
-    """Return for each load what tells it from the others of its test: ``4 at once``; empty where nothing does."""
+    """Return for each load what tells it from the others of its test: ``concurrency 4``; empty where nothing does."""
     telling = [(form, get) for form, get in _DISTINGUISHING_FIELDS if len({str(get(load)) for load in loads}) > 1]
     return [_format_load_name(load, telling) for load in loads]
 

@@ -51,10 +51,10 @@ def format_failure(result: TestResult, *, width: int = DEFAULT_WIDTH) -> str:
 
 
 def format_problems(found: Iterable[Problem], width: int) -> list[str]:
-    """Return what makes the measurement less than it seems; ``x`` marks what spoils it."""
+    """Return what is wrong with the measurement; ``x`` marks what invalidates it."""
     lines = []
     for problem in found:
-        first = f"{INDENT}{'x' if problem.spoils else '-'} "
+        first = f"{INDENT}{'x' if problem.invalidates else '-'} "
         lines += wrap(f"{clean(problem.name, 60)}: {clean(problem.text)}", width, first, _HANGING)
     return ["", *lines] if lines else []
 

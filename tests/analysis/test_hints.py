@@ -43,7 +43,7 @@ def test_the_number_of_slots_is_counted():
     assert count_slots(on_slots(2, 4)) == 2
     assert count_slots(on_slots(3, 8)) == 3
     assert count_slots(on_slots(4, 4)) is None
-    assert "at most 2 requests ran at once" in hinted(*on_slots(2, 4))[0]
+    assert "at most 2 requests ran concurrently" in hinted(*on_slots(2, 4))[0]
 
 
 def test_one_client_is_not_told_of_slots():

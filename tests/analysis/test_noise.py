@@ -94,18 +94,18 @@ def test_more_noise_than_usual_is_named_with_both_numbers():
     costs = [0.06, -0.05, 0.03, -0.02, 0.00, -0.06, 0.05, 0.01, -0.03, 0.02]
     [problem] = find_noise_problems([measure_noise(TPS, costs)])
     assert problem.text == "tps differs more from run to run than is usual: by 4.1 %, usual is 2 %"
-    assert not problem.spoils
+    assert not problem.invalidates
 
 
 def test_noise_in_which_a_quarter_more_goes_unseen_is_beyond_use():
     [problem] = find_noise_problems([measure_noise(TPS, [0.3, -0.3, 0.2, -0.2, 0.3, -0.25])])
-    assert problem.name == "noisy beyond use"
-    assert problem.spoils
+    assert problem.name == "too noisy"
+    assert problem.invalidates
     assert problem.text.startswith("tps is too noisy to gate: runs differ by 29 %, and three of them cannot show")
 
 
 def test_a_metric_that_does_not_gate_by_default_is_never_beyond_use():
-    assert "noisy beyond use" not in names(LATENCY, [0.3, -0.3, 0.2, -0.2, 0.3, -0.25])
+    assert "too noisy" not in names(LATENCY, [0.3, -0.3, 0.2, -0.2, 0.3, -0.25])
 
 
 def test_two_modes_are_told_from_noise():

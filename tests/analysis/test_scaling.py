@@ -1,4 +1,4 @@
-"""What the levels of a sweep show: the knee, the avalanche, the slots. Pure values in, pure values out."""
+"""What the levels of a sweep show: the knee, the saturation, the slots. Pure values in, pure values out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pytest_ollama_perf.analysis.scaling import (
     SweepPoint,
     build_curve,
     build_sweep_point,
-    find_avalanche,
     find_knee,
+    find_saturation,
     format_position,
 )
 from pytest_ollama_perf.core.verdict import VerdictStatus
@@ -102,21 +102,21 @@ def test_the_knee_does_not_depend_on_the_unit(speeds, factor):
     assert plain.at == scaled.at or any(math.isclose(a, 1.1 * b, rel_tol=1e-9) for a in speeds for b in speeds)
 
 
-def test_the_avalanche_is_where_ttft_outgrows_the_load_past_the_knee():
+def test_the_saturation_is_where_ttft_outgrows_the_load_past_the_knee():
     made = [level(4, 200, ttft=0.1), level(8, 205, ttft=2.0), level(16, 204, ttft=6.0)]
-    found = find_avalanche("concurrency", made, find_knee("concurrency", made))
+    found = find_saturation("concurrency", made, find_knee("concurrency", made))
     assert (found.concurrency, found.after, found.load_growth, found.ttft_s) == (8, 4, 2.0, 2.0)
     assert found.ttft_growth == pytest.approx(20)
 
 
-def test_ttft_that_grows_before_the_knee_or_with_the_load_is_no_avalanche():
+def test_ttft_that_grows_before_the_knee_or_with_the_load_is_no_saturation():
     early = [level(1, 50, ttft=0.1), level(2, 100, ttft=0.5), level(4, 101, ttft=0.9)]
-    assert find_avalanche("concurrency", early, find_knee("concurrency", early)) is None
+    assert find_saturation("concurrency", early, find_knee("concurrency", early)) is None
 
 
-def test_an_avalanche_that_the_interval_of_ttft_does_not_confirm_is_none():
+def test_an_saturation_that_the_interval_of_ttft_does_not_confirm_is_none():
     made = [level(4, 200, ttft=1.0), level(8, 200, ttft=2.5, ttft_mean_ci_s=(1.9, 3.1))]
-    assert find_avalanche("concurrency", made, find_knee("concurrency", made)) is None
+    assert find_saturation("concurrency", made, find_knee("concurrency", made)) is None
 
 
 def test_efficiency_is_what_a_level_makes_over_what_its_clients_would_make_alone():
@@ -132,9 +132,9 @@ def test_a_level_of_one_client_is_the_single_one():
     assert found.single is found.levels[0] or found.single == level(1, 80)
 
 
-def test_an_axis_that_is_no_load_has_neither_knee_nor_avalanche():
+def test_an_axis_that_is_no_load_has_neither_knee_nor_saturation():
     found = build_curve("num_ctx", {}, levels((2048, 80), (8192, 70), axis="num_ctx"))
-    assert (found.knee, found.avalanche, found.slots) == (None, None, None)
+    assert (found.knee, found.saturation, found.slots) == (None, None, None)
 
 
 def test_a_row_has_the_numbers_of_its_run():
@@ -147,5 +147,5 @@ def test_a_row_has_the_numbers_of_its_run():
 
 
 def test_places_read_as_a_person_says_them():
-    assert format_position({"model": "m", "num_ctx": 8192, "concurrency": 4}) == "m, num_ctx 8192, 4 at once"
-    assert format_position({"rate": 0.5}) == "0.5 a second"
+    assert format_position({"model": "m", "num_ctx": 8192, "concurrency": 4}) == "m, num_ctx 8192, concurrency 4"
+    assert format_position({"rate": 0.5}) == "0.5 requests/s"

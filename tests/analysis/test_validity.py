@@ -34,9 +34,9 @@ def test_a_plain_run_has_no_problem():
     assert found(*one_after_another(20), before=state(), after=state()) == ()
 
 
-def test_a_model_partly_on_the_cpu_spoils_the_run():
+def test_a_model_partly_on_the_cpu_invalidates_the_run():
     problem = only(*one_after_another(20), before=state(), after=state(size_vram=57))
-    assert (problem.name, problem.spoils) == ("partly on the CPU", True)
+    assert (problem.name, problem.invalidates) == ("partly on the CPU", True)
     assert problem.text == "the model is partly on the CPU: 57 % of it is in GPU memory"
 
 
@@ -44,12 +44,15 @@ def test_a_model_wholly_on_the_cpu_is_a_server_like_any_other():
     assert found(*one_after_another(20), before=state(size_vram=0), after=state(size_vram=0)) == ()
 
 
-def test_a_cut_context_spoils_the_run_only_where_a_request_reached_its_end():
+def test_a_cut_context_invalidates_the_run_only_where_a_request_reached_its_end():
     cut = {"before": state(context_length=2048), "after": state(context_length=2048), "workload": {"num_ctx": 4096}}
     problem = only(*one_after_another(20), **cut)
-    assert (problem.spoils, problem.text) == (False, "the server cut the context to 2048 tokens, num_ctx asks for 4096")
+    assert (problem.invalidates, problem.text) == (
+        False,
+        "the server cut the context to 2048 tokens, num_ctx asks for 4096",
+    )
     problem = only(*one_after_another(20, prompt=2040), **cut)
-    assert problem.spoils
+    assert problem.invalidates
     assert problem.text.endswith(", and a request needed 2051")
 
 
@@ -60,7 +63,7 @@ def test_a_context_that_the_load_does_not_set_is_never_cut():
 
 def test_a_model_that_is_gone_at_the_end_was_evicted():
     problem = only(*one_after_another(20), before=state(), after={URL: ModelState()})
-    assert (problem.name, problem.spoils) == ("model evicted", True)
+    assert (problem.name, problem.invalidates) == ("model evicted", True)
     asked_for = {"workload": {"keep_alive": 0}}
     assert found(*one_after_another(20), before=state(), after={URL: ModelState()}, **asked_for) == ()
 
@@ -68,19 +71,19 @@ def test_a_model_that_is_gone_at_the_end_was_evicted():
 def test_a_model_with_another_digest_is_another_model():
     problem = only(*one_after_another(20), before=state(), after=state(digest="b2"))
     assert problem.text == "the model changed while it was measured: digest a1 before, b2 after"
-    assert problem.spoils
+    assert problem.invalidates
 
 
-def test_a_reload_inside_the_window_spoils_the_run():
+def test_a_reload_inside_the_window_invalidates_the_run():
     problem = only(*one_after_another(19), sample(19, sent=3800, load=254))
-    assert (problem.name, problem.spoils) == ("model reloaded", True)
+    assert (problem.name, problem.invalidates) == ("model reloaded", True)
     assert problem.text == "the model was loaded again inside the window: 1 of 20 requests waited up to 254 ms for it"
 
 
 def test_the_first_wave_may_wait_for_the_model_only_where_a_cold_start_is_asked_for():
     cold = [sample(0, load=900), sample(1, load=880, client=1), sample(2, sent=400)]
     problem = only(*cold)
-    assert (problem.name, problem.spoils) == ("warm-up missing", True)
+    assert (problem.name, problem.invalidates) == ("warm-up missing", True)
     assert "2 of 3 requests waited up to 900 ms" in problem.text
     assert found(*cold, warmup=0, workload={"cold": True}) == ()
 
@@ -91,24 +94,24 @@ def test_a_warm_load_time_is_no_reload():
 
 def test_a_run_without_warm_up_says_so():
     problem = only(*one_after_another(20), warmup=0)
-    assert (problem.name, problem.spoils) == ("no warm-up", False)
+    assert (problem.name, problem.invalidates) == ("no warm-up", False)
 
 
 def test_outputs_cut_short_spoil_a_run_of_synthetic_prompts():
     short = sample(19, sent=3800, tokens=5, done_reason="stop")
     problem = only(*one_after_another(19), short)
-    assert (problem.name, problem.spoils) == ("short outputs", False)
+    assert (problem.name, problem.invalidates) == ("short outputs", False)
     assert problem.text.startswith("1 of 20 responses ended before num_predict=11 (1 by a stop token): 2.73 % of the")
     problem = only(*one_after_another(20, tokens=5, done_reason="stop"), workload={"num_predict": 11})
-    assert problem.spoils
+    assert problem.invalidates
     assert "20 of 20 responses" in problem.text
     assert "54.5 % of the tokens are missing" in problem.text
 
 
 def test_prompts_of_ones_own_may_end_where_the_answer_does():
     own = {"num_predict": 18, "prompts": ("Name a colour.",)}
-    assert not only(*one_after_another(20), workload=own).spoils
-    assert only(*one_after_another(20), workload=own | {"num_predict": 23}).spoils
+    assert not only(*one_after_another(20), workload=own).invalidates
+    assert only(*one_after_another(20), workload=own | {"num_predict": 23}).invalidates
 
 
 def test_an_embedding_is_not_short():
@@ -117,16 +120,16 @@ def test_an_embedding_is_not_short():
 
 def test_prompts_that_arrive_with_fewer_tokens_than_words_were_cut():
     problem = only(*one_after_another(20, prompt=1026), workload={"prompt_words": 3000, "num_ctx": 2048})
-    assert (problem.name, problem.spoils) == ("prompts cut", True)
+    assert (problem.name, problem.invalidates) == ("prompts cut", True)
     assert "the longest has 3000 words, the server read at most 1026 tokens; raise num_ctx=2048" in problem.text
 
 
 def test_cached_prompts_spoil_the_run_where_the_server_says_so():
     cached = [counted(one, prompt_eval_cached_count=29) for one in one_after_another(20)]
     problem = only(*cached)
-    assert (problem.name, problem.spoils) == ("cached prompts", True)
+    assert (problem.name, problem.invalidates) == ("cached prompts", True)
     assert problem.text == "20 of 20 prompts came from the prompt cache (96.7 % of all prompt tokens)"
-    assert not only(cached[0], *one_after_another(20)[1:]).spoils
+    assert not only(cached[0], *one_after_another(20)[1:]).invalidates
     assert found(*cached, workload={"prefix": Prefix.WARM}) == ()
 
 
@@ -139,7 +142,7 @@ def test_cached_prompts_of_the_real_server_are_seen_though_it_does_not_say_so():
     calm = {"workload": {"prompt_words": 900}}
     assert [problem.name for problem in found(again, *[other] * 9, **calm)] == ["cached prompts"]
     problem = next(one for one in found(again, other, back, **calm) if one.name == "cached prompts")
-    assert problem.spoils
+    assert problem.invalidates
     assert problem.text.startswith("2 of 3 prompts came from the prompt cache (their prefill took no longer than")
     assert not [one for one in found(first, other, **calm) if one.name == "cached prompts"]
 
@@ -171,9 +174,9 @@ def buffered(index, chunks_a_read, tokens=64):
 
 
 @pytest.mark.parametrize("chunks_a_read", [64, 32, 16, 8])
-def test_a_buffering_proxy_spoils_the_run(chunks_a_read):
+def test_a_buffering_proxy_invalidates_the_run(chunks_a_read):
     problem = only(*(buffered(index, chunks_a_read) for index in range(20)))
-    assert (problem.name, problem.spoils) == ("buffered stream", True)
+    assert (problem.name, problem.invalidates) == ("buffered stream", True)
     assert f"20 of 20 responses came in bursts of {chunks_a_read} chunks" in problem.text
     assert ("the first 630 ms late" in problem.text) == (chunks_a_read == 64)
 
@@ -181,17 +184,17 @@ def test_a_buffering_proxy_spoils_the_run(chunks_a_read):
 def test_a_stream_that_came_faster_than_it_was_made_was_held_back():
     trickle = counted(sample(0, tokens=64, step=4), eval_duration_ns=630 * MS)
     problem = only(trickle)
-    assert problem.spoils
+    assert problem.invalidates
     assert problem.text == (
         "the stream was buffered on its way: 1 of 1 response came in bursts, the first 378 ms late; is there a proxy?"
     )
 
 
-@pytest.mark.parametrize(("held", "spoils"), [(1, []), (2, []), (3, [False]), (10, [False]), (11, [True])])
-def test_a_proxy_holds_back_every_stream_a_busy_server_some_of_them(held, spoils):
+@pytest.mark.parametrize(("held", "invalidates"), [(1, []), (2, []), (3, [False]), (10, [False]), (11, [True])])
+def test_a_proxy_holds_back_every_stream_a_busy_server_some_of_them(held, invalidates):
     streams = [sample(at, sent=at * 1000, tokens=64) for at in range(held, 20)]
     problems_found = found(*(buffered(index, 64) for index in range(held)), *streams)
-    assert [problem.spoils for problem in problems_found] == spoils
+    assert [problem.invalidates for problem in problems_found] == invalidates
 
 
 @pytest.mark.parametrize("chunks_a_read", [1, 2, 4])
@@ -206,7 +209,7 @@ def test_a_pause_in_the_stream_is_no_proxy():
 
 
 @pytest.mark.parametrize(
-    ("watch", "spoils"),
+    ("watch", "invalidates"),
     [
         (ClientStats(cpu_share=0.95), [True]),
         (ClientStats(cpu_share=0.75), [False]),
@@ -215,22 +218,24 @@ def test_a_pause_in_the_stream_is_no_proxy():
         (ClientStats(loop_lag_p90_s=0.03, loop_lag_p99_s=0.03), [True]),
     ],
 )
-def test_a_client_that_could_not_keep_up_spoils_the_run(watch, spoils):
+def test_a_client_that_could_not_keep_up_invalidates_the_run(watch, invalidates):
     # The first token comes after 100 ms.
-    assert [problem.spoils for problem in found(*one_after_another(20), watch=watch)] == spoils
+    assert [problem.invalidates for problem in found(*one_after_another(20), watch=watch)] == invalidates
 
 
-@pytest.mark.parametrize(("requests", "spoils"), [(4, [True]), (5, [False]), (9, [False])])
-def test_one_hiccup_is_a_note_where_a_trimmed_mean_leaves_it_out(requests, spoils):
+@pytest.mark.parametrize(("requests", "invalidates"), [(4, [True]), (5, [False]), (9, [False])])
+def test_one_hiccup_is_a_note_where_a_trimmed_mean_leaves_it_out(requests, invalidates):
     first, *others = one_after_another(requests)
-    assert [each.spoils for each in found(msgspec.structs.replace(first, read_lag_ns=30 * MS), *others)] == spoils
+    assert [
+        each.invalidates for each in found(msgspec.structs.replace(first, read_lag_ns=30 * MS), *others)
+    ] == invalidates
 
 
-@pytest.mark.parametrize(("late", "spoils"), [(0, []), (2, [False]), (3, [True])])
-def test_late_reading_spoils_a_run_only_where_it_is_more_than_a_hiccup(late, spoils):
+@pytest.mark.parametrize(("late", "invalidates"), [(0, []), (2, [False]), (3, [True])])
+def test_late_reading_invalidates_a_run_only_where_it_is_more_than_a_hiccup(late, invalidates):
     samples = one_after_another(20)
     lagged = [msgspec.structs.replace(each, read_lag_ns=30 * MS) for each in samples[:late]]
-    assert [problem.spoils for problem in found(*lagged, *samples[late:])] == spoils
+    assert [problem.invalidates for problem in found(*lagged, *samples[late:])] == invalidates
 
 
 def test_a_lag_counts_against_what_is_measured():
@@ -248,13 +253,13 @@ def test_an_open_loop_that_sends_late_did_not_offer_its_load():
 
     assert found(*late(5)) == ()
     problem = only(*late(400))
-    assert (problem.name, problem.spoils) == ("behind schedule", True)
+    assert (problem.name, problem.invalidates) == ("behind schedule", True)
     assert problem.text == "requests left late: 400 ms (p95) and up to 400 ms after their scheduled time"
 
 
-def test_what_spoils_comes_first():
+def test_what_invalidates_comes_first():
     problems_found = found(*one_after_another(20), warmup=0, watch=ClientStats(cpu_share=0.95))
-    assert [problem.spoils for problem in problems_found] == [True, False]
+    assert [problem.invalidates for problem in problems_found] == [True, False]
 
 
 def test_a_run_of_failures_or_of_nothing_has_facts_to_judge_but_no_crash():

@@ -9,10 +9,12 @@ from doctor_makers import HEALTHY, campaign, client
 
 from pytest_ollama_perf.analysis.client_limits import find_client_problems
 from pytest_ollama_perf.cli.doctor_report import DoctorReport, print_client, print_server_report, to_json
-from pytest_ollama_perf.core.verdict import Problem
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 
 SPOILT = Problem(
-    name="partly on the CPU", text="the model is partly on the CPU: 88 % of it is in GPU memory", spoils=True
+    code=ProblemCode.PARTIAL_OFFLOAD,
+    text="the model is partly on the CPU: 88 % of it is in GPU memory",
+    invalidates=True,
 )
 
 
@@ -41,8 +43,8 @@ def test_a_healthy_campaign_is_told_whole(capsys):
         "",
         "the noise of m:latest (3.2B Q4_K_M, on the GPU), ollama 0.32.15 on",
         "http://box:11434",
-        "  6 sessions x 20 requests, 1 at once, 1 warm-up dropped; the model loaded anew",
-        "for each",
+        "  6 sessions x 20 requests, concurrency 1, 1 warm-up dropped; the model loaded",
+        "anew for each",
         "",
         "                       differ         seen in                  margin",
         "  metric      typical      by  usual    1 run  2 runs  3 runs     now  worth",
@@ -79,7 +81,7 @@ def test_a_machine_too_noisy_to_gate_is_not_healthy(capsys):
 def test_a_session_that_cannot_be_trusted_is_named_and_left_out():
     found = DoctorReport(HEALTHY, campaign((10, 10, 50, 10), invalid_runs={"run 2": (SPOILT,)}))
     assert not found.is_healthy
-    assert [problem.text for problem in found.problems if problem.spoils] == [f"1 of 4 sessions: {SPOILT.text}"]
+    assert [problem.text for problem in found.problems if problem.invalidates] == [f"1 of 4 sessions: {SPOILT.text}"]
     assert all(noise.sd == pytest.approx(0.0, abs=1e-9) for noise in found.campaign.noises)
 
 
@@ -95,7 +97,7 @@ def test_too_few_sessions_are_said_not_to_show_noise(capsys):
 
 def test_a_campaign_that_the_server_ended_is_not_healthy():
     found = DoctorReport(HEALTHY, campaign(stopped="session 7 of 9 could not be run: nothing answers"))
-    assert [problem.text for problem in found.problems if problem.spoils] == [
+    assert [problem.text for problem in found.problems if problem.invalidates] == [
         "session 7 of 9 could not be run: nothing answers"
     ]
 
@@ -123,13 +125,13 @@ def test_a_server_that_somebody_named_may_not():
 )
 def test_what_keeps_a_client_from_the_truth_is_named(fields, text):
     [problem] = find_client_problems(client(**fields))
-    assert (problem.text, problem.spoils) == (text, True)
+    assert (problem.text, problem.invalidates) == (text, True)
 
 
 @pytest.mark.parametrize("fields", [{"load_average": 9.0}, {"timer_resolution_s": 0.015}])
 def test_what_only_disturbs_a_client_is_a_warning(fields):
     [problem] = find_client_problems(client(**fields))
-    assert not problem.spoils
+    assert not problem.invalidates
 
 
 def test_a_client_that_can_do_everything_has_no_problems():
@@ -139,7 +141,7 @@ def test_a_client_that_can_do_everything_has_no_problems():
 def test_a_load_above_the_ceiling_is_named():
     [problem] = find_client_problems(HEALTHY, streams=1000, tps=40.0)
     assert problem.text == "1000 streams of 40 tokens/s would take 80 % of a core of this client: use fewer at once"
-    assert problem.spoils
+    assert problem.invalidates
 
 
 def test_json_says_the_same_and_knows_no_nan():

@@ -94,7 +94,7 @@ def check_written(contracts: Contracts, url: str, capsys: pytest.CaptureFixture[
     assert said.out == f"{name}: 2 loads, 14 clauses; check it: pytest {name} --ollama-url={url}\n"
     shown = [line for line in said.err.splitlines() if ", run " in line]
     assert [line.partition(":")[0] for line in shown] == [
-        f"{place}, run {number} of 3" for place in ("one at a time", "2 at once") for number in (1, 2, 3)
+        f"{place}, run {number} of 3" for place in ("concurrency 1", "concurrency 2") for number in (1, 2, 3)
     ]
     first = (contracts.path / name).read_text(encoding="utf-8")
     contracts.run(name, url=url).assert_outcomes(passed=14)

@@ -34,7 +34,7 @@ def test_every_clause_is_an_item_that_passes_or_fails_by_itself(contracts: Contr
     result.assert_outcomes(passed=6, failed=2)
     assert outcomes(result.stdout.str()) == {
         f"c.ollama.toml::tiny::{place}::{clause}": "FAILED" if clause == "ttft p50 <= 1us" else "PASSED"
-        for place in ("one at a time", "2 at once")
+        for place in ("concurrency=1", "concurrency=2")
         for clause in CLAUSES
     }
 
@@ -44,8 +44,8 @@ def test_a_load_is_fired_once_for_all_its_clauses(contracts: Contracts) -> None:
     contracts.run()
     assert sent(contracts) == [7, 8]
     assert [(test["test"], test["verdict"]) for test in contracts.report["tests"]] == [
-        ("c.ollama.toml::tiny::one at a time", "broken"),
-        ("c.ollama.toml::tiny::2 at once", "broken"),
+        ("c.ollama.toml::tiny::concurrency=1", "broken"),
+        ("c.ollama.toml::tiny::concurrency=2", "broken"),
     ]
     rows = contracts.report["tests"][0]["rows"]
     assert [(row["metric"], row["stat"], row["word"]) for row in rows] == [
@@ -57,22 +57,22 @@ def test_a_load_is_fired_once_for_all_its_clauses(contracts: Contracts) -> None:
 
 def test_a_broken_clause_says_why_with_what_was_measured_and_where_it_stands(contracts: Contracts) -> None:
     contracts.write(TWO_LOADS)
-    out = contracts.run("-k", "p50 and one").stdout.str()
+    out = contracts.run("c.ollama.toml::tiny::concurrency=1", "-k", "p50").stdout.str()
     masked = re.sub(r"\d+(\.\d+)?", "#", out)
-    assert re.search(r"^_+ tiny, one at a time: ttft p# <= #us _+$", masked, re.MULTILINE)
+    assert re.search(r"^_+ tiny, concurrency=#: ttft p# <= #us _+$", masked, re.MULTILINE)
     failure = masked[masked.index("ttft p# # ms, limit <= # ms") :].splitlines()
     assert failure[0] == "ttft p# # ms, limit <= # ms: # of # requests over"
     assert failure[2].split() == ["limit", "now", "#%", "CI"]
     assert failure[3].split()[:6] == ["x", "ttft", "p#", "<=", "#", "ms"]
-    assert failure[4] == "  # requests, one at a time, # warm-up dropped, # errors"
+    assert failure[4] == "  # requests, concurrency #, # warm-up dropped, # errors"
     assert sent(contracts) == [7]
 
 
 def test_selection_by_keyword_node_id_and_stop_work(contracts: Contracts) -> None:
     contracts.write(TWO_LOADS)
-    contracts.run("c.ollama.toml::tiny::2 at once::tps >= 10").assert_outcomes(passed=1)
+    contracts.run("c.ollama.toml::tiny::concurrency=2::tps >= 10").assert_outcomes(passed=1)
     assert sent(contracts) == [8]
-    contracts.run("c.ollama.toml::tiny::2 at once").assert_outcomes(passed=3, failed=1)
+    contracts.run("c.ollama.toml::tiny::concurrency=2").assert_outcomes(passed=3, failed=1)
     contracts.run("-k", "error_rate").assert_outcomes(passed=2, deselected=6)
     contracts.run("-x").assert_outcomes(passed=1, failed=1)
     assert sent(contracts) == [7]
@@ -86,10 +86,10 @@ def test_last_failed_runs_the_broken_clauses_again(contracts: Contracts) -> None
 
 def test_junit_names_every_clause(contracts: Contracts) -> None:
     contracts.write(TWO_LOADS)
-    contracts.run("--junitxml=junit.xml", "c.ollama.toml::tiny::one at a time")
+    contracts.run("--junitxml=junit.xml", "c.ollama.toml::tiny::concurrency=1")
     cases = ElementTree.parse(contracts.path / "junit.xml").findall(".//testcase")
     assert [(case.get("classname"), case.get("name")) for case in cases] == [
-        ("c.ollama.toml.tiny.one at a time", clause) for clause in CLAUSES
+        ("c.ollama.toml.tiny.concurrency=1", clause) for clause in CLAUSES
     ]
     (failed,) = [case for case in cases if case.find("failure") is not None]
     assert "ttft p50" in (failed.find("failure").get("message") or "")
@@ -97,7 +97,7 @@ def test_junit_names_every_clause(contracts: Contracts) -> None:
 
 def test_a_broken_precondition_makes_every_clause_invalid_and_fires_nothing(contracts: Contracts) -> None:
     contracts.write(TWO_LOADS + '[model.tiny.require]\nquantization = "Q8_0"\nversion = ">= 0.1"\n')
-    result = contracts.run("c.ollama.toml::tiny::2 at once")
+    result = contracts.run("c.ollama.toml::tiny::concurrency=2")
     result.assert_outcomes(failed=4)
     text = "precondition quantization = 'Q8_0' is broken: it is F16"
     assert result.stdout.str().count(f"\n{text}\n") == 4
@@ -115,9 +115,10 @@ def test_preconditions_that_hold_are_no_news(contracts: Contracts) -> None:
     server_env = { OLLAMA_NUM_PARALLEL = "4" }
     """
     contracts.write(TWO_LOADS + "\n".join(line.strip() for line in require.splitlines()))
+    first = "c.ollama.toml::tiny::concurrency=1"
     declared = "--ollama-server-env=OLLAMA_NUM_PARALLEL=4"
-    contracts.run("-k", "one and tps", declared).assert_outcomes(passed=1, deselected=7)
-    contracts.run("-k", "one and tps").assert_outcomes(failed=1, deselected=7)
+    contracts.run(first, "-k", "tps", declared).assert_outcomes(passed=1, deselected=3)
+    contracts.run(first, "-k", "tps").assert_outcomes(failed=1, deselected=3)
 
 
 def test_regression_clauses_are_judged_by_history_and_no_other_number_is(contracts: Contracts) -> None:
@@ -156,7 +157,7 @@ def test_a_regression_fails_its_own_clause_alone(contracts: Contracts) -> None:
     result.assert_outcomes(passed=2, failed=1)
     out = result.stdout.str()
     assert re.search(r"^tps -[89]\d(\.\d+)? % ", out, re.MULTILINE)
-    assert "pytest-ollama-perf accept 'c.ollama.toml::tiny::one at a time'" in out
+    assert "pytest-ollama-perf accept c.ollama.toml::tiny::concurrency=1 " in out
 
 
 def test_a_contract_in_pyproject_is_collected_where_it_is_asked_for(contracts: Contracts) -> None:

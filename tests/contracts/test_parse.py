@@ -57,7 +57,7 @@ gpu_offload = "100%"
 
 def test_a_model_with_clauses_is_one_load_with_an_item_for_each() -> None:
     group = only(DESIGN)
-    assert (group.model, group.name, group.line, group.gating) == ("llama3.2:3b", "4 at once", 2, 1)
+    assert (group.model, group.name, group.line, group.gating) == ("llama3.2:3b", "concurrency=4", 2, 1)
     assert names(group) == [
         "tps >= 150",
         "ttft p95 <= 300ms",
@@ -85,7 +85,7 @@ def test_without_a_regression_clause_history_has_no_say() -> None:
 @pytest.mark.parametrize("table", ['[model."*"]', "[load]", "[[load]]"])
 def test_a_star_or_no_model_is_the_usual_one(table: str, given: str | None, meant: str) -> None:
     group = only(f"schema = 1\n{table}\nconcurrency = 2", model=given)
-    assert (group.model, group.name, workload(group).model) == ("*", "2 at once", meant)
+    assert (group.model, group.name, workload(group).model) == ("*", "concurrency=2", meant)
 
 
 def test_the_nearer_table_wins_word_by_word_and_metric_by_metric() -> None:
@@ -114,9 +114,9 @@ def test_the_nearer_table_wins_word_by_word_and_metric_by_metric() -> None:
         """
     )
     assert [(group.model, group.name) for group in found] == [
-        ("a", "3 at once"),
-        ("b", "2 a second (poisson)"),
-        ("b", "long answers, 2 a second (poisson)"),
+        ("a", "concurrency=3"),
+        ("b", "rate=2"),
+        ("b", "long answers,rate=2"),
     ]
     assert [workload(group).endpoint for group in found] == [Endpoint.CHAT] * 3
     assert [workload(group).num_predict for group in found] == [64, 8, 512]
@@ -128,7 +128,7 @@ def test_the_nearer_table_wins_word_by_word_and_metric_by_metric() -> None:
 
 def test_several_concurrencies_are_several_loads_with_the_same_clauses() -> None:
     found = groups("schema = 1\n[model.m]\nconcurrency = [1, 8]\nerror_rate = '<= 1%'")
-    assert [(group.name, workload(group).requests) for group in found] == [("one at a time", 20), ("8 at once", 40)]
+    assert [(group.name, workload(group).requests) for group in found] == [("concurrency=1", 20), ("concurrency=8", 40)]
     assert [names(group) for group in found] == [["error_rate <= 1%"]] * 2
 
 
@@ -261,7 +261,7 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
         ("schema = 1\n[model.m]\nconcurrency = []", "c.toml:3: concurrency = []: expected at least one value"),
         (
             "schema = 1\n[[load]]\nconcurrency = 3\n[[load]]\nconcurrency = 3",
-            "c.toml:4: '3 at once' of * stands on line 2 already; give one of them a name",
+            "c.toml:4: 'concurrency=3' of * stands on line 2 already; give one of them a name",
         ),
         ("schema = 1\n[model.m]\nsweep = 4", "c.toml:3: expected a table, not 4"),
         ("schema = 1\n[model.m]\nrequire = 4", "c.toml:3: expected a table such as {gpu_offload = '100%'}, not 4"),

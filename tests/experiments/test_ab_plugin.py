@@ -70,7 +70,7 @@ def test_the_comparison_stands_in_the_report(run, urls):
     run(MARKED, f"--ollama-url={slow}", f"--ollama-baseline-url={fast}").assert_outcomes(failed=1)
     (test,) = report()
     (found,) = test["findings"]
-    assert (test["verdict"], found["kind"], found["blocks"]) == ("regressed", "comparison", 4)
+    assert (test["verdict"], found["kind"], found["blocks"]) == ("regressed", "ab_comparison", 4)
     assert (found["rows"][0]["metric"], found["rows"][0]["word"]) == ("tps", "regressed")
     assert [load["model"] for load in test["loads"]] == ["tiny:latest"] * 16
     assert {sample["url"] for load in test["loads"][:8] for sample in load["samples"]} == {fast}

@@ -126,7 +126,7 @@ def test_a_first_request_that_fails_is_broken_and_ends_the_series():
 def test_limits_on_starts_that_never_succeeded_are_broken():
     words = {"max_load_time": 5}
     found = started(words, sim=msgspec.structs.replace(SLOW, faults=(parse_fault("http_500@1"),)))
-    assert found.finding.held[0].reason.startswith("load time was not found: no start succeeded")
+    assert found.finding.checks[0].reason.startswith("load time was not found: no start succeeded")
     assert found.trial.verdict.word is VerdictStatus.BROKEN
 
 

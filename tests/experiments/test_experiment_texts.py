@@ -9,7 +9,7 @@ from virtual import TEST, conducted, settings_of
 
 from pytest_ollama_perf.analysis.cold_warm import ColdStart, ColdStartRepeat
 from pytest_ollama_perf.analysis.findings import Finding
-from pytest_ollama_perf.analysis.scaling import Avalanche, Curve, Knee, Sweep, SweepPoint
+from pytest_ollama_perf.analysis.scaling import Curve, Knee, Saturation, Sweep, SweepPoint
 from pytest_ollama_perf.analysis.sustained import MaxConcurrency, Probe
 from pytest_ollama_perf.core.verdict import VerdictStatus
 from pytest_ollama_perf.experiments import capacity, cold_start, sweep
@@ -29,25 +29,25 @@ def text_of(read, words, sim=QUICK):
 
 
 SWEEP = """\
-throughput stops growing at 4 at once (205 tokens/s), limit min_knee=8
+throughput stops growing at concurrency 4 (205 tokens/s), limit min_knee=8
 
                       tok/s  tok/s             ttft  ttft  lat. queue
-  at once   ok tokens  each system eff. req/s   p50   p95   p95  mean  wall
+  clients   ok tokens  each system eff. req/s   p50   p95   p95  mean  wall
   1       100%    640   107    104 100%  6.53 3.2ms 3.2ms 153ms    0s 6.13s
   2       100%    640  75.4    146  70%  9.15 6.4ms 6.4ms 219ms    0s 4.37s
   4       100%    640  53.3    205  49%  12.8  13ms  13ms 313ms    0s 3.13s
   8       100%    640  53.3    205  24%  11.6 326ms 326ms 626ms 313ms 3.44s
-  knee: 4 at once; throughput stops growing there, between 2 and 4, at 205
+  knee: concurrency 4; throughput stops growing there, between 2 and 4, at 205
     tokens/s
-  avalanche: from 4 at once to 8 at once the load grew 2-fold, the mean TTFT
+  saturation: from concurrency 4 to concurrency 8 the load grew 2-fold, the mean TTFT
     25-fold to 326ms
-  slots: 4 requests ran at once while others waited (OLLAMA_NUM_PARALLEL)
+  slots: 4 requests ran concurrently while others waited (OLLAMA_NUM_PARALLEL)
 
             limit    found
   x knee     >= 8        4
   4 loads, 160 requests, 15 warm-up dropped, 0 errors
   ollama 0.32.15, m
-  hint: at most 4 requests ran at once and waited 313 ms for a slot;
+  hint: at most 4 requests ran concurrently and waited 313 ms for a slot;
     OLLAMA_NUM_PARALLEL is probably 4"""
 
 
@@ -57,24 +57,24 @@ def test_a_sweep_is_a_table_with_what_it_shows_below():
 
 
 SEARCH = """\
-bearable concurrency 4, limit >= 8; 5 at once: ttft p95 326 ms, limit <= 200 ms:
+maximum concurrency 4, limit >= 8; concurrency 5: ttft p95 326 ms, limit <= 200 ms:
   6 of 25 requests over
 
-    at once      ok     tps    ttft p95    latency p95    requests    decided by
+    clients      ok     tps    ttft p95    latency p95    requests    decided by
     1          100%     107      3.2 ms         153 ms          20      ttft p95
     2          100%    75.4      6.4 ms         219 ms          20      ttft p95
     4          100%    53.3     12.8 ms         313 ms          20      ttft p95
   x 5          100%    54.6      326 ms         626 ms          25      ttft p95
   x 6          100%    53.3      326 ms         626 ms          30      ttft p95
   x 8          100%    53.3      326 ms         626 ms          40      ttft p95
-  first breach: 5 at once: ttft p95 326 ms, limit <= 200 ms: 6 of 25 requests
+  first breach: concurrency 5: ttft p95 326 ms, limit <= 200 ms: 6 of 25 requests
     over
 
                             limit    found
-  x bearable concurrency     >= 8        4
+  x maximum concurrency     >= 8        4
   6 loads, 155 requests, 26 warm-up dropped, 0 errors
   ollama 0.32.15, m
-  hint: at most 4 requests ran at once and waited 313 ms for a slot;
+  hint: at most 4 requests ran concurrently and waited 313 ms for a slot;
     OLLAMA_NUM_PARALLEL is probably 4"""
 
 
@@ -111,7 +111,7 @@ def test_the_section_after_the_run_has_the_tables_of_passing_tests_too():
     told = [line.text for line in build_section([merge_evaluations(TEST, [found.trial])], verbosity=0)]
     assert told[0].endswith(" ok")
     assert told[2].split()[:3] == ["at", "once", "ok"]
-    assert any(line.startswith("  knee: not reached, 2 at once still brought more") for line in told)
+    assert any(line.startswith("  knee: not reached, concurrency 2 still brought more") for line in told)
 
 
 def test_findings_stand_in_the_json_report_with_their_units_in_their_names():
@@ -159,9 +159,9 @@ curves = st.builds(
         reached=st.booleans(),
         after=st.none() | st.floats(1, 1e6),
     ),
-    avalanche=st.none()
+    saturation=st.none()
     | st.builds(
-        Avalanche,
+        Saturation,
         axis=st.just("concurrency"),
         **{name: st.floats(1, 1e6) for name in ("at", "after", "load_growth", "ttft_growth", "ttft_s")},
     ),
@@ -171,8 +171,8 @@ curves = st.builds(
 probes = st.builds(
     Probe,
     concurrency=st.integers(1, 10**6),
-    bearable=st.booleans(),
-    sure=st.booleans(),
+    sustained=st.booleans(),
+    conclusive=st.booleans(),
     runs=st.integers(1, 9),
     requests=st.integers(9, 10**6),
     ok=st.just(3),

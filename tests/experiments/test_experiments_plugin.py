@@ -95,7 +95,7 @@ def test_experiments_run_from_markers_and_from_code(run, url):
     assert [level["ok"] for level in sweep["curves"][0]["levels"]] == [8, 8, 8]
     assert len(found["test_sweep"]["loads"]) == 3
     (search,) = found["test_search"]["findings"]
-    assert (search["kind"], search["breach"]["metric"]) == ("bearable", "ttft")
+    assert (search["kind"], search["breach"]["metric"]) == ("max_concurrency", "ttft")
     assert found["test_cold_limit"]["reason"].endswith("limit <= 1 ms")
     cold = [load for load in found["test_cold"]["loads"] if load["workload"]["cold"]]
     assert [(len(load["samples"]), load["warmup"]) for load in cold] == [(1, 0), (1, 0)]

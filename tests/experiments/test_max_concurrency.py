@@ -57,7 +57,7 @@ def judged(run, **words):
 
 def one(run, **words):
     (found,) = judged(run, **words)
-    return found.met, found.sure
+    return found.met, found.conclusive
 
 
 def test_few_requests_far_from_a_bound_on_a_percentile_are_sure_and_near_it_are_not():
@@ -103,7 +103,7 @@ def test_a_probe_names_the_limit_that_decided():
     whole = pool_runs([run])
     limits = [parse_limit_option("max_p95_latency", 1.0), parse_limit_option("max_error_rate", 0.05)]
     probe = build_probe(4, [run], whole, judge_probe(limits, *whole))
-    assert (probe.bearable, probe.sure, probe.success_rate) == (False, True, 0.75)
+    assert (probe.sustained, probe.conclusive, probe.success_rate) == (False, True, 0.75)
     assert probe.reason.startswith(("latency p95 inf", "error_rate 25 %"))
 
 
@@ -137,22 +137,22 @@ def test_the_border_is_found_and_the_first_breach_named():
     assert (breach.concurrency, breach.metric, breach.stat, breach.op, breach.bound) == (5, "ttft", "p95", "<=", 0.2)
     assert breach.value > 0.2
     assert found.trial.verdict.word is VerdictStatus.OK
-    assert found.trial.verdict.reason.startswith("4 at once are bearable; 5 at once: ttft p95 ")
-    assert found.listener.messages[0] == "trying 1 at once"
+    assert found.trial.verdict.reason.startswith("sustained concurrency 4; concurrency 5: ttft p95 ")
+    assert found.listener.messages[0] == "trying concurrency 1"
     assert "OLLAMA_NUM_PARALLEL is probably 4" in found.trial.verdict.hints[0]
 
 
 def test_a_server_that_bears_the_maximum_has_no_breach():
     found = searched({"max_latency": 60, "maximum": 6})
     assert (found.result.concurrency, found.result.breach, found.result.maximum) == (6, None, 6)
-    assert found.trial.verdict.reason == "6 at once are bearable, and no more were tried (maximum=6)"
+    assert found.trial.verdict.reason == "sustained concurrency 6 (highest level tested, maximum=6)"
 
 
 def test_a_server_that_bears_not_even_one_client_breaks_the_test():
     found = searched({"max_latency": 0.01})
     assert found.result.concurrency == 0
     assert found.trial.verdict.word is VerdictStatus.BROKEN
-    assert found.trial.verdict.reason.startswith("not even one client is bearable; 1 at once: latency p95 ")
+    assert found.trial.verdict.reason.startswith("no concurrency is sustained; concurrency 1: latency p95 ")
 
 
 def test_a_start_that_is_not_borne_is_bisected_downwards():
@@ -164,8 +164,8 @@ def test_a_start_that_is_not_borne_is_bisected_downwards():
 @pytest.mark.parametrize(
     ("least", "word", "reason"),
     [
-        (4, VerdictStatus.OK, "4 at once are bearable"),
-        (5, VerdictStatus.BROKEN, "bearable concurrency 4, limit >= 5; 5 at once: ttft p95 "),
+        (4, VerdictStatus.OK, "sustained concurrency 4"),
+        (5, VerdictStatus.BROKEN, "maximum concurrency 4, limit >= 5; concurrency 5: ttft p95 "),
     ],
 )
 def test_the_gate_holds_the_border_against_min_concurrency(least, word, reason):
@@ -178,9 +178,9 @@ def test_a_probe_too_short_to_tell_is_fired_again_and_no_more_than_repeats():
     near = searched({"max_latency": 0.2, "requests": 20, "maximum": 1, "repeats": 4}, sim=ONE_SLOW)
     assert tried(near) == [1, 1, 1, 1]
     (probe,) = near.result.probes
-    assert (probe.runs, probe.requests, probe.bearable, probe.sure) == (4, 80, True, False)
-    assert "trying 1 at once, run 4 of at most 4: too short to tell" in near.listener.messages
-    assert not near.result.sure
+    assert (probe.runs, probe.requests, probe.sustained, probe.conclusive) == (4, 80, True, False)
+    assert "trying concurrency 1, run 4 of at most 4: too few requests so far" in near.listener.messages
+    assert not near.result.conclusive
     far = searched({"max_latency": 2.0, "requests": 20, "maximum": 1}, sim=ONE_SLOW)
     assert tried(far) == [1]
 
@@ -190,7 +190,7 @@ def test_a_gate_that_only_chance_decided_is_unsure():
     verdict = searched(words, sim=ONE_SLOW).trial.verdict
     assert verdict.word is VerdictStatus.UNSURE
     assert verdict.reason == (
-        "bearable concurrency 1, limit >= 1, but the runs were too short to be sure; raise requests or repeats"
+        "maximum concurrency 1, limit >= 1, but there were too few requests to be conclusive; raise requests or repeats"
     )
 
 
@@ -212,7 +212,9 @@ def test_an_invalid_probe_ends_the_search():
     found = searched({"max_latency": 60}, sim=msgspec.structs.replace(QUICK, eos_after=4))
     assert tried(found) == [1]
     assert found.trial.verdict.word is VerdictStatus.INVALID
-    assert found.trial.verdict.reason.startswith("1 at once: not a valid measurement: 20 of 20 responses ended before")
+    assert found.trial.verdict.reason.startswith(
+        "concurrency 1: not a valid measurement: 20 of 20 responses ended before"
+    )
     assert found.result.concurrency == 0
 
 
@@ -223,7 +225,7 @@ def test_every_run_of_every_probe_is_kept(tmp_path):
     assert tried(saved)[-1] == 4
     assert saved.harness.fresh == [False] * (len(saved.harness.fresh) - 1) + [True]
     assert saved.trial.verdict.word is VerdictStatus.NEW
-    assert saved.trial.verdict.reason.startswith("4 at once: no baseline yet")
+    assert saved.trial.verdict.reason.startswith("concurrency 4: no baseline yet")
 
 
 @pytest.mark.parametrize(

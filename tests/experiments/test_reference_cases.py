@@ -51,7 +51,7 @@ def test_four_slots_give_no_more_than_four_streams_and_let_the_rest_wait(four_sl
 
 def test_five_users_already_fill_four_warm_slots(four_slots):
     assert four_slots.result.knee.concurrency == 5
-    assert four_slots.result.avalanche.concurrency == 10
+    assert four_slots.result.saturation.concurrency == 10
     assert four_slots.result.single.throughput == pytest.approx(40, rel=0.01)
     assert four_slots.result.level(concurrency=5).efficiency == pytest.approx(106 / 40 / 5, rel=0.01)
 
@@ -63,7 +63,7 @@ def published_level(users, **words):
     return build_sweep_point({"concurrency": users}, run, summarise(run), VerdictStatus.OK, "")
 
 
-def test_the_published_table_has_its_knee_between_5_and_10_and_the_avalanche_at_20():
+def test_the_published_table_has_its_knee_between_5_and_10_and_the_saturation_at_20():
     """As published: the model being loaded while the first users wait, and no count of finished requests."""
     five = published_level(5, requests=20, warmup=0, server={"load_time_s": 8.8})
     levels = [five, published_level(10, requests=30, warmup=10), published_level(20, requests=40, warmup=20)]
@@ -72,8 +72,8 @@ def test_the_published_table_has_its_knee_between_5_and_10_and_the_avalanche_at_
     levels[0] = msgspec.structs.replace(five, throughput=five.output_tokens / five.wall_s)
     found = build_curve("concurrency", {}, [msgspec.structs.replace(level, qps=None) for level in levels])
     assert (found.knee.after, found.knee.concurrency, found.knee.reached) == (5, 10, True)
-    assert (found.avalanche.after, found.avalanche.concurrency) == (10, 20)
-    assert found.avalanche.ttft_growth == pytest.approx(36.7 / 13.5, rel=0.02)
+    assert (found.saturation.after, found.saturation.concurrency) == (10, 20)
+    assert found.saturation.ttft_growth == pytest.approx(36.7 / 13.5, rel=0.02)
     assert found.slots == 4
 
 
@@ -113,7 +113,7 @@ def test_the_largest_bearable_concurrency_of_the_small_model():
     words = {"max_latency": 5, "success_rate": 0.95, "requests": 20, "num_predict": 300, "start": 2, "maximum": 5}
     found = conducted(capacity.parse_options, words, settings_of(slots=5, **SMALL))
     assert found.result.concurrency == 3
-    assert found.result.sure
+    assert found.result.conclusive
     breach = found.result.breach
     assert (breach.concurrency, breach.metric, breach.stat, breach.bound) == (4, "latency", "p95", 5.0)
     assert breach.value > 5.0

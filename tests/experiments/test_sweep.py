@@ -31,7 +31,7 @@ def test_every_level_is_fired_once_in_rising_order_after_a_single_client():
     assert fired(found) == [(1, 5, 1), (2, 12, 2), (4, 12, 4), (8, 12, 8)]
     assert [level.concurrency for level in found.result.levels] == [2, 4, 8]
     assert found.result.single.concurrency == 1
-    assert found.listener.messages[0] == "level 1 of 4: 1 at once"
+    assert found.listener.messages[0] == "level 1 of 4: concurrency 1"
 
 
 def test_a_level_of_one_client_needs_no_other_single_one_and_single_false_none_at_all():
@@ -48,7 +48,7 @@ def test_without_a_list_the_sweep_is_over_1_2_4_and_8_clients_with_requests_for_
     assert found.trial.verdict.word is VerdictStatus.OK
     assert (
         found.trial.verdict.reason
-        == "4 levels, throughput stops growing at 4 at once (205 tokens/s), TTFT takes off at 8"
+        == "4 levels, throughput stops growing at concurrency 4 (205 tokens/s), TTFT takes off at 8"
     )
 
 
@@ -59,7 +59,7 @@ def test_a_level_answers_as_the_result_of_a_load_does():
     assert level.ttft.p95 == level.summary.metrics["ttft"].stats["p95"]
     assert (level.success_rate, len(level.samples), level.slots) == (1.0, 12, None)
     assert level.efficiency == pytest.approx(level.throughput / found.result.level(concurrency=1).throughput / 4)
-    with pytest.raises(LookupError, match="no level at 3 at once; measured: 1 at once; 4 at once"):
+    with pytest.raises(LookupError, match="no level at concurrency 3; measured: concurrency 1; concurrency 4"):
         found.result.level(concurrency=3)
     with pytest.raises(AttributeError, match="has no 'ttfq'"):
         _ = level.ttfq
@@ -95,11 +95,11 @@ def test_a_limit_holds_at_every_level_and_the_reason_names_the_first_that_breaks
     found = swept({"concurrency": [1, 2, 8], "max_p50_ttft": 0.05, "requests": 30})
     verdict = found.trial.verdict
     assert verdict.word is VerdictStatus.BROKEN
-    assert verdict.reason.startswith("8 at once: ttft p50 ")
+    assert verdict.reason.startswith("concurrency 8: ttft p50 ")
     assert {row.where: row.word for row in verdict.rows} == {
-        "1 at once": VerdictStatus.OK,
-        "2 at once": VerdictStatus.OK,
-        "8 at once": VerdictStatus.BROKEN,
+        "concurrency 1": VerdictStatus.OK,
+        "concurrency 2": VerdictStatus.OK,
+        "concurrency 8": VerdictStatus.BROKEN,
     }
 
 
@@ -108,20 +108,20 @@ def test_a_limit_on_what_the_system_makes_holds_for_the_best_level_alone():
     assert swept({**words, "min_throughput": 150}).trial.verdict.word is VerdictStatus.OK
     broken = swept({**words, "min_throughput": 300}).trial.verdict
     assert broken.word is VerdictStatus.BROKEN
-    assert broken.reason.startswith("best level, 4 at once: throughput 205 /s, limit >= 300 /s")
-    assert [row.where for row in broken.rows] == ["best level, 4 at once"]
+    assert broken.reason.startswith("best level, concurrency 4: throughput 205 /s, limit >= 300 /s")
+    assert [row.where for row in broken.rows] == ["best level, concurrency 4"]
 
 
 @pytest.mark.parametrize(
     ("words", "word", "reason"),
     [
-        ({"min_knee": 4}, VerdictStatus.OK, "3 levels, throughput stops growing at 4 at once (205 tokens/s)"),
+        ({"min_knee": 4}, VerdictStatus.OK, "3 levels, throughput stops growing at concurrency 4 (205 tokens/s)"),
         (
             {"min_knee": 5},
             VerdictStatus.BROKEN,
-            "throughput stops growing at 4 at once (205 tokens/s), limit min_knee=5",
+            "throughput stops growing at concurrency 4 (205 tokens/s), limit min_knee=5",
         ),
-        ({"min_speedup": 1.9}, VerdictStatus.OK, "3 levels, throughput stops growing at 4 at once (205 tokens/s)"),
+        ({"min_speedup": 1.9}, VerdictStatus.OK, "3 levels, throughput stops growing at concurrency 4 (205 tokens/s)"),
         ({"min_speedup": 3}, VerdictStatus.BROKEN, "speedup 1.9"),
     ],
 )
@@ -129,7 +129,7 @@ def test_limits_on_the_whole_are_held_against_the_knee_and_the_speedup(words, wo
     found = swept({"concurrency": [1, 4, 8], "requests": 30, **words})
     assert found.trial.verdict.word is word
     assert found.trial.verdict.reason.startswith(reason)
-    assert found.finding.held[0].word is word
+    assert found.finding.checks[0].word is word
 
 
 def failing(kind, **words):
@@ -141,12 +141,13 @@ def test_a_server_past_its_limits_is_not_driven_further():
     found = failing("http_500@15-", concurrency=[1, 2, 4, 8, 12])
     assert [load.concurrency for load in found.harness.fired] == [1, 2, 4]
     assert found.result.stopped == (
-        "stopped after 4 at once: 2 of 12 requests failed (stop_success_rate=0.9); 8 at once, 12 at once not measured"
+        "stopped after concurrency 4: 2 of 12 requests failed (stop_success_rate=0.9); "
+        "concurrency 8, concurrency 12 not measured"
     )
     assert found.trial.verdict.word is VerdictStatus.BROKEN
     assert (
         found.trial.verdict.reason
-        == "4 at once: error_rate 16.7 %, limit <= 0 %: 2 of 12 requests failed (2 http_error)"
+        == "concurrency 4: error_rate 16.7 %, limit <= 0 %: 2 of 12 requests failed (2 http_error)"
     )
 
 
@@ -154,7 +155,7 @@ def test_failures_that_were_asked_to_be_borne_still_stop_the_sweep_but_break_not
     found = failing("http_500@15-", concurrency=[1, 2, 4, 8], max_error_rate=1)
     assert found.trial.verdict.word is VerdictStatus.OK
     assert found.trial.verdict.reason.endswith("stopped early")
-    assert found.result.stopped.startswith("stopped after 4 at once")
+    assert found.result.stopped.startswith("stopped after concurrency 4")
     allowed = failing("http_500@15-", concurrency=[1, 2, 4, 8], max_error_rate=1, stop_success_rate=0)
     assert [level.concurrency for level in allowed.result.levels] == [1, 2, 4, 8]
 
@@ -163,14 +164,16 @@ def test_a_latency_past_all_patience_stops_the_sweep_too():
     found = swept({"concurrency": [1, 8, 12], "stop_latency": "300ms"})
     assert [load.concurrency for load in found.harness.fired] == [1, 8]
     assert "latency p50" in found.result.stopped
-    assert "(stop_latency=0.3); 12 at once not measured" in found.result.stopped
+    assert "(stop_latency=0.3); concurrency 12 not measured" in found.result.stopped
     assert found.trial.verdict.word is VerdictStatus.OK
 
 
 def test_a_level_that_was_not_measured_has_not_met_its_limits():
     found = swept({"concurrency": [1, 8, 12], "stop_latency": "300ms", "min_tps": 1})
     assert found.trial.verdict.word is VerdictStatus.BROKEN
-    assert found.trial.verdict.reason.startswith("12 at once: not measured: stopped after 8 at once: latency p50")
+    assert found.trial.verdict.reason.startswith(
+        "concurrency 12: not measured: stopped after concurrency 8: latency p50"
+    )
 
 
 def test_a_stop_ends_its_curve_and_not_the_others():
@@ -182,10 +185,12 @@ def test_a_stop_ends_its_curve_and_not_the_others():
 def test_an_invalid_level_makes_the_whole_sweep_invalid_and_says_where():
     found = swept({"concurrency": [1, 2]}, sim=msgspec.structs.replace(QUICK, eos_after=4))
     assert found.trial.verdict.word is VerdictStatus.INVALID
-    assert found.trial.verdict.reason.startswith("1 at once: not a valid measurement: 12 of 12 responses ended before")
+    assert found.trial.verdict.reason.startswith(
+        "concurrency 1: not a valid measurement: 12 of 12 responses ended before"
+    )
     (problem,) = found.trial.verdict.problems
-    assert problem.text.startswith("1 at once: 12 of 12 responses ended before")
-    assert problem.text.endswith("(and 2 at once)")
+    assert problem.text.startswith("concurrency 1: 12 of 12 responses ended before")
+    assert problem.text.endswith("(and concurrency 2)")
 
 
 def test_a_model_that_is_missing_is_missed_before_anything_is_measured():
@@ -206,7 +211,7 @@ def test_each_level_has_a_history_of_its_own(tmp_path):
     assert judged == {(f"{level} at once", metric) for level in (1, 2) for metric in ("tps", "ttft")}
     worse = swept(words, settings=settings, sim=msgspec.structs.replace(QUICK, scaling=0.1))
     assert worse.trial.verdict.word is VerdictStatus.REGRESSED
-    assert worse.trial.verdict.reason.startswith("2 at once: tps")
+    assert worse.trial.verdict.reason.startswith("concurrency 2: tps")
     assert worse.harness.fresh == [True] * len(worse.harness.fired)
     assert [level.concurrency for level in worse.result.levels] == [1, 2]
 

@@ -44,7 +44,7 @@ def test_every_server_behind_the_address_has_the_model_before_the_load(run, slow
     result.assert_outcomes(passed=1)
     waits = [sample["load_duration_ns"] or 0 for sample in result.test["loads"][0]["samples"]]
     assert max(waits) < 200e6
-    assert not [problem for problem in result.test["problems"] if problem["spoils"]]
+    assert not [problem for problem in result.test["problems"] if problem["invalidates"]]
 
 
 STREAM = """

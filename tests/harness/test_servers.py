@@ -162,7 +162,7 @@ def test_a_server_down_is_told_with_its_requests():
     )
     problem = named(run)["server down"]
     assert problem.text == f"{B} was down before the load: 1 of its 1 request failed (nothing answers)"
-    assert not problem.spoils
+    assert not problem.invalidates
 
 
 def test_a_server_left_out_is_told_and_expected_to_do_nothing():
@@ -177,7 +177,7 @@ def test_a_server_left_out_is_told_and_expected_to_do_nothing():
 
 
 @pytest.mark.parametrize(
-    ("changed", "spoils"),
+    ("changed", "invalidates"),
     [
         ({"model_digest": "d2"}, True),
         ({"context_length": 2048}, True),
@@ -186,7 +186,7 @@ def test_a_server_left_out_is_told_and_expected_to_do_nothing():
         ({"vram_share": 0.5}, False),
     ],
 )
-def test_servers_that_differ_are_named(changed, spoils):
+def test_servers_that_differ_are_named(changed, invalidates):
     run = several(
         sample(0, url=A),
         sample(1, url=B),
@@ -194,7 +194,7 @@ def test_servers_that_differ_are_named(changed, spoils):
         b=ServerInfo(fingerprint=known(**changed)),
     )
     problem = named(run)["servers differ"]
-    assert problem.spoils is spoils
+    assert problem.invalidates is invalidates
     assert problem.text.startswith(f"{B} is not like {A}: ")
 
 

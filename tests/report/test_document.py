@@ -18,7 +18,7 @@ from report_makers import COUNTERS, MS, TEST, WORKLOAD, load, result, row, sampl
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import ModelState
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
-from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.metrics.definitions import METRICS, STATS
 from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, build_report_schema, write_report
 
@@ -42,7 +42,7 @@ def test_a_test_stands_with_its_verdict():
             VerdictStatus.BROKEN,
             "tps 84.1 /s, limit >= 150 /s: 44 % below",
             rows=(row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),),
-            problems=(Problem(name="short", text="2 answers ended early", spoils=False),),
+            problems=(Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),),
             hints=("OLLAMA_NUM_PARALLEL is probably 1",),
             loads=[],
         )
@@ -75,7 +75,14 @@ def test_a_test_stands_with_its_verdict():
                         "where": "",
                     }
                 ],
-                "problems": [{"name": "short", "text": "2 answers ended early", "spoils": False}],
+                "problems": [
+                    {
+                        "code": "short_outputs",
+                        "name": "short outputs",
+                        "text": "2 answers ended early",
+                        "invalidates": False,
+                    }
+                ],
                 "hints": ["OLLAMA_NUM_PARALLEL is probably 1"],
                 "changed": [],
                 "accept": "",

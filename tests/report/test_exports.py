@@ -120,7 +120,11 @@ def test_benchstat_gets_the_lines_that_ollamas_bench_prints():
 
 def test_loads_of_one_test_are_told_apart_and_the_next_test_is_not_of_the_last():
     lines = exports.export_benchstat(SWEPT).decode().splitlines()
-    assert [line for line in lines if line.startswith("load:")] == ["load: 1 at once", "load: 2 at once", "load:"]
+    assert [line for line in lines if line.startswith("load:")] == [
+        "load: concurrency 1",
+        "load: concurrency 2",
+        "load:",
+    ]
 
 
 @pytest.mark.skipif(BENCHSTAT is None, reason="benchstat is not installed")
@@ -180,7 +184,7 @@ def test_every_session_is_in_bencher_metric_format(document):
 
 
 def test_bencher_tells_the_levels_of_a_sweep_apart():
-    assert list(json.loads(exports.export_bencher(SWEPT))) == [f"{TEST} (1 at once)", f"{TEST} (2 at once)"]
+    assert list(json.loads(exports.export_bencher(SWEPT))) == [f"{TEST} (concurrency 1)", f"{TEST} (concurrency 2)"]
 
 
 def test_an_infinite_time_is_left_out_of_json_and_the_error_rate_tells_of_it():

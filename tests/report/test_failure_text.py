@@ -10,7 +10,7 @@ from report_makers import FINGERPRINT, WORKLOAD, load, result, row, sample
 
 from pytest_ollama_perf.core.run import Fingerprint
 from pytest_ollama_perf.core.sample import Outcome, Phase
-from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.report.terminal import format_failure
 
 LIMITS = (
@@ -60,7 +60,7 @@ def test_a_broken_limit_reads_as_promised():
                                limit        now          95% CI
           x tps            >= 150 /s    84.1 /s     82 .. 86 /s
             latency p95     <= 2.5 s      1.2 s    1.1 .. 1.4 s
-          20 requests, 4 at once, 4 warm-up dropped, 3 errors
+          20 requests, concurrency 4, 4 warm-up dropped, 3 errors
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
           errors: 3 first_token_timeout, e.g. "no token within 2 s"
           hint: requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1
@@ -85,7 +85,8 @@ def test_a_regression_reads_as_promised():
                         baseline        now    change         95% CI    margin
           x ttft p50      182 ms     231 ms    +26.9%    +21 .. +33%      +20%
             tps          84.1 /s    83.7 /s     -0.5%     -3 ..  +2%       -5%
-          3 runs x 20 requests, 4 at once, 12 warm-up dropped, 0 errors; 12 stored runs
+          3 runs x 20 requests, concurrency 4, 12 warm-up dropped,
+          0 errors; 12 stored runs
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
           changed since the baseline: ollama 0.32.10 -> 0.32.15
           to accept: pytest-ollama-perf accept test_chat_speed --why "..."
@@ -149,18 +150,20 @@ def test_an_infinite_change_is_drawn():
 def test_problems_are_listed_with_what_to_do():
     found = (
         Problem(
-            name="reloaded", text="3 requests loaded the model again; keep the server for the measurement", spoils=True
+            code=ProblemCode.MODEL_RELOADED,
+            text="3 requests loaded the model again; keep the server for the measurement",
+            invalidates=True,
         ),
-        Problem(name="short", text="2 answers ended early", spoils=False),
+        Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),
     )
     assert format_failure(result(VerdictStatus.INVALID, "the model was reloaded", problems=found)) == text(
         """
         the model was reloaded
 
-          x reloaded: 3 requests loaded the model again; keep the server for the
+          x model reloaded: 3 requests loaded the model again; keep the server for the
             measurement
-          - short: 2 answers ended early
-          20 requests, 4 at once, 4 warm-up dropped, 0 errors
+          - short outputs: 2 answers ended early
+          20 requests, concurrency 4, 4 warm-up dropped, 0 errors
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
         """
     )
@@ -172,7 +175,7 @@ def test_an_aborted_load_says_what_was_measured_until_then():
         """
         stopped after 12 s (Ctrl-C)
           measured until then:
-          2 requests, 4 at once, 0 errors
+          2 requests, concurrency 4, 0 errors
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
         """
     )
@@ -200,16 +203,16 @@ def test_whatever_was_left_out_is_counted():
     late = sample(5, outcome=Outcome.LATE, attempt=2)
     cancelled = sample(6, outcome=Outcome.CANCELLED)
     drawn = format_failure(result(VerdictStatus.BROKEN, REASON, [load([short, late, cancelled])]))
-    assert "  2 requests, 4 at once, 1 late, 1 cancelled, 1 retried, 1 cached, 1 short," in drawn.splitlines()
+    assert "  2 requests, concurrency 4, 1 late, 1 cancelled, 1 retried, 1 cached, 1 short," in drawn.splitlines()
     assert "  1 error" in drawn.splitlines()
 
 
 def test_loads_of_different_size_have_their_own_lines_and_one_environment():
     wider = msgspec.structs.replace(WORKLOAD, concurrency=8)
     assert format_failure(result(VerdictStatus.BROKEN, REASON, [load(), load(workload=wider)])).splitlines()[1:] == [
-        "  20 requests, 4 at once, 4 warm-up dropped, 0 errors",
+        "  20 requests, concurrency 4, 4 warm-up dropped, 0 errors",
         "  ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU",
-        "  20 requests, 8 at once, 4 warm-up dropped, 0 errors",
+        "  20 requests, concurrency 8, 4 warm-up dropped, 0 errors",
     ]
 
 
@@ -223,7 +226,7 @@ def test_many_loads_are_counted_not_listed():
 def test_an_open_loop_and_a_duration_are_named():
     timed = msgspec.structs.replace(WORKLOAD, concurrency=None, rate=2.5, requests=None, duration_s=30.0, cold=True)
     drawn = format_failure(result(VerdictStatus.BROKEN, REASON, [load(workload=timed)])).splitlines()
-    assert drawn[1] == "  20 requests, 2.5 a second (poisson), for 30 s, on a cold model,"
+    assert drawn[1] == "  20 requests, 2.5 requests/s (poisson), for 30 s, on a cold model,"
 
 
 def test_a_partly_offloaded_model_and_one_on_the_cpu_are_told_apart():
@@ -238,7 +241,7 @@ def test_a_partly_offloaded_model_and_one_on_the_cpu_are_told_apart():
 
 def test_an_empty_fingerprint_leaves_no_line():
     drawn = format_failure(result(VerdictStatus.BROKEN, REASON, [load(fingerprint=Fingerprint())]))
-    assert drawn.splitlines()[-1] == "  20 requests, 4 at once, 4 warm-up dropped, 0 errors"
+    assert drawn.splitlines()[-1] == "  20 requests, concurrency 4, 4 warm-up dropped, 0 errors"
 
 
 def test_a_long_command_breaks_between_words_and_can_be_copied():

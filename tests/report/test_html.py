@@ -72,7 +72,7 @@ def test_a_test_stands_with_its_verdict_its_reason_and_its_numbers():
         "ttft +26.9 % (182 ms -> 231 ms), margin 20 %",
         "ttft 182 ms 231 ms +26.9 % +21 % to +33 % +20 % regressed",
         "tps >= 80 /s 84.1 /s 82 /s to 86 /s ok",
-        "short : 2 answers ended early",
+        "short outputs : 2 answers ended early",
         "ollama 0.32.10 -> 0.32.15",
         "Hint: requests ran one at a time",
         'pytest-ollama-perf accept test_chat_speed --why "..."',
@@ -213,17 +213,17 @@ SWEEP = {
         {
             "at": {},
             "knee": {"axis": "concurrency", "at": 2, "reached": True},
-            "avalanche": {"at": 4},
+            "saturation": {"at": 4},
             "levels": [
                 {"at": {"concurrency": at}, "throughput": 10.0 * at, "throughput_ci": [9.0, 41.0], "ttft_mean_s": 0.1}
                 for at in (1, 2, 4)
             ],
         }
     ],
-    "text": ["  knee: 2 at once"],
+    "text": ["  knee: concurrency 2"],
 }
 COLD = {
-    "kind": "coldstart",
+    "kind": "cold_start",
     "starts": [{"cold_ttft_s": 2.0, "warm_ttft_s": 0.1, "load_time_s": 1.5}],
 }
 UNKNOWN = {"kind": "telepathy", "text": ["  what it says"]}
@@ -235,10 +235,10 @@ def with_findings(*findings):
     return msgspec.structs.replace(document, tests=tests)
 
 
-def test_a_sweep_is_drawn_with_its_knee_and_its_avalanche():
+def test_a_sweep_is_drawn_with_its_knee_and_its_saturation():
     throughput, ttft = build_page(with_findings(SWEEP)).tests[0].charts[:2]
     assert [(row[1], row[5]) for row in throughput.rows] == [(1, None), (2, "knee"), (4, None)]
-    assert [(row[2], row[5]) for row in ttft.rows] == [(100.0, None), (100.0, None), (100.0, "avalanche")]
+    assert [(row[2], row[5]) for row in ttft.rows] == [(100.0, None), (100.0, None), (100.0, "saturation")]
 
 
 def test_cold_starts_stand_beside_warm_ones():

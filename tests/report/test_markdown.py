@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_makers import load, result, row, sample
 
-from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.report.document import ReportMeta
 from pytest_ollama_perf.report.markdown import (
     MAX_COMMENT_BYTES,
@@ -39,7 +39,7 @@ BROKEN = result(
             gating=False,
         ),
     ),
-    problems=(Problem(name="short", text="2 answers ended early", spoils=False),),
+    problems=(Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),),
     hints=("OLLAMA_NUM_PARALLEL is probably 1",),
     changed=("ollama 0.32.10 -> 0.32.15",),
     accept='pytest-ollama-perf accept test_chat_speed --why "..."',
@@ -65,7 +65,7 @@ ollama 0.32.15, llama3.2:3b Q4\_K\_M
 
 **tps 84.1 /s, limit &gt;= 150 /s: 44 % below**
 
-- short: 2 answers ended early
+- short outputs: 2 answers ended early
 
 | number | now | limit or baseline | change | margin | verdict |
 | --- | --: | --: | --: | --: | --- |

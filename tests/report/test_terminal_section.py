@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_makers import FINGERPRINT, TEST, WORKLOAD, load, result, row, sample
 
 from pytest_ollama_perf.core.sample import Outcome
-from pytest_ollama_perf.core.verdict import Problem, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.report.tables import count_columns
 from pytest_ollama_perf.report.terminal import LineStyle, build_section, format_failure, format_header
 
@@ -33,14 +33,14 @@ def test_the_section_reads_as_promised():
         tests/test_chat.py::test_chat_speed                                           ok
           tps 110 /s, throughput 147 /s, qps 13.3 /s, ttft p50 200 ms / p95 200 ms,
           latency p95 300 ms, queue p50 8 ms
-          20 requests, 4 at once, 4 warm-up dropped, 0 errors
+          20 requests, concurrency 4, 4 warm-up dropped, 0 errors
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
 
         tests/test_chat.py::test_chat_speed                                       broken
           tps 84.1 /s, limit >= 150 /s: 44 % below
           tps 110 /s, throughput 147 /s, qps 13.3 /s, ttft p50 200 ms / p95 200 ms,
           latency p95 300 ms, queue p50 8 ms
-          20 requests, 4 at once, 4 warm-up dropped, 0 errors
+          20 requests, concurrency 4, 4 warm-up dropped, 0 errors
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
           hint: requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1
 
@@ -101,7 +101,7 @@ def test_every_number_stands_in_the_verbose_table():
           error_rate %               5
             95% CI from          0.127
             95% CI to             24.9
-          20 requests, 4 at once, 1 error
+          20 requests, concurrency 4, 1 error
           ollama 0.32.15, llama3.2:3b Q4_K_M, num_ctx 4096, 100 % GPU
           errors: 1 busy, e.g. "server busy"
 
@@ -118,7 +118,7 @@ def test_a_wait_of_many_seconds_is_shown_in_seconds():
 
 def test_each_of_several_loads_has_its_own_table():
     text = drawn(result(loads=[load(), load()]), verbosity=1)
-    assert "  load 1 of 2: 20 requests, 4 at once, 4 warm-up dropped, 0 errors" in text.splitlines()
+    assert "  load 1 of 2: 20 requests, concurrency 4, 4 warm-up dropped, 0 errors" in text.splitlines()
     assert text.count("95% CI from") == 2 * drawn(result(), verbosity=1).count("95% CI from")
 
 
@@ -207,6 +207,8 @@ def results(draw):
     keys = st.sampled_from(["tps", "throughput_whole", "prefill_tps", "latency", "error_rate"])
     ends = dict.fromkeys(("bound", "baseline", "change", "low", "high", "margin"), numbers)
     one_row = st.builds(row, keys, st.sampled_from(["", "p95"]), words, value=finite, op=st.just(">="), **ends)
+    quoted = st.text("ab ", max_size=28).map(lambda text: f"'{text}'")
+    command_words = st.text("ab-", max_size=30) | quoted
     rows = draw(st.lists(one_row, max_size=3))
     return result(
         draw(words),
@@ -214,10 +216,10 @@ def results(draw):
         [made],
         draw(nasty),
         rows=tuple(rows),
-        problems=(Problem(name=draw(nasty), text=draw(nasty), spoils=draw(st.booleans())),),
+        problems=(Problem(code=draw(st.sampled_from(ProblemCode)), text=draw(nasty), invalidates=draw(st.booleans())),),
         hints=(draw(nasty),),
         changed=(draw(nasty),),
-        accept=draw(st.lists(st.text("ab-'\" ", max_size=30), max_size=9).map(" ".join)),
+        accept=draw(st.lists(command_words, max_size=9).map(" ".join)),
         stored=draw(st.none() | st.integers(0, 20)),
     )
 

@@ -24,7 +24,7 @@ from pytest_ollama_perf.report.tables import clean
 
 FindingData = Mapping[str, Any]
 
-_AXIS_TITLES = MappingProxyType({"concurrency": "requests at once", "rate": "requests a second"})
+_AXIS_TITLES = MappingProxyType({"concurrency": "concurrency", "rate": "requests/s"})
 
 
 def build_finding_charts(findings: Iterable[FindingData]) -> Iterator[Chart]:
@@ -67,11 +67,11 @@ def _build_throughput_rows(axis: str, curve: FindingData) -> Iterator[Sequence[C
 
 
 def _build_ttft_rows(axis: str, curve: FindingData) -> Iterator[Sequence[Cell]]:
-    avalanche = curve.get("avalanche") or {}
+    saturation = curve.get("saturation") or {}
     for level in curve["levels"]:
         if (value := level.get("ttft_mean_s")) is not None:
             low, high = (end if end is not None else value for end in level.get("ttft_mean_ci_s") or (value, value))
-            mark = "avalanche" if level["at"][axis] == avalanche.get("at") else None
+            mark = "saturation" if level["at"][axis] == saturation.get("at") else None
             yield _format_curve_name(curve), level["at"][axis], value * 1e3, low * 1e3, high * 1e3, mark
 
 
@@ -102,7 +102,7 @@ def _build_start_rows(number: int, start: FindingData) -> Iterator[Sequence[Cell
 
 
 _CHART_BUILDERS: Mapping[str, Callable[[FindingData], Iterator[Chart]]] = MappingProxyType(
-    {"sweep": _build_sweep_charts, "coldstart": _build_cold_start_charts}
+    {"sweep": _build_sweep_charts, "cold_start": _build_cold_start_charts}
 )
 
 

@@ -107,7 +107,7 @@ def draw_timeline(says: str, lanes: int, rows: Sequence[Sequence[Cell]]) -> Char
 
 
 def draw_curve(title: str, says: str, axis: str, value: str, rows: Sequence[Sequence[Cell]]) -> Chart:
-    """Return a number along the levels of a sweep, with its interval and the marks of knee and avalanche.
+    """Return a number along the levels of a sweep, with its interval and the marks of knee and saturation.
 
     Rows are ``(curve, level, value, low, high, mark)``.
     """

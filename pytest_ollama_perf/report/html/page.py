@@ -142,7 +142,7 @@ def _build_test_view(number: int, test: TestEntry, budget: _ChartLimits) -> Test
         highlights=tuple(_build_highlights(test.loads)),
         limits=list(_build_limit_rows([row for row in test.rows if row.bound is not None])),
         history=list(_build_change_rows([row for row in test.rows if row.bound is None])),
-        problems=tuple((each.name, each.text, each.spoils) for each in test.problems),
+        problems=tuple((each.name, each.text, each.invalidates) for each in test.problems),
         changed=test.changed,
         hints=test.hints,
         accept=clean(test.accept, 4000),
@@ -281,7 +281,11 @@ def _build_load_views(
 def _describe_load(load: LoadEntry) -> Iterator[str]:
     workload = load.workload
     yield f"{format_count(load.requests, 'request')}, {load.ok} ok, {load.warmup} warm-up dropped"
-    yield f"{workload.rate:g} a second ({workload.arrival.value})" if workload.rate else f"{workload.clients} at once"
+    yield (
+        f"{workload.rate:g} requests/s ({workload.arrival.value})"
+        if workload.rate
+        else f"concurrency {workload.clients}"
+    )
     yield (
         f"{load.prompt_tokens} prompt and {load.output_tokens} output tokens in {format_value('latency', load.wall_s)}"
     )
