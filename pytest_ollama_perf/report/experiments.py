@@ -128,7 +128,7 @@ def _describe_curve(axis: str, curve: Curve) -> Iterator[str]:
     if saturation := curve.saturation:
         yield (
             f"saturation: from {_format_axis_point(axis, saturation.after)} to "
-            f"{_format_axis_point(axis, saturation.at)} the load grew "
+            f"{format_number(saturation.at)} the load grew "
             f"{format_number(saturation.load_growth, 2)}-fold, the mean TTFT {_format_growth(saturation.ttft_growth)} "
             f"to {_format_time(saturation.ttft_s)}"
         )
@@ -145,7 +145,7 @@ def _describe_knee(axis: str, curve: Curve) -> str:
     metric = "qps" if curve.levels[0].throughput is None else "throughput"
     speed = f"{format_number(knee.throughput)} {'requests' if metric == 'qps' else 'tokens'}/s"
     if len(curve.levels) == 1:
-        return f"knee: one level cannot tell; it made {speed}"
+        return f"knee: at least two levels are needed; this one reached {speed}"
     if not knee.reached:
         return f"knee: not reached, {_format_axis_point(axis, knee.at)} still brought more ({speed})"
     between = f", between {format_number(knee.after)} and {format_number(knee.at)}" if knee.after is not None else ""
@@ -153,7 +153,7 @@ def _describe_knee(axis: str, curve: Curve) -> str:
 
 
 def _format_growth(growth: float) -> str:
-    return "beyond all bounds" if math.isinf(growth) else f"{format_number(growth, 2)}-fold"
+    return "without limit" if math.isinf(growth) else f"{format_number(growth, 2)}-fold"
 
 
 def _format_axis_point(axis: str, value: float) -> str:

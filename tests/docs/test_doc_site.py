@@ -22,6 +22,7 @@ from pytest_ollama_perf import cli
 from pytest_ollama_perf.client.response import UPSTREAM_HEADERS
 from pytest_ollama_perf.config.load_options import list_option_names
 from pytest_ollama_perf.config.settings import OPTIONS, Settings
+from pytest_ollama_perf.core.verdict import ProblemCode
 from pytest_ollama_perf.experiments import load_reader
 from pytest_ollama_perf.metrics.definitions import METRICS
 from pytest_ollama_perf.simulator.url import URL_PARAMETERS

@@ -208,7 +208,7 @@ def test_each_level_has_a_history_of_its_own(tmp_path):
     assert verdicts[0].word is VerdictStatus.NEW
     assert verdicts[-1].word is VerdictStatus.OK
     judged = {(row.where, row.metric) for row in verdicts[-1].rows if row.baseline is not None and row.gating}
-    assert judged == {(f"{level} at once", metric) for level in (1, 2) for metric in ("tps", "ttft")}
+    assert judged == {(f"concurrency {level}", metric) for level in (1, 2) for metric in ("tps", "ttft")}
     worse = swept(words, settings=settings, sim=msgspec.structs.replace(QUICK, scaling=0.1))
     assert worse.trial.verdict.word is VerdictStatus.REGRESSED
     assert worse.trial.verdict.reason.startswith("concurrency 2: tps")
