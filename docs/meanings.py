@@ -141,6 +141,7 @@ OUTCOMES = {
     "busy": "status 503: the server's queue is full",
     "server_error": "an error object after a status of 200",
     "late": "still unfinished when the drain after the deadline ended",
+    "client_error": "an exception of this client; it counts as a failed request",
     "cancelled": "the load was stopped by Ctrl-C or SIGTERM",
 }
 

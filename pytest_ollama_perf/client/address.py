@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import httpx
 
@@ -35,11 +36,6 @@ class Address:
         """The base URL, without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
-
-    @property
-    def display(self) -> str:
-        """What may be shown to anybody; credentials are never part of it."""
-        return self.url
 
 
 def parse_address(given: str) -> Address:
@@ -193,3 +189,48 @@ def _check_header(name: str, value: str) -> None:
         raise ConfigError(f"header '{name}' is set by this client and cannot be given")
     if not _HEADER_VALUE.fullmatch(value) or not value.isascii():
         raise ConfigError(f"the value of header '{name}' holds a line break, control or non-ASCII character")
+
+
+_MASK = "***"
+_MIN_SUBSTRING = 8
+"""Shorter secrets are hidden only where they are whole words: hiding every ``a`` would ruin the text."""
+
+
+class SecretMask:
+    """Hides the credentials of one server in texts that the server sent."""
+
+    def __init__(self, access: Access, address: Address) -> None:
+        secrets = sorted(_collect_secrets(access, address), key=len, reverse=True)
+        self._secrets = tuple(secrets)
+        self._pattern = re.compile("|".join(map(_build_secret_pattern, secrets))) if secrets else None
+
+    def apply(self, text: str) -> str:
+        """Return ``text`` with ``***`` in place of every secret, also where the text was cut inside one."""
+        if self._pattern is None or not text:
+            return text
+        shown = self._pattern.sub(_MASK, text)
+        return self._hide_cut_secret(shown) if shown.endswith("…") else shown
+
+    def _hide_cut_secret(self, text: str) -> str:
+        kept = text[:-1]
+        for secret in self._secrets:
+            for size in range(len(secret) - 1, 3, -1):
+                if kept.endswith(secret[:size]):
+                    return f"{kept[:-size]}{_MASK}…"
+        return text
+
+
+def _build_secret_pattern(secret: str) -> str:
+    escaped = re.escape(secret)
+    return escaped if len(secret) >= _MIN_SUBSTRING else rf"(?<!\w){escaped}(?!\w)"
+
+
+def _collect_secrets(access: Access, address: Address) -> set[str]:
+    plain = {access.bearer, *(value.strip() for _, value in access.headers)}
+    for name, value in access.headers:
+        if name.lower() in ("authorization", "proxy-authorization"):
+            plain.add(value.strip().partition(" ")[2].strip())
+    if address.auth is not None:
+        plain |= {address.auth[1], base64.b64encode(":".join(address.auth).encode()).decode()}
+    plain.discard("")
+    return plain | {quote(secret, safe="") for secret in plain}

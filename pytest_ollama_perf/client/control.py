@@ -254,7 +254,7 @@ class ControlClient:
             if self._clock() >= deadline:
                 raise ServerError(
                     f"model '{sanitize(model, 100)}' is still loaded {timeout_s:g} s after it was unloaded on "
-                    f"{self.address.display}; is something else using it?"
+                    f"{self.address.url}; is something else using it?"
                 )
             self._sleep(_UNLOAD_POLL_S)
 
@@ -300,13 +300,13 @@ class ControlClient:
             if len(answer) > limit:
                 if not response.is_success:
                     break
-                raise ServerError(f"{self.address.display} answers with more than {limit} bytes; is this Ollama?")
+                raise ServerError(f"{self.address.url} answers with more than {limit} bytes; is this Ollama?")
             if self._clock() > deadline:
                 raise httpx.ReadTimeout("the answer does not end")
         return bytes(answer[:limit])
 
     def _make_connection_error(self, error: Exception, path: str, timeout_s: float) -> ServerError:
-        where = self.address.display
+        where = self.address.url
         if isinstance(error, httpx.ConnectTimeout):
             return ServerUnreachableError(
                 f"nothing answers at {where} within {min(timeout_s, self._timeout_s):g} s; {_START_HINT}"
@@ -324,12 +324,10 @@ class ControlClient:
     def _make_foreign_error(self, path: str, content_type: str, answer: bytes, error: Exception) -> ServerError:
         is_html = "html" in content_type.lower() or answer.lstrip()[:1] == b"<"
         what = "an HTML page" if is_html else sanitize(str(error), 150)
-        return ServerUnreachableError(
-            f"what answers at {self.address.display}{path} is not Ollama: {what}; {_START_HINT}"
-        )
+        return ServerUnreachableError(f"what answers at {self.address.url}{path} is not Ollama: {what}; {_START_HINT}")
 
     def _make_status_error(self, refused: _HttpStatusError, path: str, model: str) -> ServerError:
-        where = self.address.display
+        where = self.address.url
         if refused.status in (401, 407):
             return ServerError(
                 f"{where} asks for credentials (HTTP {refused.status}); set OLLAMA_API_KEY for a bearer token or give "
@@ -353,7 +351,7 @@ class ControlClient:
         has = ", ".join(sanitize(other, 60) for other in find_similar_models(model, installed))
         more = "" if len(installed) <= 3 else f" and {len(installed) - 3} more"
         return ModelNotFoundError(
-            f"model '{name}' is not on {self.address.display}; type: ollama pull {name}"
+            f"model '{name}' is not on {self.address.url}; type: ollama pull {name}"
             + (f"; it has {has}{more}" if has else "; it has no models at all")
         )
 

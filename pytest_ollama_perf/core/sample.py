@@ -23,6 +23,7 @@ class Outcome(str, enum.Enum):
     BUSY = "busy"  # 503: the queue of the server is full
     SERVER_ERROR = "server_error"  # an error object after a status of 200
     LATE = "late"  # still unfinished when the drain after the deadline ended
+    CLIENT_ERROR = "client_error"  # an exception of this client; counts as failed
     CANCELLED = "cancelled"  # the load was stopped (Ctrl-C, SIGTERM)
 
 

@@ -115,7 +115,7 @@ class Harness:
             address = parse_address(running or self._stack.enter_context(start_simulator(place)).url)
             usual = place.models[0].full_name
             return TargetServer(url.partition("#")[0], address, self._open_control(address), usual, parse_weight(url))
-        return TargetServer(place.display, place, self._open_control(place), weight=parse_weight(url))
+        return TargetServer(place.url, place, self._open_control(place), weight=parse_weight(url))
 
     def _open_control(self, address: Address) -> ControlClient:
         return self._stack.enter_context(ControlClient(address, self._access))

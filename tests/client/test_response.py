@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.client import response as exchange_module
-from pytest_ollama_perf.client.response import MAX_HEADER_BYTES, MAX_LINE_BYTES, Exchange
+from pytest_ollama_perf.client import body as body_module
+from pytest_ollama_perf.client.body import MAX_LINE_BYTES
+from pytest_ollama_perf.client.exchange import Exchange, compute_deadline
+from pytest_ollama_perf.client.response import MAX_HEADER_BYTES
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts
 from pytest_ollama_perf.loadgen.backend import Request
@@ -50,12 +52,12 @@ def answer(*reads, closed=None, **kind):
     """The sample of ``reads``, which arrive at 1010, 1020, ... and are read 3 later; ``closed`` says how it broke."""
     exchange = begin(**kind)
     for number, data in enumerate(reads, 1):
-        if not exchange.finished:
-            exchange.receive(data, 1000 + 10 * number, 1003 + 10 * number)
+        if not exchange.response.finished:
+            exchange.response.receive(data, 1000 + 10 * number, 1003 + 10 * number)
     if closed is not None:
-        exchange.on_connection_closed(5000, closed)
-    assert exchange.finished
-    return exchange.build_sample()
+        exchange.response.on_connection_closed(5000, closed)
+    assert exchange.response.finished
+    return exchange.build_sample(str)
 
 
 def whole(body, status=b"200 OK", content_type=b"application/json"):
@@ -292,11 +294,11 @@ def test_a_line_may_have_8_mib_and_not_a_byte_more():
 
 def test_a_line_without_end_is_stopped_at_the_limit():
     exchange = begin()
-    exchange.receive(HEAD, 1010, 1010)
+    exchange.response.receive(HEAD, 1010, 1010)
     for _ in range(MAX_LINE_BYTES // 65_536 + 1):
-        exchange.receive(chunk(b"x" * 65_536), 1020, 1020)
-    assert exchange.outcome is Outcome.MALFORMED
-    assert not exchange.reusable
+        exchange.response.receive(chunk(b"x" * 65_536), 1020, 1020)
+    assert exchange.response.outcome is Outcome.MALFORMED
+    assert not exchange.response.reusable
 
 
 @pytest.mark.parametrize("prefix", [b"HTTP/1.1 200 OK\r\nX: ", HEAD + chunk(token("a")) + b"0\r\nX: "])
@@ -307,7 +309,7 @@ def test_headers_and_trailers_without_end_are_stopped(prefix):
 
 
 def test_a_stream_without_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(exchange_module, "MAX_STREAM_OBJECTS", 3)
+    monkeypatch.setattr(body_module, "MAX_STREAM_OBJECTS", 3)
     assert answer(HEAD, *[chunk(token("a"))] * 4).error == "a stream of more than 3 tokens"
 
 
@@ -360,10 +362,10 @@ def test_an_interim_answer_is_passed_over():
 )
 def test_a_connection_serves_again_only_after_an_answer_that_ended_in_order(data, reusable):
     exchange = begin()
-    exchange.receive(data, 1010, 1010)
-    assert exchange.finished
-    assert exchange.reusable is reusable
-    assert exchange.build_sample().line_count <= 4
+    exchange.response.receive(data, 1010, 1010)
+    assert exchange.response.finished
+    assert exchange.response.reusable is reusable
+    assert exchange.build_sample(str).line_count <= 4
 
 
 def test_the_upstream_is_named_from_the_most_telling_header():
@@ -373,24 +375,28 @@ def test_the_upstream_is_named_from_the_most_telling_header():
 
 def test_a_stamp_older_than_the_send_gives_way_to_the_time_of_the_read():
     exchange = begin()
-    exchange.receive(HEAD + chunk(token("a")), 900, 1100)
-    exchange.receive(chunk(token("b")), 1050, 1200)
-    exchange.receive(chunk(FINAL) + END, 1300, 1301)
-    sample = exchange.build_sample()
+    exchange.response.receive(HEAD + chunk(token("a")), 900, 1100)
+    exchange.response.receive(chunk(token("b")), 1050, 1200)
+    exchange.response.receive(chunk(FINAL) + END, 1300, 1301)
+    sample = exchange.build_sample(str)
     assert (sample.header_ns, sample.chunk_ns, sample.done_ns, sample.read_lag_ns) == (1100, (1100, 1100), 1300, 1)
+
+
+def deadline(exchange):
+    return compute_deadline(exchange.response, exchange.request.timeouts)
 
 
 def test_deadlines_follow_what_has_come():
     second = 10**9
     exchange = begin(first_token_s=5, idle_s=2, total_s=9)
-    assert exchange.compute_deadline() == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
-    exchange.receive(HEAD + chunk(token("")), second, second)
-    assert exchange.compute_deadline() == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
-    exchange.receive(chunk(token("a")), 4 * second, 4 * second)
-    assert exchange.compute_deadline() == (6 * second, Outcome.IDLE_TIMEOUT)
-    exchange.receive(chunk(token("b")), 8 * second, 8 * second)
-    assert exchange.compute_deadline() == (1000 + 9 * second, Outcome.TOTAL_TIMEOUT)
-    assert begin(stream=False, first_token_s=5, total_s=9).compute_deadline() == (
+    assert deadline(exchange) == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
+    exchange.response.receive(HEAD + chunk(token("")), second, second)
+    assert deadline(exchange) == (1000 + 5 * second, Outcome.FIRST_TOKEN_TIMEOUT)
+    exchange.response.receive(chunk(token("a")), 4 * second, 4 * second)
+    assert deadline(exchange) == (6 * second, Outcome.IDLE_TIMEOUT)
+    exchange.response.receive(chunk(token("b")), 8 * second, 8 * second)
+    assert deadline(exchange) == (1000 + 9 * second, Outcome.TOTAL_TIMEOUT)
+    assert deadline(begin(stream=False, first_token_s=5, total_s=9)) == (
         1000 + 9 * second,
         Outcome.TOTAL_TIMEOUT,
     )
@@ -398,10 +404,10 @@ def test_deadlines_follow_what_has_come():
 
 def test_a_failure_that_comes_later_does_not_change_the_outcome():
     exchange = begin()
-    exchange.fail(Outcome.IDLE_TIMEOUT, "first", 2000)
-    exchange.fail(Outcome.CANCELLED, "second", 3000)
-    exchange.on_connection_closed(4000)
-    sample = exchange.build_sample()
+    exchange.response.fail(Outcome.IDLE_TIMEOUT, "first", 2000)
+    exchange.response.fail(Outcome.CANCELLED, "second", 3000)
+    exchange.response.on_connection_closed(4000)
+    sample = exchange.build_sample(str)
     assert (sample.outcome, sample.error, sample.done_ns) == (Outcome.IDLE_TIMEOUT, "first", 2000)
 
 
@@ -419,16 +425,16 @@ def replay(pair):
     exchange = begin(endpoint=endpoint, stream=chunked)
     head = f"HTTP/1.1 {response['status']} X\r\n"
     head += "".join(f"{name}: {value}\r\n" for name, value in response["headers"].items()) + "\r\n"
-    exchange.receive(head.encode(), 1001, 1001)
+    exchange.response.receive(head.encode(), 1001, 1001)
     for at, text in response["chunks"]:
         body = text.encode()
         when = 2000 + int(at * 1e9)
-        exchange.receive(chunk(body) if chunked else body, when, when)
+        exchange.response.receive(chunk(body) if chunked else body, when, when)
     if chunked and not response.get("error"):
-        exchange.receive(END, when, when)
-    if not exchange.finished:
-        exchange.on_connection_closed(10**15)
-    return exchange.build_sample()
+        exchange.response.receive(END, when, when)
+    if not exchange.response.finished:
+        exchange.response.on_connection_closed(10**15)
+    return exchange.build_sample(str)
 
 
 @pytest.mark.parametrize("pair", list(recorded()))
