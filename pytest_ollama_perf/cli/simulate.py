@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _build_epilog() -> str:
-    kinds = "\n".join(f"  {kind.value:<13} {words}" for kind, words in FAULT_HELP.items())
+    kinds = "\n".join(f"  {kind.value:<15} {words}" for kind, words in FAULT_HELP.items())
     return (
         f"faults: KIND[:ARGUMENT][@WHEN]\n{kinds}\n"
         "WHEN: 3 (the third request), 3+7, 5-9, 20- (from the 20th on), every10, p0.05; without it every request"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from pytest_ollama_perf.core.sample import Counters
-from pytest_ollama_perf.simulator.faults import Fault, FaultKind, FaultScript
+from pytest_ollama_perf.simulator.faults import CONTROL_FAULTS, TRANSPORT_FAULTS, FaultKind, FaultScript
 from pytest_ollama_perf.simulator.job import (
     BUSY_MESSAGE,
     RUNNER_DIED_MESSAGE,
@@ -25,10 +24,12 @@ from pytest_ollama_perf.simulator.job import (
     ResponseError,
     ResponseSink,
     SimulatorClock,
+    TransportFaultError,
     TruncatedResponseError,
 )
 from pytest_ollama_perf.simulator.scheduler import RELOAD_OPTIONS, ResidentModel, Scheduler
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
+from pytest_ollama_perf.simulator.sinks import DelayingSink, wrap_sink
 from pytest_ollama_perf.simulator.tokens import Tokenizer, truncate_prompt
 
 _MAX_TRUTHS = 100_000
@@ -56,7 +57,8 @@ class Engine:
     def reset(self) -> None:
         """Forget the ground truth and start the scripted faults over; loaded models stay."""
         self.ground_truths: deque[GroundTruth] = deque(maxlen=_MAX_TRUTHS)
-        self._script = FaultScript(self.settings.faults, self.settings.seed)
+        requests = [fault for fault in self.settings.faults if fault.kind not in CONTROL_FAULTS]
+        self._script = FaultScript(requests, self.settings.seed)
         self._count = 0
 
     async def run(self) -> None:
@@ -81,12 +83,14 @@ class Engine:
     ) -> tuple[InferenceResult, GroundTruth]:
         """Answer one request, giving its text to ``sink``; return the answer and the ground truth.
 
-        Raises ``Failure`` for what the server refuses or fails, ``Drop`` and ``Truncate`` where a fault says so.
+        Raises ``ResponseError`` for what the server refuses or fails, and ``DroppedConnectionError``,
+        ``TruncatedResponseError`` or ``TransportFaultError`` for a scripted fault.
         """
         job = self._create_job(ask, sink, arrived_ns)
         try:
             answer = await self._answer(job)
-        except (ResponseError, DroppedConnectionError, TruncatedResponseError) as error:
+            await self._wait_for_held_response(job)
+        except (ResponseError, DroppedConnectionError, TruncatedResponseError, TransportFaultError) as error:
             job.truth.outcome = error.outcome
             raise
         except BaseException:
@@ -94,7 +98,7 @@ class Engine:
             raise
         finally:
             job.truth.done_ns = job.truth.done_ns or self.clock.now_ns()
-            if isinstance(job.sink, _BufferingSink):
+            if isinstance(job.sink, DelayingSink):
                 job.sink.flush(self.clock.now_ns())
         job.truth.outcome = "ok"
         return answer, job.truth
@@ -110,14 +114,14 @@ class Engine:
         )
         self.ground_truths.append(truth)
         faults = self._script.draw_faults(self._count)
-        buffer = faults.get(FaultKind.BUFFER)
-        return InferenceJob(ask, truth, _BufferingSink(sink, buffer, truth.arrived_ns) if buffer else sink, faults)
+        return InferenceJob(ask, truth, wrap_sink(sink, faults, truth.arrived_ns), faults)
 
     async def _answer(self, job: InferenceJob) -> InferenceResult:
         if FaultKind.BUSY in job.faults:
             raise ResponseError(503, BUSY_MESSAGE)
         if FaultKind.HTTP_500 in job.faults:
             raise ResponseError(500, RUNNER_DIED_MESSAGE, engine=True)
+        await self._apply_transport_fault(job)
         ask, truth = job.request, job.truth
         model = self.get_model(ask.model)
         chosen = self._select_reload_options(model, ask.options)
@@ -139,6 +143,16 @@ class Engine:
         if model is None:
             raise ResponseError(404, f"model '{name}' not found")
         return model
+
+    async def _apply_transport_fault(self, job: InferenceJob) -> None:
+        for kind in TRANSPORT_FAULTS & job.faults.keys():
+            if kind is FaultKind.RESET:
+                await self._pause(job.faults[kind].seconds)
+            raise TransportFaultError(job.faults[kind])
+
+    async def _wait_for_held_response(self, job: InferenceJob) -> None:
+        if isinstance(job.sink, DelayingSink) and job.sink.held_until_ns:
+            await self.clock.sleep_until(job.sink.held_until_ns)
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
@@ -185,8 +199,10 @@ class Engine:
             prompt_eval_count=_omit_zero(truth.prompt_tokens - (0 if profile.counts_cached_tokens else cached)),
             prompt_eval_cached_count=_omit_zero(cached) if profile.sends_cached_count else None,
             prompt_eval_duration_ns=_omit_zero(truth.first_token_ns - truth.slot_ns),
-            eval_count=_omit_zero(len(job.output)),
-            eval_duration_ns=_omit_zero(evaluated if len(job.output) > 1 else profile.single_token_eval_ns),
+            eval_count=_omit_zero(round(len(job.output) * job.counter_factor)),
+            eval_duration_ns=_omit_zero(
+                round((evaluated if len(job.output) > 1 else profile.single_token_eval_ns) / job.counter_factor)
+            ),
         )
 
 
@@ -207,32 +223,6 @@ def _format_context_error(tokens: int, num_ctx: int) -> str:
         f'({num_ctx} tokens), try increasing it","type":"exceed_context_size_error","n_prompt_tokens":{tokens},'
         f'"n_ctx":{num_ctx}}}}}'
     )
-
-
-class _BufferingSink:
-    """Holds pieces back and lets them go every so many seconds, as a buffering proxy does."""
-
-    def __init__(self, sink: ResponseSink, fault: Fault, start_ns: int) -> None:
-        self._sink = sink
-        self._period_ns = max(1, round(fault.seconds * 1e9))
-        self._due_ns = start_ns + self._period_ns
-        self._buffered: list[tuple[str, bool]] = []
-
-    def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
-        self._buffered.append((text, thinking))
-        if at_ns >= self._due_ns:
-            self.flush(at_ns)
-
-    def write_garbage(self, at_ns: int) -> None:
-        self.flush(at_ns)
-        self._sink.write_garbage(at_ns)
-
-    def flush(self, at_ns: int) -> None:
-        """Let everything go."""
-        for text, thinking in self._buffered:
-            self._sink.write_text(text, thinking, at_ns)
-        self._buffered.clear()
-        self._due_ns += self._period_ns * max(1, math.ceil((at_ns - self._due_ns) / self._period_ns))
 
 
 @asynccontextmanager

@@ -1,8 +1,10 @@
-"""Scripted faults: which requests go wrong, and how.
+"""Scripted faults: which requests fail, and how.
 
-Written as ``KIND[:ARGUMENT[:ARGUMENT]][@WHEN]``: ``error:12@3`` ends request 3 with an error line after 12 tokens.
-``WHEN`` is ``3`` (that request), ``3+7`` (both), ``5-9`` (those), ``20-`` (from 20 on), ``every10``, ``p0.05`` (each
-with that probability); without it every request. Requests count from 1; loads and unloads do not count.
+A fault is written as ``KIND[:ARGUMENT[:ARGUMENT]][@WHEN]``: ``error:12@3`` ends request 3 with an error line after 12
+tokens. ``WHEN`` is ``3`` (that request), ``3+7`` (both), ``5-9`` (this range), ``20-`` (from 20 on), ``every10``, or
+``p0.05`` (each with this probability); without it the fault applies to every request. Requests are numbered from 1.
+Loads and unloads are not numbered with them. Faults whose name begins with ``control`` apply to everything that is not
+a measured request: version, models, loads and unloads. Those calls have their own numbers.
 """
 
 from __future__ import annotations
@@ -34,38 +36,68 @@ class FaultKind(str, enum.Enum):
     SLOW_PREFILL = "slow_prefill"
     EVICT = "evict"
     BUFFER = "buffer"
+    BURST = "burst"
+    HOLD = "hold"
+    COUNTERS = "counters"
+    HTML = "html"
+    RESET = "reset"
+    REFUSE = "refuse"
+    TRICKLE = "trickle"
+    ECHO_KEY = "echo_key"
+    CONTROL_HTML = "control_html"
+    CONTROL_TRICKLE = "control_trickle"
 
 
 FAULT_HELP = MappingProxyType(
     {
         FaultKind.HTTP_500: "answer 500 before anything else",
         FaultKind.BUSY: "answer 503, the queue is full",
-        FaultKind.DROP: "break the connection after N tokens (drop:0 before the first)",
+        FaultKind.DROP: "close the connection after N tokens (drop:0 before the first)",
         FaultKind.ERROR: "end with an error line after N tokens",
         FaultKind.TRUNCATE: "end after N tokens without done: true",
-        FaultKind.GARBAGE: "send a line that is no JSON after N tokens",
-        FaultKind.CRASH: "the engine dies after N tokens: every stream fails, the next request loads the model again",
-        FaultKind.STALL: "stand still for S seconds before the first token, or after N (stall:S or stall:S:N)",
+        FaultKind.GARBAGE: "send a line that is not JSON after N tokens",
+        FaultKind.CRASH: "the engine dies after N tokens: every stream fails, the next request reloads the model",
+        FaultKind.STALL: "pause for S seconds before the first token, or after N (stall:S or stall:S:N)",
         FaultKind.EOS: "the Nth token ends the text: an output cut short",
         FaultKind.SLOW: "take X times as long, prefill and decode",
         FaultKind.SLOW_DECODE: "take X times as long to decode",
         FaultKind.SLOW_PREFILL: "take X times as long to read the prompt",
         FaultKind.EVICT: "unload the model when the request is done",
-        FaultKind.BUFFER: "hold the stream back and let it go every S seconds, as a buffering proxy does",
+        FaultKind.BUFFER: "hold the stream back and release it every S seconds, as a buffering proxy does",
+        FaultKind.BURST: "release tokens in bursts of N-1 to N+1",
+        FaultKind.HOLD: "hold the response back until S seconds after its first token",
+        FaultKind.COUNTERS: "report impossible counters: X times the tokens in 1/X of the time",
+        FaultKind.HTML: "answer an HTML page with status 200",
+        FaultKind.RESET: "reset the connection after S seconds without an answer",
+        FaultKind.REFUSE: "reset all connections and refuse new ones for S seconds",
+        FaultKind.TRICKLE: "send the headers of the response one byte every S seconds",
+        FaultKind.ECHO_KEY: "answer 500 with the Authorization header in the error",
+        FaultKind.CONTROL_HTML: "answer a control request with an HTML page and status 200",
+        FaultKind.CONTROL_TRICKLE: "send the headers of a control response one byte every S seconds",
     }
 )
 
+CONTROL_FAULTS = frozenset({FaultKind.CONTROL_HTML, FaultKind.CONTROL_TRICKLE})
+TRANSPORT_FAULTS = frozenset(
+    {FaultKind.HTML, FaultKind.RESET, FaultKind.REFUSE, FaultKind.TRICKLE, FaultKind.ECHO_KEY, *CONTROL_FAULTS}
+)
+"""Faults of the connection and of HTTP; the request never reaches the model."""
+
 _TOKEN_FAULTS = frozenset(
     {FaultKind.DROP, FaultKind.ERROR, FaultKind.TRUNCATE, FaultKind.GARBAGE, FaultKind.CRASH, FaultKind.EOS}
+    | {FaultKind.BURST}
 )
-_TIMED_FAULTS = frozenset({FaultKind.STALL, FaultKind.BUFFER})
-_SLOWDOWN_FAULTS = frozenset({FaultKind.SLOW, FaultKind.SLOW_DECODE, FaultKind.SLOW_PREFILL})
+_TIMED_FAULTS = frozenset(
+    {FaultKind.STALL, FaultKind.BUFFER, FaultKind.HOLD, FaultKind.RESET, FaultKind.REFUSE, FaultKind.TRICKLE}
+    | {FaultKind.CONTROL_TRICKLE}
+)
+_FACTOR_FAULTS = frozenset({FaultKind.SLOW, FaultKind.SLOW_DECODE, FaultKind.SLOW_PREFILL, FaultKind.COUNTERS})
 _FAULT_PATTERN = re.compile(r"(?P<kind>[^:@]+)(?P<arguments>(?::[^:@]+)*)(?:@(?P<when>.+))?")
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One scripted fault. ``first`` to ``last`` (``None``: without end) bound the requests, ``numbers`` picks some,
-    ``every`` each nth, ``probability`` is a share, 0..1."""
+    """One scripted fault. It applies to requests from ``first`` to ``last`` (``None``: no end); ``numbers`` selects
+    single ones, ``every`` each nth, ``probability`` a share from 0 to 1."""
 
     kind: FaultKind
     tokens: int = 0
@@ -78,7 +110,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     probability: float = 1.0
 
     def applies_to(self, number: int, chance: random.Random) -> bool:
-        """Say whether request ``number`` is struck; draws from ``chance`` only for a probability below 1."""
+        """Return whether the fault applies to request ``number``; draws from ``chance`` for a probability below 1."""
         if self.numbers and number not in self.numbers:
             return False
         if number < self.first or (self.last is not None and number > self.last) or number % self.every:
@@ -87,7 +119,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def parse_fault(text: str) -> Fault:
-    """Read one fault; a ``ConfigError`` names what is wrong and what is valid."""
+    """Parse one fault; a ``ConfigError`` names what is wrong and what is valid."""
     form = _FAULT_PATTERN.fullmatch(text)
     if not form:
         raise _build_error(text, "write it as KIND[:ARGUMENT][@WHEN], for example error:12@3")
@@ -104,9 +136,7 @@ def _build_error(text: str, why: str) -> ConfigError:
 def _parse_kind(text: str, given: str) -> FaultKind:
     valid = [kind.value for kind in FaultKind]
     if given not in valid:
-        raise _build_error(
-            text, f"no fault is called {given!r}{suggest_match(given, valid)}; valid: {', '.join(valid)}"
-        )
+        raise _build_error(text, f"unknown fault {given!r}{suggest_match(given, valid)}; valid: {', '.join(valid)}")
     return FaultKind(given)
 
 
@@ -114,7 +144,7 @@ def _parse_arguments(text: str, kind: FaultKind, given: list[str]) -> dict[str, 
     names = _list_argument_names(kind)
     if len(given) > len(names):
         raise _build_error(text, f"{kind.value} takes {len(names) or 'no'} argument{'s' * (len(names) != 1)}")
-    if not given and (kind in _TIMED_FAULTS or kind in _SLOWDOWN_FAULTS):
+    if not given and kind in _TIMED_FAULTS | _FACTOR_FAULTS | {FaultKind.BURST}:
         raise _build_error(text, f"{kind.value} needs {names[0]}, for example {kind.value}:2")
     return {name: _parse_number(text, name, value) for name, value in zip(names, given, strict=False)}
 
@@ -126,7 +156,7 @@ def _list_argument_names(kind: FaultKind) -> tuple[str, ...]:
         return ("tokens",)
     if kind in _TIMED_FAULTS:
         return ("seconds",)
-    return ("factor",) if kind in _SLOWDOWN_FAULTS else ()
+    return ("factor",) if kind in _FACTOR_FAULTS else ()
 
 
 def _parse_number(text: str, name: str, value: str) -> float:
@@ -154,12 +184,12 @@ def _parse_when(text: str, when: str | None) -> dict[str, object]:
 
 
 class FaultScript:
-    """The faults of one server, asked once for each request; the same seed strikes the same requests."""
+    """The faults of one server, queried once per request; the same seed selects the same requests."""
 
     def __init__(self, faults: Iterable[Fault], seed: int) -> None:
         self._faults = tuple(faults)
         self._chance = random.Random(f"faults {seed}")
 
     def draw_faults(self, number: int) -> dict[FaultKind, Fault]:
-        """Return the faults of request ``number``; of two of one kind the later written one counts."""
+        """Return the faults of request ``number``; of two of one kind the one written later applies."""
         return {fault.kind: fault for fault in self._faults if fault.applies_to(number, self._chance)}

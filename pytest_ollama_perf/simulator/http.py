@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -75,8 +77,18 @@ class OutgoingResponse:
         if self._chunked:
             self._transport.write(b"0\r\n\r\n")
 
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes as they are, without any framing."""
+        self.started = True
+        self._transport.write(data)
+
+    def reset(self) -> None:
+        """Reset the connection: the client receives a TCP RST and nothing that was not sent yet."""
+        self.ended = True
+        reset_connection(self._transport)
+
     def drop(self) -> None:
-        """Break the connection at once, after what was written."""
+        """Close the connection after what was written."""
         self.ended = True
         self._transport.close()
 
@@ -86,6 +98,14 @@ class OutgoingResponse:
         words = HTTPStatus(status).phrase
         date = _format_date(int(time.time()))
         return f"HTTP/1.1 {status} {words}\r\n{kind}{close}Date: {date}\r\n{framing}\r\n".encode()
+
+
+def reset_connection(transport: asyncio.Transport) -> None:
+    """Close the connection with a TCP RST, where the transport has a socket."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 _last_date = (0, "")
@@ -124,6 +144,10 @@ class HttpServerConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """A client that closes its sending side has hung up."""
         return False
+
+    def reset(self) -> None:
+        """Reset the connection; its handler is cancelled when the loop notices."""
+        reset_connection(self._transport)
 
     async def close(self) -> None:
         """Close the connection and wait until its handler has given up."""

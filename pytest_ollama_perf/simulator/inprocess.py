@@ -12,6 +12,7 @@ from pytest_ollama_perf.core.workload import Endpoint, Timeouts
 from pytest_ollama_perf.loadgen.backend import Request
 from pytest_ollama_perf.simulator import requests as requests_module
 from pytest_ollama_perf.simulator.engine import Engine, run_engine
+from pytest_ollama_perf.simulator.faults import Fault, FaultKind
 from pytest_ollama_perf.simulator.job import (
     DroppedConnectionError,
     GroundTruth,
@@ -19,6 +20,7 @@ from pytest_ollama_perf.simulator.job import (
     LoopClock,
     ResponseError,
     SimulatorClock,
+    TransportFaultError,
     TruncatedResponseError,
 )
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
@@ -170,6 +172,8 @@ class SimulatedBackend:
             return _build_failed_outcome(failure, started=bool(client.chunks))
         except DroppedConnectionError:
             return _ServerOutcome(Outcome.CUT_OFF, "the connection broke")
+        except TransportFaultError as failure:
+            return await _fail_transport(failure.fault)
         except TruncatedResponseError:
             return _ServerOutcome(Outcome.TRUNCATED, "the stream ended without done: true")
         if client.garbled:
@@ -191,6 +195,20 @@ class SimulatedBackend:
         return requests_module.build_completion_request(
             given, model, tokenize(given, tokenizer), request.endpoint.value, request.request_id
         )
+
+
+async def _fail_transport(fault: Fault) -> _ServerOutcome:
+    if fault.kind is FaultKind.TRICKLE:
+        await anyio.sleep_forever()  # until the first token timeout of the client
+    return _TRANSPORT_OUTCOMES[fault.kind]
+
+
+_TRANSPORT_OUTCOMES = {
+    FaultKind.HTML: _ServerOutcome(Outcome.MALFORMED, "an HTML page", 200),
+    FaultKind.RESET: _ServerOutcome(Outcome.CUT_OFF, "the connection was reset"),
+    FaultKind.REFUSE: _ServerOutcome(Outcome.REFUSED, "the connection was refused"),
+    FaultKind.ECHO_KEY: _ServerOutcome(Outcome.HTTP_ERROR, "upstream rejected Authorization: no key", 500),
+}
 
 
 def _get_next_timeout(client: _RequestObserver, timeouts: Timeouts) -> tuple[int, Outcome]:

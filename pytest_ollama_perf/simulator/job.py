@@ -63,6 +63,18 @@ class TruncatedResponseError(Exception):
     outcome = "truncate"
 
 
+class TransportFaultError(Exception):
+    """The connection or HTTP fails as ``fault`` says; the request does not reach the model."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.kind.value)
+        self.fault = fault
+
+    @property
+    def outcome(self) -> str:
+        return self.fault.kind.value
+
+
 class ResponseSink(Protocol):
     """Takes the pieces of a response as they are sampled; must not block."""
 
@@ -151,6 +163,11 @@ class InferenceJob:
     def get_slowdown(self, kind: FaultKind) -> float:
         """How much longer than usual this request takes."""
         return math.prod(self.faults[each].factor for each in (kind, FaultKind.SLOW) if each in self.faults)
+
+    @property
+    def counter_factor(self) -> float:
+        """How far the reported counters are off: 1 unless a fault says otherwise."""
+        return self.faults[FaultKind.COUNTERS].factor if FaultKind.COUNTERS in self.faults else 1.0
 
     def finish(self, at_ns: int, reason: str = "", error: Exception | None = None) -> None:
         """End the job, with a reason or with an error."""

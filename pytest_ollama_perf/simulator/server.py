@@ -12,16 +12,19 @@ import msgspec
 
 from pytest_ollama_perf.simulator import openai, replies, requests
 from pytest_ollama_perf.simulator.engine import Engine, run_engine
+from pytest_ollama_perf.simulator.faults import CONTROL_FAULTS, FaultKind, FaultScript
 from pytest_ollama_perf.simulator.http import JSON_TYPE, HttpServerConnection, IncomingRequest, OutgoingResponse
 from pytest_ollama_perf.simulator.job import (
     DroppedConnectionError,
     InferenceRequest,
     RealClock,
     ResponseError,
+    TransportFaultError,
     TruncatedResponseError,
 )
 from pytest_ollama_perf.simulator.replies import EmbedReply, LineReply, Reply, WholeReply
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
+from pytest_ollama_perf.simulator.transport_faults import respond_with_fault
 
 _REQUEST_ID_HEADER = "x-request-id"
 _RouteHandler = Callable[[IncomingRequest, OutgoingResponse], Awaitable[None]]
@@ -31,16 +34,20 @@ _REQUEST_TYPES = {"generate": "GenerateRequest", "chat": "ChatRequest"}
 class Router:
     """Answers requests by path and method."""
 
-    def __init__(self, running: Engine, loopback: bool) -> None:
+    def __init__(self, running: Engine, loopback: bool, refuse: Callable[[float], None]) -> None:
         self._engine = running
         self._settings = running.settings
         self._loopback = loopback
+        self._refuse = refuse
+        self._control_calls = 0
+        control = [fault for fault in self._settings.faults if fault.kind in CONTROL_FAULTS]
+        self._control_script = FaultScript(control, self._settings.seed)
         self._routes: dict[str, dict[str, _RouteHandler]] = {
             "/": {"GET": self._handle_root, "HEAD": self._handle_root},
-            "/api/version": {"GET": self._handle_version, "HEAD": self._handle_version},
-            "/api/tags": {"GET": self._handle_tags, "HEAD": self._handle_tags},
-            "/api/ps": {"GET": self._handle_ps},
-            "/api/show": {"POST": self._handle_show},
+            "/api/version": self._make_control_route(self._handle_version, "GET", "HEAD"),
+            "/api/tags": self._make_control_route(self._handle_tags, "GET", "HEAD"),
+            "/api/ps": self._make_control_route(self._handle_ps, "GET"),
+            "/api/show": self._make_control_route(self._handle_show, "POST"),
             "/api/generate": {"POST": partial(self._handle_text, "generate")},
             "/api/chat": {"POST": partial(self._handle_text, "chat")},
             "/api/embed": {"POST": self._handle_embed},
@@ -67,6 +74,21 @@ class Router:
             await route(request, outgoing)
         except ResponseError as failure:
             outgoing.send_whole(failure.status, JSON_TYPE, replies.encode_error(failure.message))
+
+    def _make_control_route(self, handle: _RouteHandler, *methods: str) -> dict[str, _RouteHandler]:
+        async def handle_unless_faulty(request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+            if not await self._apply_control_fault(request, outgoing):
+                await handle(request, outgoing)
+
+        return dict.fromkeys(methods, handle_unless_faulty)
+
+    async def _apply_control_fault(self, request: IncomingRequest, outgoing: OutgoingResponse) -> bool:
+        """Write the fault that the script has for this control call; return whether there was one."""
+        self._control_calls += 1
+        faults = self._control_script.draw_faults(self._control_calls)
+        for fault in faults.values():
+            await respond_with_fault(fault, request, outgoing)
+        return bool(faults)
 
     async def _handle_root(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
         outgoing.send_whole(200, "text/plain; charset=utf-8", b"Ollama is running")
@@ -97,6 +119,7 @@ class Router:
 
     async def _handle_reset(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
         self._engine.reset()
+        self._control_calls = 0
         outgoing.send_whole(200, JSON_TYPE, b"{}")
 
     async def _handle_text(self, endpoint: str, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
@@ -105,6 +128,8 @@ class Router:
         name = given.get_text("model")
         model = self._engine.get_model(name)
         empty = not given.get_list("messages") if endpoint == "chat" else not given.get_text("prompt")
+        if empty and await self._apply_control_fault(request, outgoing):
+            return
         if empty and given.keep_alive_s == 0:
             self._engine.unload(model)
             _send_empty_reply(outgoing, name, endpoint, "unload")
@@ -141,6 +166,11 @@ class Router:
             reply.record_write_times(truth)
         except ResponseError as failure:
             reply.fail(failure)
+        except TransportFaultError as failure:
+            if failure.fault.kind is FaultKind.REFUSE:
+                self._refuse(failure.fault.seconds)
+            else:
+                await respond_with_fault(failure.fault, request, reply.outgoing)
         except DroppedConnectionError:
             reply.outgoing.drop()
         except TruncatedResponseError:
@@ -203,21 +233,51 @@ async def serve(
     ``OSError`` when the address cannot be had.
     """
     async with run_engine(settings, RealClock()) as running:
-        connections: set[HttpServerConnection] = set()
-        server = await _listen(running, connections, host, port)
-        bound = server.sockets[0].getsockname()
+        listener = _Listener(running, host, port)
         try:
-            yield f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}", running
+            yield await listener.open(), running
         finally:
-            server.close()
-            for connection in list(connections):
-                await connection.close()
+            await listener.close()
 
 
-async def _listen(running: Engine, connections: set[HttpServerConnection], host: str, port: int) -> asyncio.Server:
-    routes = Router(running, loopback=_is_loopback(host))
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: HttpServerConnection(routes, connections), host, port, backlog=1024)
+class _Listener:
+    """The listening socket and its connections."""
+
+    def __init__(self, running: Engine, host: str, port: int) -> None:
+        self._router = Router(running, loopback=_is_loopback(host), refuse=self.refuse)
+        self._host, self._port = host, port
+        self._connections: set[HttpServerConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._reopening: asyncio.Task[str] | None = None
+
+    async def open(self, delay_s: float = 0.0) -> str:
+        """Listen after ``delay_s``, on the same port as before; return the URL."""
+        await asyncio.sleep(delay_s)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: HttpServerConnection(self._router, self._connections), self._host, self._port, backlog=1024
+        )
+        address, self._port = self._server.sockets[0].getsockname()[:2]
+        return f"http://{f'[{address}]' if ':' in address else address}:{self._port}"
+
+    def refuse(self, seconds: float) -> None:
+        """Reset all connections and refuse new ones for ``seconds``."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for connection in list(self._connections):
+            connection.reset()
+        self._reopening = asyncio.get_running_loop().create_task(self.open(seconds))
+
+    async def close(self) -> None:
+        """Stop listening, close the connections and wait for their handlers."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            await connection.close()
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,6 +14,7 @@ from pytest_ollama_perf.simulator.job import (
     RUNNER_DIED_MESSAGE,
     DroppedConnectionError,
     ResponseError,
+    TransportFaultError,
     TruncatedResponseError,
 )
 
@@ -160,6 +161,53 @@ async def test_a_buffering_proxy_lets_go_in_bursts_and_loses_nothing():
     assert told.counters.eval_duration_ns == 49 * MS  # the server knows nothing of it
 
 
+@virtual
+async def test_tokens_that_come_in_bursts_are_all_there():
+    async with world(faults=faults("burst:5")) as sim:
+        told = await sim.tell(limit=30)
+    sizes = [told.heard.at_ms.count(at) for at in dict.fromkeys(told.heard.at_ms)]
+    assert sizes == [4, 5, 6, 4, 5, 6]
+    assert told.counters.eval_duration_ns == 29 * MS
+
+
+@virtual
+async def test_a_response_that_is_held_back_leaves_late_and_whole():
+    async with world(faults=faults("hold:0.62@1")) as sim:
+        short = await sim.tell(limit=50)
+        assert set(short.heard.at_ms) == {621.0}
+        assert len(short.heard.texts) == 50
+        assert short.counters.total_duration_ns == 50 * MS
+        assert len(set((await sim.tell(limit=50)).heard.at_ms)) == 50
+
+
+@virtual
+async def test_a_response_longer_than_its_hold_goes_on_token_by_token():
+    async with world(faults=faults("hold:0.01")) as sim:
+        told = await sim.tell(limit=50)
+        assert told.heard.at_ms == [11.0] * 11 + list(range(12, 51))
+
+
+@virtual
+async def test_impossible_counters_are_only_reported():
+    async with world(faults=faults("counters:100")) as sim:
+        told = await sim.tell(limit=11)
+    assert len(told.heard.texts) == 11
+    assert (told.counters.eval_count, told.counters.eval_duration_ns) == (1100, 0.1 * MS)
+
+
+@pytest.mark.parametrize("kind", ["html", "reset:0.01", "refuse:1", "trickle:0.1", "echo_key"])
+def test_a_fault_of_the_connection_keeps_the_request_from_the_model(kind):
+    @virtual
+    async def run():
+        async with world(faults=faults(f"{kind}@1")) as sim:
+            with pytest.raises(TransportFaultError):
+                await sim.tell("a")
+            assert sim.engine.ground_truths[0].outcome == kind.partition(":")[0]
+            assert (await sim.tell("b")).answer.reason == "length"
+
+    run()
+
+
 @pytest.mark.parametrize(
     ("when", "struck"),
     [
@@ -200,11 +248,12 @@ def test_every_kind_has_its_line_of_help():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("dorp@3", "no fault is called 'dorp'; did you mean 'drop'?; valid: http_500, busy, drop,"),
+        ("dorp@3", "unknown fault 'dorp'; did you mean 'drop'?; valid: http_500, busy, drop,"),
         ("drop:x", "tokens 'x' is not a number"),
         ("slow:0", "factor '0' is out of range"),
         ("stall:inf", "seconds 'inf' is out of range"),
         ("stall", "stall needs seconds, for example stall:2"),
+        ("burst", "burst needs tokens, for example burst:2"),
         ("busy:3", "busy takes no arguments"),
         ("drop:1:2", "drop takes 1 argument"),
         ("drop@soon", "'soon' names no requests; valid: 3, 3+7, 5-9, 20-, every10, p0.05"),

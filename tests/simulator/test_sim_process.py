@@ -77,6 +77,7 @@ def test_the_command_serves_until_told_to_stop():
     with ChildProcess(command) as server:
         url = server.stdout.readline().strip()
         assert server.stdout.readline() == "Ollama 0.32.15, 3 slots, 80 tokens/s; models tiny\n"
+        assert server.stdout.readline() == "Ctrl-C stops it\n"
         assert httpx.get(f"{url}/sim/settings", trust_env=False).json()["slots"] == 3
         os.kill(server.pid, signal.SIGTERM)
         rest, _ = server.communicate(timeout=20)
@@ -96,7 +97,7 @@ def test_a_taken_port_is_one_clear_line(capsys):
         (["sim:?slot=4"], "unknown setting 'slot'; did you mean 'slots'?"),
         (["sim:?slots=4", "--tps", "3"], "give either a sim: URL or options, not both"),
         (["http://x"], "'http://x': a simulator is written as sim: or sim:?slots=4&tps=80"),
-        (["--fault", "dorp"], "no fault is called 'dorp'; did you mean 'drop'?"),
+        (["--fault", "dorp"], "unknown fault 'dorp'; did you mean 'drop'?"),
     ],
 )
 def test_wrong_words_are_one_clear_line(capsys, arguments, words):
@@ -108,5 +109,5 @@ def test_help_names_every_fault_and_says_when(capsys):
     with pytest.raises(SystemExit):
         main(["simulate", "--help"])
     text = capsys.readouterr().out
-    assert "  drop          break the connection after N tokens (drop:0 before the first)\n" in text
+    assert "  drop            close the connection after N tokens (drop:0 before the first)\n" in text
     assert "WHEN: 3 (the third request), 3+7, 5-9" in text
