@@ -40,7 +40,7 @@ from urllib.parse import urlsplit
 from pytest_ollama_perf.analysis.epochs import RunKind
 from pytest_ollama_perf.analysis.noise import find_noise_problems, measure_noise
 from pytest_ollama_perf.analysis.run_value import GATING_METRICS, build_evidence, get_policy
-from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictStatus

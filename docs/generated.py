@@ -25,17 +25,16 @@ from pytest_ollama_perf.analysis import epochs
 from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.limits import list_limit_options
 from pytest_ollama_perf.analysis.run_value import POLICIES
-from pytest_ollama_perf.config.load_options import JUDGING_OPTIONS, LOAD_OPTIONS, build_load_spec
+from pytest_ollama_perf.config.load_options import JUDGING_OPTIONS, LOAD_OPTIONS, MarkerOption
+from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 from pytest_ollama_perf.config.settings import OPTIONS, Option
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS
-from pytest_ollama_perf.contracts.json_schema import OPTION_SCHEMAS as TAKES
 from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
 from pytest_ollama_perf.core import errors
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
-from pytest_ollama_perf.core.workload import Timeouts
-from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep, sweep_points
+from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep_points
 from pytest_ollama_perf.fixtures import Ollama, Simulators
 from pytest_ollama_perf.metrics.definitions import METRICS, STATS
 from pytest_ollama_perf.simulator.faults import FAULT_HELP as FAULTS
@@ -83,11 +82,9 @@ def said(text: str) -> str:
     return inspect.cleandoc(text or "").replace("``", "`")
 
 
-def load_words() -> str:
-    """Return the words that shape a load."""
-    rows = [(code(word), takes(word), default(word), _meaning(meanings.LOAD, word)) for word in LOAD_OPTIONS]
-    rows += [(code(word), meanings.JUDGING_TAKES[word], "-", _meaning(meanings.LOAD, word)) for word in JUDGING_OPTIONS]
-    return table(("word", "takes", "default", "meaning"), rows)
+def load_arguments() -> str:
+    """Return the arguments that define the load and judge it."""
+    return _option_table((*LOAD_OPTIONS.values(), *JUDGING_OPTIONS.values()))
 
 
 def _meaning(known: Mapping[str, str], word: str) -> str:
@@ -96,47 +93,9 @@ def _meaning(known: Mapping[str, str], word: str) -> str:
     return known[word]
 
 
-def takes(word: str) -> str:
-    """Say what a word takes, from the schema of contract files."""
-    return meanings.TAKES[word] if word in meanings.TAKES else _takes(TAKES.get(word, {"type": "string"}))
-
-
-def _takes(schema: Mapping[str, Any]) -> str:
-    if "anyOf" in schema:
-        kinds = [_takes(each) for each in schema["anyOf"]]
-        if any(kind.startswith("seconds") for kind in kinds):
-            kinds.remove("number")  # of seconds
-        return " or ".join(dict.fromkeys(kinds))
-    if "enum" in schema:
-        return ", ".join(code(each) for each in schema["enum"])
-    kind = schema.get("type")
-    if kind == "array":
-        return f"a list of {_takes(schema['items'])}"
-    if kind == "string" and "pattern" in schema:
-        return "`'5%'`" if "%" in schema["pattern"] else "seconds or `'300ms'`"
-    names = {"integer": "whole number", "number": "number", "boolean": "True or False", "object": "mapping"}
-    least = f" from {schema['minimum']}" if schema.get("minimum") and kind == "integer" else ""
-    return names.get(str(kind), "text") + least
-
-
-def default(word: str) -> str:
-    """Return what a word is when nobody gives it: the field of a load that names nothing."""
-    if word in meanings.DEFAULTS:
-        return meanings.DEFAULTS[word]
-    if word == "timeout":
-        parts = msgspec.structs.asdict(Timeouts())
-        return ", ".join(f"{code(name.removesuffix('_s'))} {seconds:g}" for name, seconds in parts.items())
-    workload = build_load_spec({"model": "any"}).workload
-    [field] = (
-        LOAD_OPTIONS[word](word, meanings.EXAMPLES[word]) if word in meanings.EXAMPLES else [_field(word, workload)]
-    )
-    value = getattr(workload, field)
-    return code(getattr(value, "value", value))
-
-
-def _field(word: str, workload: Any) -> str:
-    fields = {field.name for field in msgspec.structs.fields(workload)}
-    return next(name for name in (word, f"{word}_s") if name in fields)
+def _option_table(options: Iterable[MarkerOption]) -> str:
+    rows = [(code(each.name), each.type.description, each.shown_default or "-", each.help) for each in options]
+    return table(("argument", "type", "default", "description"), rows)
 
 
 def limit_table() -> str:
@@ -149,19 +108,13 @@ def limit_table() -> str:
     return table(("metric", "unit", "words"), rows)
 
 
-def experiment_words() -> str:
-    """Return the words that the other markers have of their own."""
-    kinds = {
-        "ollama_sweep": sweep.OWN_OPTIONS,
-        "ollama_max_concurrency": capacity.OWN_OPTIONS,
-        "ollama_cold_start": cold_start.OWN_OPTIONS,
-        "ollama_ab": (*ab.SIDES, *ab.JUDGING_OPTIONS),
-    }
-    parts = []
-    for marker, words in kinds.items():
-        rows = [(code(word), _meaning(meanings.EXPERIMENTS[marker], word)) for word in words]
-        parts.append(f"### {marker}\n\n{meanings.MARKERS[marker]}\n\n{table(('word', 'meaning'), rows)}")
-    return "\n\n".join(parts)
+def experiment_arguments() -> str:
+    """Return the arguments that the other markers have in addition."""
+    markers = (marker for marker in MARKERS.values() if marker.own)
+    return "\n\n".join(
+        f"### {marker.name}\n\n{marker.description} {marker.inherited_help} In addition:\n\n{_option_table(marker.own)}"
+        for marker in markers
+    )
 
 
 def options() -> str:
@@ -391,9 +344,9 @@ def error_tree() -> str:
 
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
-    "load_words": load_words,
+    "load_arguments": load_arguments,
     "limits": limit_table,
-    "experiment_words": experiment_words,
+    "experiment_arguments": experiment_arguments,
     "options": options,
     "report_types": report_types,
     "metrics": metrics,

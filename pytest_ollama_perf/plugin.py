@@ -10,54 +10,13 @@ import pytest
 
 from pytest_ollama_perf.config.settings import OPTIONS, Option, Settings, resolve_settings
 from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.experiments import EXPERIMENT_MODULES
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama, Simulators
     from pytest_ollama_perf.hooks.hooks import Hooks
 
 
-MARKER = "ollama_load"
-LOAD_HELP = """\
-ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
-    It goes to the Ollama server (--ollama-url) before the test's body runs; a
-    broken limit fails the test. All words have defaults.
-    Load: model, endpoint, stream, concurrency or rate or stages, arrival,
-    requests or duration, drain, warmup, think_time, prompt or prompts (with
-    weights: a mapping) or dataset, prompt_words, turns, images, prefix, raw,
-    num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold,
-    timeout, balance, retries, reuse_connections.
-    Stages: [{'rate': 8, 'ramp': '30s'}, {'rate': 8, 'for': '5m'}].
-    Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
-    max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
-    limits={'ttft.p95': '<= 300ms'}.
-    Nearer markers win word by word; parameters of the same name count, too."""
-SWEEP_HELP = """\
-ollama_sweep(concurrency=[1, 2, 4, 8], min_knee=4): fire a load at every level.
-    Words are those of ollama_load; concurrency (or rate), num_ctx, prompt_words,
-    num_predict and model may be lists, several make a product. A limit holds at
-    every level, one on throughput or qps at the best. It stops where more than
-    1 - stop_success_rate (0.9) of the requests fail or p50 latency is over
-    stop_latency (300 s). Also: min_knee, min_speedup, single=False."""
-AB_HELP = """\
-ollama_ab(baseline={'model': 'a'}, candidate={'model': 'b'}): compare two sides.
-    Two models, two option sets or two servers ('url', or --ollama-baseline-url),
-    measured in turn (blocks A B B A, loaded anew for each) until the
-    difference is known: after 4, 6, 8 or 12 blocks. Words beside baseline and
-    candidate are those of ollama_load and hold for both sides; requests: so many
-    a side and block (8). A candidate slower by more than max_regression fails
-    (3% of tps and 12% of ttft; or {'latency': '5%'})."""
-MAX_CONCURRENCY_HELP = """\
-ollama_max_concurrency(max_latency=5, min_concurrency=8): find the largest
-    concurrency that is borne. Doubling from start (1) to maximum (64), then
-    bisection; a probe too short to tell is fired again, at most repeats (3) runs.
-    Criteria: max_latency and max_ttft (of P95, seconds), min_tps, any limit on
-    single requests, success_rate (0.95). Other words are those of ollama_load."""
-COLD_START_HELP = """\
-ollama_cold_start(repeats=3, max_load_time=60): the first answer after an unload.
-    Each repeat unloads the model, sends one request, then warm ones (requests,
-    10). Limits in seconds: max_load_time, max_cold_ttft, max_cold_latency,
-    max_warm_ttft, max_warm_latency; max_ratio (cold TTFT over warm); those of
-    ollama_load hold for the warm requests. load_timeout: 30 minutes."""
 HOOKS_KEY = pytest.StashKey["Hooks"]()
 
 
@@ -84,15 +43,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", LOAD_HELP)
-    config.addinivalue_line("markers", SWEEP_HELP)
-    config.addinivalue_line("markers", MAX_CONCURRENCY_HELP)
-    config.addinivalue_line("markers", COLD_START_HELP)
-    config.addinivalue_line("markers", AB_HELP)
+    for line in _list_marker_lines(config):
+        config.addinivalue_line("markers", line)
     try:
         config.stash[HOOKS_KEY] = _register_hooks(config, resolve_settings(_PytestConfigSource(config)))
     except ConfigError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _list_marker_lines(config: pytest.Config) -> Iterator[str]:
+    """Yield the registration of every marker; its help is built only if ``--markers`` asks for it."""
+    if not config.getoption("markers", default=False):
+        yield from (f"{marker}(...): see pytest --markers" for marker in EXPERIMENT_MODULES)
+        return
+    from pytest_ollama_perf.config.markers import MARKERS
+
+    yield from (marker.format_help() for marker in MARKERS.values())
 
 
 def _register_hooks(config: pytest.Config, settings: Settings) -> Hooks:

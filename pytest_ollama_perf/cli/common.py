@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -240,3 +241,33 @@ class CommandLineSource:
 
     def read_ini(self, option: Option) -> object:
         return None
+
+
+def add_load_options(group: argparse._ArgumentGroup, names: Iterable[str]) -> None:
+    """Add marker arguments as options: ``num_predict`` as ``--num-predict``."""
+    from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
+
+    for name in names:
+        option = LOAD_OPTIONS[name]
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=f"load_{name}",
+            metavar=option.type.metavar,
+            help=option.plain_help.replace("%", "%%"),
+        )
+
+
+def read_load_options(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the marker arguments that were given on the command line."""
+    given = {name: getattr(options, f"load_{name}") for name in names}
+    return {name: _parse_load_option(name, text) for name, text in given.items() if text is not None}
+
+
+def _parse_load_option(name: str, text: str) -> object:
+    """Return a value as the marker takes it: parsed as JSON if possible, else the text."""
+    if name == "prompt":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

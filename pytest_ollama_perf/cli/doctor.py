@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -16,9 +14,15 @@ from pytest_ollama_perf.analysis.run_value import build_evidence, get_policy, to
 from pytest_ollama_perf.analysis.validity import find_problems
 from pytest_ollama_perf.cli import doctor_report
 from pytest_ollama_perf.cli.client_ceiling import measure_client
-from pytest_ollama_perf.cli.common import CommandLineSource, add_server_options, print_json
+from pytest_ollama_perf.cli.common import (
+    CommandLineSource,
+    add_load_options,
+    add_server_options,
+    print_json,
+    read_load_options,
+)
 from pytest_ollama_perf.cli.doctor_report import Campaign, DoctorReport
-from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.config.settings import resolve_settings
 from pytest_ollama_perf.core.errors import ConfigError, OllamaPerfError, ServerUnreachableError
 from pytest_ollama_perf.core.run import Run
@@ -45,22 +49,11 @@ exit status: 0 healthy, 1 something is wrong (the client cannot keep up, the mod
 failed, too noisy to gate), 2 an option is wrong or the model is missing
 """
 
-LOAD_OPTIONS = {
-    "concurrency": ("N", "requests at once (default: 1)"),
-    "requests": ("N", "requests a session (default: 20, or 5 for each of --concurrency)"),
-    "rate": ("R", "requests a second instead of --concurrency"),
-    "duration": ("TIME", "how long a session is, instead of --requests"),
-    "warmup": ("N", "requests before the clock starts (default: as many as at once)"),
-    "endpoint": ("NAME", "generate, chat or embed (default: generate)"),
-    "prompt": ("TEXT", "the prompt of every request (default: synthetic ones)"),
-    "prompt_words": ("N", "words of a synthetic prompt (default: 32)"),
-    "num_predict": ("N", "tokens of a response (default: 64)"),
-    "num_ctx": ("N", "context length (default: the server's)"),
-    "think": ("WORD", "true, false, low, medium, high or max (default: the model's)"),
-    "options": ("JSON", "more options of Ollama, for example '{\"num_thread\": 4}'"),
-    "timeout": ("SECONDS", "how long a request may take"),
-}
-"""Words of the marker that are options here."""
+DOCTOR_LOAD_OPTIONS = (
+    *("concurrency", "requests", "rate", "duration", "warmup", "endpoint", "prompt", "prompt_words"),
+    *("num_predict", "num_ctx", "think", "options", "timeout"),
+)
+"""Marker arguments that are options here."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,15 +74,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"sessions, {MIN_SESSIONS} or more (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_load_options(parser)
+    add_load_options(parser.add_argument_group("load of a session", "marker arguments"), DOCTOR_LOAD_OPTIONS)
     add_server_options(parser)
     parser.set_defaults(run=main)
-
-
-def _add_load_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the load of a session", "words of the marker")
-    for word, (metavar, text) in LOAD_OPTIONS.items():
-        group.add_argument(f"--{word.replace('_', '-')}", dest=f"word_{word}", metavar=metavar, help=text)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -106,7 +93,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     if options.sessions < MIN_SESSIONS:
         raise ConfigError(f"--sessions {options.sessions}: expected {MIN_SESSIONS} or more")
     settings = resolve_settings(CommandLineSource(options))
-    workload = build_load_spec(_read_load_options(options), default_model=options.model).workload
+    workload = build_load_spec(read_load_options(options, DOCTOR_LOAD_OPTIONS), default_model=options.model).workload
     bench = Harness(settings, root=Path.cwd())
     try:
         return _run_checks(bench, workload, options)
@@ -199,18 +186,3 @@ def _list_run_problems(one: Run) -> list[Problem]:
 
 def _print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _read_load_options(options: argparse.Namespace) -> Mapping[str, Any]:
-    given = {word: getattr(options, f"word_{word}") for word in LOAD_OPTIONS}
-    return {word: _parse_option(word, text) for word, text in given.items() if text is not None}
-
-
-def _parse_option(word: str, text: str) -> object:
-    """Read a value as the marker takes it: JSON where it is that, else text."""
-    if word == "prompt":
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

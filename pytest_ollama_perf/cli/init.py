@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ollama_perf.analysis.thresholds import judge_contract
-from pytest_ollama_perf.cli.common import CommandLineSource, add_server_options
-from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.cli.common import CommandLineSource, add_load_options, add_server_options, read_load_options
+from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.config.settings import resolve_settings
 from pytest_ollama_perf.contracts import SUFFIX
 from pytest_ollama_perf.contracts.generate import MeasuredRuns, generate_contract
@@ -39,14 +39,8 @@ exit status: 0 written, 1 a run was no valid measurement and nothing was written
 """
 DEFAULT_RUNS = 3
 
-LOAD_OPTIONS = {
-    "endpoint": ("NAME", str, "generate, chat or embed (default: generate)"),
-    "requests": ("N", int, "requests a run (default: 20, or 5 for each client)"),
-    "num_predict": ("N", int, "tokens of a response (default: 64)"),
-    "num_ctx": ("N", int, "context length (default: the server's)"),
-    "prompt_words": ("N", int, "words of a synthetic prompt (default: 32)"),
-}
-"""Words of a load that are options here; they are written into the contract."""
+INIT_LOAD_OPTIONS = ("endpoint", "requests", "num_predict", "num_ctx", "prompt_words")
+"""Marker arguments that are options here; they are written into the contract."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,9 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write it (default: MODEL.ollama.toml)")
     parser.add_argument("--force", action="store_true", help="overwrite the file where it exists")
-    group = parser.add_argument_group("the load")
-    for word, (metavar, kind, text) in LOAD_OPTIONS.items():
-        group.add_argument(f"--{word.replace('_', '-')}", dest=f"word_{word}", type=kind, metavar=metavar, help=text)
+    add_load_options(parser.add_argument_group("load", "marker arguments"), INIT_LOAD_OPTIONS)
     add_server_options(parser)
     parser.set_defaults(run=main)
 
@@ -94,7 +86,7 @@ def run_init(options: argparse.Namespace) -> int:
         raise ConfigError(f"--runs {options.runs}: expected 1 or more")
     if len(set(options.concurrency)) < len(options.concurrency):
         raise ConfigError(f"--concurrency {' '.join(map(str, options.concurrency))}: a number stands twice")
-    common = {word: given for word in LOAD_OPTIONS if (given := getattr(options, f"word_{word}")) is not None}
+    common = read_load_options(options, INIT_LOAD_OPTIONS)
     for clients in options.concurrency:
         build_load_spec({**common, "concurrency": clients})
     if options.output is not None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Any
 
-from pytest_ollama_perf.config.load_options import TIMEOUT_PARTS
+from pytest_ollama_perf.config.load_options import LOAD_OPTIONS, MarkerOption
+from pytest_ollama_perf.config.markers import MARKERS
+from pytest_ollama_perf.config.value_types import make_list_type
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS, ExperimentKind, list_table_options
 from pytest_ollama_perf.contracts.parse import CONTRACT_LOAD_OPTIONS, LIST_OPTIONS, SCHEMA_VERSION
 from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
-from pytest_ollama_perf.core.workload import Arrival, Balance, Endpoint, Prefix
 from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, TELEMETRY_METRICS, Metric, Shape, Unit
 
 Schema = dict[str, Any]
@@ -45,76 +45,7 @@ def _build_enum(words: Iterable[str]) -> Schema:
 
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
-_FLAG: Schema = {"type": "boolean"}
-_RATE: Schema = {"type": "number", "exclusiveMinimum": 0}
 _SECONDS = "(us|µs|ms|s|m|min|h)"
-_TIME = _build_any_of({"type": "number", "minimum": 0}, {"type": "string", "pattern": rf"^{_NUMBER}\s*{_SECONDS}?$"})
-_STAGE: Schema = {
-    "type": "object",
-    "properties": {
-        "concurrency": _build_integer(0),
-        "rate": {"type": "number", "minimum": 0},
-        "for": _TIME,
-        "ramp": _TIME,
-    },
-    "additionalProperties": False,
-    "minProperties": 2,
-    "maxProperties": 2,
-}
-_PERCENT = _build_any_of(
-    {"type": "number", "minimum": 0, "maximum": 1}, {"type": "string", "pattern": rf"^{_NUMBER}\s*%?$"}
-)
-
-OPTION_SCHEMAS: Mapping[str, Schema] = MappingProxyType(
-    {
-        "endpoint": _build_enum(member.value for member in Endpoint),
-        "stream": _FLAG,
-        "concurrency": _build_integer(1),
-        "rate": _RATE,
-        "arrival": _build_enum(member.value for member in Arrival),
-        "requests": _build_integer(1),
-        "duration": _TIME,
-        "drain": _TIME,
-        "warmup": _build_integer(0),
-        "think_time": _build_any_of(_TIME, {"type": "array", "items": _TIME, "minItems": 2, "maxItems": 2}),
-        "prompt": _TEXT,
-        "prompts": _build_any_of(
-            _TEXT, _build_list(_TEXT), {"type": "object", "additionalProperties": _RATE, "minProperties": 1}
-        ),
-        "dataset": _TEXT,
-        "turns": _build_integer(1),
-        "images": _build_any_of(_TEXT, _build_list(_TEXT)),
-        "stages": _build_list(_STAGE),
-        "retries": _build_integer(0),
-        "reuse_connections": _FLAG,
-        "balance": _build_enum(member.value for member in Balance),
-        "prompt_words": _build_integer(1),
-        "prefix": _build_enum(member.value for member in Prefix),
-        "raw": _FLAG,
-        "num_predict": _build_integer(1),
-        "num_ctx": _build_integer(1),
-        "temperature": {"type": "number", "minimum": 0},
-        "seed": _build_integer(0),
-        "think": _build_any_of(_FLAG, _build_enum(["low", "medium", "high", "max"])),
-        "keep_alive": {"type": ["number", "string"]},
-        "options": {"type": "object"},
-        "cold": _FLAG,
-        "timeout": _build_any_of(_TIME, {"type": "object", "propertyNames": _build_enum(TIMEOUT_PARTS)}),
-        "repeats": _build_integer(1),
-        "load_timeout": _TIME,
-        "single": _FLAG,
-        "start": _build_integer(1),
-        "maximum": _build_integer(1),
-        "max_latency": _TIME,
-        "max_ttft": _TIME,
-        "success_rate": _PERCENT,
-        "stop_success_rate": _PERCENT,
-        "stop_latency": _TIME,
-    }
-)
-"""What a word takes; one that is not listed takes anything an editor can know of."""
-
-_SWEEP_OPTIONS = ("model", "num_ctx", "prompt_words", "num_predict", *LIST_OPTIONS)
 
 
 def build_schema() -> bytes:
@@ -156,16 +87,13 @@ def _build_table(properties: Schema) -> Schema:
 
 
 def _build_load_options() -> Schema:
-    return {
-        word: _build_any_of(_get_option_schema(word), _build_list(_get_option_schema(word)))
-        if word in LIST_OPTIONS
-        else _get_option_schema(word)
-        for word in CONTRACT_LOAD_OPTIONS
-    }
+    return {name: _build_option(LOAD_OPTIONS[name], is_list=name in LIST_OPTIONS) for name in CONTRACT_LOAD_OPTIONS}
 
 
-def _get_option_schema(word: str) -> Schema:
-    return OPTION_SCHEMAS.get(word, {})
+def _build_option(option: MarkerOption, *, is_list: bool) -> Schema:
+    """Return the schema of one argument, with the text that editors show."""
+    kind = make_list_type(option.type) if is_list else option.type
+    return {"description": option.plain_help, **kind.schema}
 
 
 def _build_clauses() -> Schema:
@@ -204,12 +132,11 @@ def _build_require() -> Schema:
 
 
 def _build_experiment(kind: ExperimentKind) -> Schema:
-    axes = _SWEEP_OPTIONS if kind.name == "sweep" else ()
+    marker = MARKERS[kind.marker]
+    options = {**LOAD_OPTIONS, **marker.judging_options, **marker.own_options}
     words = {
-        word: _build_any_of(_get_option_schema(word), _build_list(_get_option_schema(word)))
-        if word in axes
-        else _get_option_schema(word)
-        for word in list_table_options(kind)
+        name: _build_option(options[name], is_list=name in marker.axes) if name in options else {}
+        for name in list_table_options(kind)
     }
     metrics = {name: {"$ref": f"#/$defs/limit.{name}"} for name in METRICS} if kind.takes_load_limits else {}
     gates = {

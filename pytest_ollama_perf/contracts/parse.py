@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from pytest_ollama_perf.analysis.run_value import POLICIES
-from pytest_ollama_perf.config.load_options import (
-    LOAD_OPTIONS,
+from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
+from pytest_ollama_perf.config.load_spec import (
     LoadSpec,
     build_load_spec,
     merge_options,
@@ -43,8 +43,8 @@ DEFAULT_MODEL = "*"
 
 TOP_LEVEL_KEYS = ("schema", "defaults", "model", "load")
 CONTRACT_LOAD_OPTIONS = tuple(word for word in LOAD_OPTIONS if word != "model")
-FILE_OPTIONS = ("dataset", "images")
-"""Words that name files."""
+FILE_OPTIONS = tuple(name for name, option in LOAD_OPTIONS.items() if option.is_file)
+"""Arguments that are paths."""
 
 LIST_OPTIONS = ("concurrency", "rate")
 """Words that may hold a list: the same clauses at each."""
@@ -212,7 +212,7 @@ def _check_option(word: str, value: Any) -> bool:
     if len(several) > len(set(map(repr, several))):
         raise ConfigError(f"{word} = {safe_repr(value)}: a value stands twice")
     for each in several:
-        LOAD_OPTIONS[word](word, each)
+        LOAD_OPTIONS[word].parse(each)
     return True
 
 

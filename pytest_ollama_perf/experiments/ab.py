@@ -12,7 +12,9 @@ import msgspec
 from pytest_ollama_perf.analysis.ab import BLOCK_ORDER, LOOKS, REQUESTS_PER_SIDE, ABComparison, compare_sides
 from pytest_ollama_perf.analysis.epochs import compare_fingerprints
 from pytest_ollama_perf.analysis.run_value import POLICIES
-from pytest_ollama_perf.config.load_options import LOAD_OPTIONS, LoadSpec, build_load_spec
+from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.markers import MARKERS, SIDE_EXCLUDED_OPTIONS
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Run
@@ -27,7 +29,7 @@ from pytest_ollama_perf.metrics.definitions import PERCENTILES
 from pytest_ollama_perf.report.facts import redact_url
 
 SIDES = ("baseline", "candidate")
-JUDGING_OPTIONS = ("max_regression", "max_error_rate")
+_JUDGING_OPTIONS = ("max_regression", "max_error_rate")
 RUNS_PER_BLOCK = 2
 """How often each side has its turn in a block."""
 
@@ -112,20 +114,20 @@ class ABResult:
 
 
 def list_option_names() -> tuple[str, ...]:
-    """Every word the marker takes."""
-    return (*SIDES, *(word for word in LOAD_OPTIONS if word != "duration"), *JUDGING_OPTIONS)
+    """Return every argument of the marker."""
+    return MARKERS["ollama_ab"].list_option_names()
 
 
 def parse_options(options: Mapping[str, Any], settings: Settings) -> ABTest:
-    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
+    """Parse the marker's arguments; ``ConfigError`` explains what is wrong with them."""
     _reject_unknown(options)
     own = {side: _parse_side_options(side, options.get(side, {})) for side in SIDES}
     if not any(side in options for side in SIDES) and not settings.baseline_url:
         raise ConfigError(
-            "what is to be compared? Give baseline={...} and candidate={...}, each with words such as model, options "
+            "nothing to compare: pass baseline={...} and candidate={...}, each with arguments such as model, options "
             "or url, or the server to compare with: --ollama-baseline-url"
         )
-    common = {word: value for word, value in options.items() if word not in SIDES}
+    common = {name: value for name, value in options.items() if name not in SIDES}
     baseline, candidate = (_build_side(side, common, own[side], settings) for side in SIDES)
     _reject_margins(candidate.spec)
     return ABTest(baseline, candidate)
@@ -133,26 +135,25 @@ def parse_options(options: Mapping[str, Any], settings: Settings) -> ABTest:
 
 def _reject_unknown(options: Mapping[str, Any]) -> None:
     known = list_option_names()
-    for word in options:
-        if word == "duration":
-            raise ConfigError("duration: a comparison counts requests, so that both sides do the same; give requests")
-        if word.startswith(("min_", "max_")) and word not in known:
-            raise ConfigError(f"{word}: a comparison has no absolute limits, ollama_load has; give max_regression='5%'")
-        if word not in known:
-            raise ConfigError(f"unknown word '{word}'{suggest_match(word, known)} (valid: {', '.join(known)})")
+    for name in options:
+        if name == "duration":
+            raise ConfigError("duration: both sides must send the same number of requests; pass requests")
+        if name.startswith(("min_", "max_")) and name not in known:
+            raise ConfigError(f"{name}: a comparison has no absolute limits, ollama_load has; pass max_regression='5%'")
+        if name not in known:
+            raise ConfigError(f"unknown argument '{name}'{suggest_match(name, known)} (valid: {', '.join(known)})")
 
 
 def _parse_side_options(side: str, given: object) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{side}={safe_repr(given)}: expected a mapping of words such as {{'model': 'llama3.2:3b'}}")
-    valid = ("url", *(word for word in LOAD_OPTIONS if word not in {"requests", "duration"}))
-    for word in given:
-        if word in {"requests", *JUDGING_OPTIONS}:
-            raise ConfigError(f"{side}: '{word}' holds for both sides; write it beside baseline and candidate")
-        if word not in valid:
-            near = suggest_match(str(word), valid)
-            raise ConfigError(f"{side}: unknown word {safe_repr(word)}{near} (valid: {', '.join(valid)})")
-    return dict(given)
+    read: Mapping[Any, Any] = MARKERS["ollama_ab"].own_options[side].parse(given)
+    valid = ("url", *(name for name in LOAD_OPTIONS if name not in SIDE_EXCLUDED_OPTIONS))
+    for name in read:
+        if name in {"requests", *_JUDGING_OPTIONS}:
+            raise ConfigError(f"{side}: '{name}' applies to both sides; pass it next to baseline and candidate")
+        if name not in valid:
+            near = suggest_match(str(name), valid)
+            raise ConfigError(f"{side}: unknown argument {safe_repr(name)}{near} (valid: {', '.join(valid)})")
+    return dict(read)
 
 
 def _build_side(name: str, common: Mapping[str, Any], own: Mapping[str, Any], settings: Settings) -> ABSide:

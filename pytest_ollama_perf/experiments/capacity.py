@@ -18,9 +18,9 @@ from pytest_ollama_perf.analysis.sustained import (
     pool_runs,
     search_concurrency,
 )
-from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
-from pytest_ollama_perf.config.settings import Settings, parse_percent
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.markers import MARKERS
+from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import safe_repr
@@ -32,12 +32,8 @@ from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext,
 from pytest_ollama_perf.harness.history import count_gating_pairs
 from pytest_ollama_perf.metrics.definitions import METRICS, Shape
 
-OWN_OPTIONS = ("start", "maximum", "success_rate", "max_latency", "max_ttft", "repeats", "min_concurrency")
-_REJECTED_OPTIONS = ("concurrency", "rate", "arrival")
+_MARKER = MARKERS["ollama_max_concurrency"]
 _SHORT_LIMITS = {"max_latency": "max_p95_latency", "max_ttft": "max_p95_ttft"}
-_DEFAULT_SUCCESS_RATE = 0.95
-_DEFAULT_MAXIMUM = 64
-_DEFAULT_REPEATS = 3
 _MIN_REQUESTS_PER_CLIENT = 2
 
 
@@ -212,53 +208,52 @@ def _build_summary(found: MaxConcurrency) -> str:
 
 
 def list_option_names() -> tuple[str, ...]:
-    """Every word the marker takes: those of a load but its pace, and a search's own."""
-    return tuple(word for word in (*list_load_options(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
+    """Return every argument of the marker."""
+    return _MARKER.list_option_names()
 
 
 def parse_options(options: Mapping[str, Any], settings: Settings) -> MaxConcurrencyTest:
-    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
-    for word in _REJECTED_OPTIONS:
-        if word in options:
-            raise ConfigError(
-                f"{word}={safe_repr(options[word])}: the search sets the pace itself; give start and maximum"
-            )
-    own = {word: value for word, value in options.items() if word in OWN_OPTIONS}
-    load = {word: value for word, value in options.items() if word not in OWN_OPTIONS} | _build_limits(own, options)
+    """Parse the marker's arguments; ``ConfigError`` explains what is wrong with them."""
+    for name in _MARKER.excluded:
+        if name in options:
+            raise ConfigError(f"{name}={safe_repr(options[name])}: the search sets the load; pass start and maximum")
+    own = _MARKER.read_own_options(options)
+    load = {name: value for name, value in options.items() if name not in own} | _build_limits(own, options)
     spec = build_load_spec({**load, "concurrency": 1}, default_model=settings.model)
     _check_criteria(spec)
-    start, maximum = _parse_whole_number(own, "start", 1), _parse_whole_number(own, "maximum", _DEFAULT_MAXIMUM)
-    if start > maximum:
-        raise ConfigError(f"start={start}: it is above maximum={maximum}")
-    least = _parse_whole_number(own, "min_concurrency", 1) if "min_concurrency" in own else None
-    if least is not None and least > maximum:
-        raise ConfigError(f"min_concurrency={least}: it is above maximum={maximum}; raise maximum")
+    _check_range(own)
     return MaxConcurrencyTest(
         options=load,
         spec=spec,
-        start=start,
-        maximum=maximum,
-        repeats=_parse_whole_number(own, "repeats", _DEFAULT_REPEATS),
-        min_concurrency=least,
+        start=own["start"],
+        maximum=own["maximum"],
+        repeats=own["repeats"],
+        min_concurrency=own["min_concurrency"],
         default_model=settings.model,
     )
 
 
+def _check_range(own: Mapping[str, Any]) -> None:
+    start, maximum, least = own["start"], own["maximum"], own["min_concurrency"]
+    if start > maximum:
+        raise ConfigError(f"start={start}: it is above maximum={maximum}")
+    if least is not None and least > maximum:
+        raise ConfigError(f"min_concurrency={least}: it is above maximum={maximum}; raise maximum")
+
+
 def _build_limits(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a search's own limits as words of a load: ``max_latency`` limits the P95, ``success_rate`` the errors."""
-    found = {_SHORT_LIMITS[word]: value for word, value in own.items() if word in _SHORT_LIMITS}
-    for word, long in _SHORT_LIMITS.items():
-        if word in own and long in options:
-            raise ConfigError(f"{word} and {long} are the same limit: give one of them")
+    """Return the search's own limits as those of a load: ``max_latency`` limits p95, ``success_rate`` the errors."""
+    found = {}
+    for name, long in _SHORT_LIMITS.items():
+        if name in options:
+            if long in options:
+                raise ConfigError(f"{name} and {long} are the same limit: give one of them")
+            found[long] = options[name]
     if "max_error_rate" in options:
-        if "success_rate" in own:
+        if "success_rate" in options:
             raise ConfigError("success_rate and max_error_rate are the same limit: give one of them")
         return found
-    given = own.get("success_rate", _DEFAULT_SUCCESS_RATE)
-    share = parse_percent(given, f"success_rate={safe_repr(given)}")
-    if share > 1:
-        raise ConfigError(f"success_rate={safe_repr(given)}: expected a share up to 1, or a percentage up to 100%")
-    return found | {"max_error_rate": round(1 - share, 9)}
+    return found | {"max_error_rate": round(1 - own["success_rate"], 9)}
 
 
 def _check_criteria(spec: LoadSpec) -> None:
@@ -268,10 +263,3 @@ def _check_criteria(spec: LoadSpec) -> None:
                 f"{limit.text}: {limit.metric} is what the server makes for all, not what one client bears; "
                 "use max_latency, max_ttft, min_tps or another limit on a single request"
             )
-
-
-def _parse_whole_number(own: Mapping[str, Any], word: str, default: int) -> int:
-    value = own.get(word, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{word}={safe_repr(value)}: expected a whole number from 1")
-    return value

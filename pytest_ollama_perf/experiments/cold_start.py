@@ -18,12 +18,12 @@ from pytest_ollama_perf.analysis.cold_warm import (
 from pytest_ollama_perf.analysis.epochs import StoredRuns
 from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.run_value import POLICIES
-from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.core.text import parse_seconds, safe_repr
+from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
@@ -35,13 +35,8 @@ from pytest_ollama_perf.loadgen.recorder import LoadProgress
 from pytest_ollama_perf.metrics.definitions import METRICS, Metric, Shape
 from pytest_ollama_perf.metrics.format import format_seconds as said
 
-LIMIT_OPTIONS = tuple(f"max_{name}" for name in COLD_WARM_METRICS)
-OWN_OPTIONS = ("repeats", "load_timeout", *LIMIT_OPTIONS)
-_REJECTED_OPTIONS = ("concurrency", "rate", "arrival", "cold", "duration", "drain", "warmup", "think_time")
-_DEFAULT_REPEATS = 3
+_MARKER = MARKERS["ollama_cold_start"]
 _DEFAULT_WARM_REQUESTS = 10
-_DEFAULT_LOAD_TIMEOUT_S = 1800.0
-"""Half an hour: what the largest models take from a slow disk."""
 
 
 @dataclass(frozen=True)
@@ -264,35 +259,31 @@ def _build_summary(found: ColdStart) -> str:
 
 
 def list_option_names() -> tuple[str, ...]:
-    """Every word the marker takes: those of a load but its pace, and a cold start's own."""
-    return tuple(word for word in (*list_load_options(), *OWN_OPTIONS) if word not in _REJECTED_OPTIONS)
+    """Return every argument of the marker."""
+    return _MARKER.list_option_names()
 
 
 def parse_options(options: Mapping[str, Any], settings: Settings) -> ColdStartTest:
-    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
-    for word in _REJECTED_OPTIONS:
-        if word in options:
+    """Parse the marker's arguments; ``ConfigError`` explains what is wrong with them."""
+    for name in _MARKER.excluded:
+        if name in options:
             valid = "repeats, requests (warm ones) and load_timeout"
-            raise ConfigError(
-                f"{word}={safe_repr(options[word])}: a cold start is one request at a time; valid: {valid}"
-            )
-    own = {word: value for word, value in options.items() if word in OWN_OPTIONS}
-    load = {word: value for word, value in options.items() if word not in OWN_OPTIONS}
+            given = f"{name}={safe_repr(options[name])}"
+            raise ConfigError(f"{given}: a cold start is one request at a time; valid: {valid}")
+    own = _MARKER.read_own_options(options)
+    load = {name: value for name, value in options.items() if name not in own}
     load.setdefault("requests", _DEFAULT_WARM_REQUESTS)
     warm = build_load_spec(load, default_model=settings.model)
     return ColdStartTest(
-        cold=_build_cold_load(warm, load, own),
+        cold=_build_cold_load(warm, own["load_timeout"]),
         warm=warm,
-        repeats=_parse_repeats(own.get("repeats", _DEFAULT_REPEATS)),
-        bounds={name: _parse_bound(name, own[f"max_{name}"]) for name in COLD_WARM_METRICS if f"max_{name}" in own},
+        repeats=own["repeats"],
+        bounds={name: own[f"max_{name}"] for name in COLD_WARM_METRICS if own[f"max_{name}"] is not None},
     )
 
 
-def _build_cold_load(warm: LoadSpec, load: Mapping[str, Any], own: Mapping[str, Any]) -> LoadSpec:
-    """Return the load of the one cold request: timeouts of its own, and load_time judged by history, too."""
-    patience = parse_seconds(own.get("load_timeout", _DEFAULT_LOAD_TIMEOUT_S), "load_timeout")
-    if not patience:
-        raise ConfigError("load_timeout=0: a timeout must be above 0")
+def _build_cold_load(warm: LoadSpec, patience: float) -> LoadSpec:
+    """Return the load of the one cold request: separate timeouts, and ``load_time`` is compared with history too."""
     usual = warm.workload.timeouts
     total = max(usual.total_s, patience + usual.total_s)
     timeouts = msgspec.structs.replace(usual, first_token_s=patience, total_s=total)
@@ -308,17 +299,3 @@ def _build_cold_load(warm: LoadSpec, load: Mapping[str, Any], own: Mapping[str, 
 
 def _is_per_request(metric: Metric) -> bool:
     return metric.shape is not Shape.PER_RUN
-
-
-def _parse_repeats(given: object) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise ConfigError(f"repeats={safe_repr(given)}: expected a whole number from 1")
-    return given
-
-
-def _parse_bound(name: str, given: Any) -> float:
-    if name != "ratio":
-        return parse_seconds(given, f"max_{name}")
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf"):
-        raise ConfigError(f"max_ratio={safe_repr(given)}: expected a number above 0, cold TTFT over warm")
-    return float(given)

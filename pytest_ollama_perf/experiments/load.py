@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pytest_ollama_perf.analysis.load_profile import Servers, ServerSummary
 from pytest_ollama_perf.client.preflight import call_with_ticks
-from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec, list_option_names, parse_limits
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec, list_option_names, parse_limits
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError, ServerError
 from pytest_ollama_perf.core.run import Run

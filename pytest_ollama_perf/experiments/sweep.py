@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +23,12 @@ from pytest_ollama_perf.analysis.scaling import (
     format_position,
 )
 from pytest_ollama_perf.analysis.thresholds import judge_limit
-from pytest_ollama_perf.config.load_options import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.load_options import list_option_names as list_load_options
-from pytest_ollama_perf.config.settings import Settings, parse_percent
+from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
+from pytest_ollama_perf.config.markers import MARKERS, SWEEP_AXES
+from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
-from pytest_ollama_perf.core.text import parse_seconds, safe_repr
+from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
 from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.load import EvaluationRecorder
@@ -39,12 +39,9 @@ from pytest_ollama_perf.metrics.format import format_count, format_number
 from pytest_ollama_perf.metrics.format import format_seconds as said
 from pytest_ollama_perf.metrics.summary import Summary
 
-AXES = ("model", "num_ctx", "prompt_words", "num_predict", "concurrency", "rate")
-"""Words that may hold a list, outermost first: the load grows fastest, so that every curve is a rise of the load."""
-
 DEFAULT_CONCURRENCY = (1, 2, 4, 8)
 SINGLE_REQUESTS = 5
-OWN_OPTIONS = ("single", "stop_success_rate", "stop_latency", "min_knee", "min_speedup")
+_MARKER = MARKERS["ollama_sweep"]
 _SYSTEM_METRICS = ("throughput", "throughput_whole", "qps", "goodput")
 """What the whole server makes: a limit on it holds for the best level, any other limit at every level."""
 
@@ -208,21 +205,22 @@ def _check_knee(curve: Curve, where: str, least: float) -> BoundCheck:
 
 
 def list_option_names() -> tuple[str, ...]:
-    """Every word the marker takes: those of a load, and a sweep's own."""
-    return (*list_load_options(), *OWN_OPTIONS)
+    """Return every argument of the marker."""
+    return _MARKER.list_option_names()
 
 
 def parse_options(options: Mapping[str, Any], settings: Settings) -> SweepTest:
-    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
-    own = {word: value for word, value in options.items() if word in OWN_OPTIONS}
-    rest = {word: value for word, value in options.items() if word not in OWN_OPTIONS}
+    """Parse the marker's arguments; ``ConfigError`` explains what is wrong with them."""
+    own = _MARKER.read_own_options(options)
+    rest = {name: value for name, value in options.items() if name not in own}
     axes = _parse_axes(rest)
     axis = next((name for name in LOAD_AXES if name in axes), list(axes)[-1])
     fixed = {word: value for word, value in rest.items() if word not in axes}
     every, best = _split_limits(
         build_load_spec({**fixed, **_select_first_values(axes)}, default_model=settings.model).limits
     )
-    single_at = _has_single(own, axis, axes)
+    _check_min_knee(own["min_knee"], axis, axes)
+    single_at = own["single"] and axis in LOAD_AXES and 1 not in axes.get("concurrency", ())
     curves, singles = [], []
     for chosen in itertools.product(*(values for name, values in axes.items() if name != axis)):
         at = dict(zip((name for name in axes if name != axis), chosen, strict=True))
@@ -240,22 +238,22 @@ def parse_options(options: Mapping[str, Any], settings: Settings) -> SweepTest:
         curves=tuple(curves),
         single=tuple(singles),
         best=best,
-        stop_success_rate=_parse_share(own, "stop_success_rate", 0.9),
-        stop_latency_s=parse_seconds(own.get("stop_latency", 300.0), "stop_latency"),
-        min_knee=_parse_min_knee(own, axis, axes),
-        min_speedup=_parse_positive(own, "min_speedup"),
+        stop_success_rate=own["stop_success_rate"],
+        stop_latency_s=own["stop_latency"],
+        min_knee=own["min_knee"],
+        min_speedup=own["min_speedup"],
     )
 
 
 def _parse_axes(options: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Return the words that hold a list, in the order of ``AXES``."""
-    axes = {name: _parse_values(name, options[name]) for name in AXES if _is_list(options.get(name))}
+    axes = {name: _parse_values(name, options[name]) for name in SWEEP_AXES if _is_list(options.get(name))}
     if "concurrency" in axes and "rate" in options:
         raise ConfigError("concurrency and rate contradict each other: sweep over one of them")
     if "rate" in axes and "concurrency" in options:
         raise ConfigError("concurrency and rate contradict each other: sweep over one of them")
     if not axes and ("concurrency" in options or "rate" in options):
-        raise ConfigError(f"a sweep needs a list: concurrency=[1, 2, 4, 8], or one of {', '.join(AXES)}")
+        raise ConfigError(f"a sweep needs a list: concurrency=[1, 2, 4, 8], or one of {', '.join(SWEEP_AXES)}")
     return axes or {"concurrency": DEFAULT_CONCURRENCY}
 
 
@@ -263,14 +261,14 @@ def _is_list(value: object) -> bool:
     return isinstance(value, (list, tuple, range, set, frozenset))
 
 
-def _parse_values(name: str, given: Any) -> tuple[Any, ...]:
-    values = tuple(dict.fromkeys(given))
-    if not values:
+def _parse_values(name: str, given: Collection[Any]) -> tuple[Any, ...]:
+    """Return the values of one axis, each checked by itself, in increasing order where they are loads."""
+    if not given:
         raise ConfigError(f"{name}={safe_repr(given)}: expected a list with at least one value")
-    try:
-        return tuple(sorted(values)) if name in LOAD_AXES else values
-    except TypeError:
-        raise ConfigError(f"{name}={safe_repr(given)}: expected a list of numbers") from None
+    for value in given:
+        LOAD_OPTIONS[name].parse(value)
+    values = tuple(dict.fromkeys(given))
+    return tuple(sorted(values)) if name in LOAD_AXES else values
 
 
 def _select_first_values(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -298,13 +296,6 @@ def _reject_unfilled_point(spec: LoadSpec) -> LoadSpec:
     return spec
 
 
-def _has_single(own: Mapping[str, Any], axis: str, axes: Mapping[str, tuple[Any, ...]]) -> bool:
-    wanted = own.get("single", True)
-    if not isinstance(wanted, bool):
-        raise ConfigError(f"single={safe_repr(wanted)}: expected True or False")
-    return wanted and axis in LOAD_AXES and 1 not in axes.get("concurrency", ())
-
-
 def _build_single_load(options: Mapping[str, Any], settings: Settings) -> LoadSpec:
     """Return the load of one client: what the levels are compared with."""
     kept = {word: value for word, value in options.items() if word not in {"rate", "arrival", "duration", "drain"}}
@@ -312,30 +303,13 @@ def _build_single_load(options: Mapping[str, Any], settings: Settings) -> LoadSp
     return msgspec.structs.replace(load, limits=tuple(limit for limit in load.limits if limit.metric == "error_rate"))
 
 
-def _parse_share(own: Mapping[str, Any], word: str, default: float) -> float:
-    if own.get(word, default) == 0:
-        return 0.0
-    return min(1.0, parse_percent(own.get(word, default), f"{word}={safe_repr(own.get(word, default))}"))
-
-
-def _parse_positive(own: Mapping[str, Any], word: str) -> float | None:
-    value = own.get(word)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"{word}={safe_repr(value)}: expected a number above 0")
-    return float(value)
-
-
-def _parse_min_knee(own: Mapping[str, Any], axis: str, axes: Mapping[str, tuple[Any, ...]]) -> float | None:
-    least = _parse_positive(own, "min_knee")
+def _check_min_knee(least: float | None, axis: str, axes: Mapping[str, tuple[Any, ...]]) -> None:
     if least is None:
-        return None
+        return
     if axis not in LOAD_AXES:
         raise ConfigError(f"min_knee={least:g}: a sweep over {axis} has no knee; sweep over concurrency or rate")
     if least > axes[axis][-1]:
         raise ConfigError(f"min_knee={least:g}: no level is that high; add it to {axis}={safe_repr(list(axes[axis]))}")
-    return least
 
 
 def _get_throughput(summary: Summary) -> float:

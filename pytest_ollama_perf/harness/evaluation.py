@@ -13,7 +13,7 @@ from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.analysis.limits import Limit, collect_latency_limits
 from pytest_ollama_perf.analysis.load_profile import build_timeline, summarise_servers
 from pytest_ollama_perf.analysis.thresholds import judge_contract
-from pytest_ollama_perf.config.load_options import LoadSpec
+from pytest_ollama_perf.config.load_spec import LoadSpec
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Verdict, VerdictStatus, get_worst_status

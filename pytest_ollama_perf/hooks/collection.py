@@ -70,7 +70,7 @@ def collect_marker_options(item: pytest.Item, marker: str, known: tuple[str, ...
     From inner to outer: marks of the parameter set, parameters named like an argument, markers of the function, of its
     class, of the classes that one inherits from, of its module.
     """
-    from pytest_ollama_perf.config.load_options import merge_options
+    from pytest_ollama_perf.config.load_spec import merge_options
 
     callspec = getattr(item, "callspec", None)
     inner = [mark for mark in getattr(callspec, "marks", ()) if mark.name == marker]

@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_ollama_perf.analysis.limits import Limit, list_limit_options
-from pytest_ollama_perf.config.load_options import (
-    LOAD_OPTIONS,
+from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
+from pytest_ollama_perf.config.load_spec import (
     LoadSpec,
     build_load_spec,
     list_option_names,
@@ -186,8 +186,8 @@ SECONDS = "expected seconds, as a number or with a unit such as '300ms', '2.5s' 
             [("num_thread", 4)],
             "options=[('num_thread', 4)]: expected a mapping of Ollama options such as {'num_thread': 4}",
         ),
-        ("options", {"stop": {1}}, "options={'stop': {1}}: a value is nothing that JSON can say"),
-        ("options", {"top_p": float("nan")}, "options={'top_p': nan}: a value is nothing that JSON can say"),
+        ("options", {"stop": {1}}, "options={'stop': {1}}: a value cannot be written as JSON"),
+        ("options", {"top_p": float("nan")}, "options={'top_p': nan}: a value cannot be written as JSON"),
         ("cold", None, "cold=None: expected True or False"),
         ("timeout", 0, "timeout=0: a timeout must be above 0"),
         (
@@ -276,11 +276,11 @@ EVERY_WORD = (
     ],
 )
 def test_an_unknown_word_is_told_which_was_meant_and_which_there_are(word: str, meant: str) -> None:
-    assert refused(**{word: 1}) == f"unknown word '{word}'; did you mean '{meant}'? (valid: {EVERY_WORD})"
+    assert refused(**{word: 1}) == f"unknown argument '{word}'; did you mean '{meant}'? (valid: {EVERY_WORD})"
 
 
 def test_a_word_like_no_other_is_told_which_there_are() -> None:
-    assert refused(zzz=1) == f"unknown word 'zzz' (valid: {EVERY_WORD})"
+    assert refused(zzz=1) == f"unknown argument 'zzz' (valid: {EVERY_WORD})"
 
 
 def test_known_words_are_those_of_the_load_and_those_that_judge() -> None:
@@ -316,7 +316,7 @@ def test_a_check_of_a_result_takes_no_word_of_the_load() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_limits({"concurrency": 4})
     assert str(caught.value) == (
-        "unknown word 'concurrency' (valid: limits, min_tps, min_throughput, min_qps, max_error_rate, "
+        "unknown argument 'concurrency' (valid: limits, min_tps, min_throughput, min_qps, max_error_rate, "
         "and max_<stat>_<metric> such as max_p95_latency)"
     )
 
@@ -339,20 +339,20 @@ def test_max_regression_is_one_margin_or_one_for_each_number(given: object, marg
     [
         (
             {"endpoint": "embed", "min_tps": 5},
-            "tps: an embedding has no tokens of its own, so no such load has it; leave it out",
+            "tps: an embedding has no tokens of its own, so this load does not have it; leave it out",
         ),
         (
             {"stream": False, "max_p95_itl": 0.1},
-            "itl p95: with stream=False nothing shows when a token came, so no such load has it; leave it out",
+            "itl p95: with stream=False nothing shows when a token came, so this load does not have it; leave it out",
         ),
         (
             {"endpoint": "embed", "limits": {"queue.p50": "<= 1s"}},
-            "queue p50: an embedding has no tokens of its own, so no such load has it; leave it out",
+            "queue p50: an embedding has no tokens of its own, so this load does not have it; leave it out",
         ),
         (
             {"stream": False, "max_regression": {"ttft.p95": "25%"}},
-            "max_regression: ttft.p95: with stream=False nothing shows when a token came, so no such load has it; "
-            "leave it out",
+            "max_regression: ttft.p95: with stream=False nothing shows when a token came, so this load does not "
+            "have it; leave it out",
         ),
         (
             {"endpoint": "embed", "max_regression": "10%"},

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from doc_snippets import DOCS, PAGES
@@ -20,10 +19,9 @@ import meanings
 
 from pytest_ollama_perf import cli
 from pytest_ollama_perf.client.response import UPSTREAM_HEADERS
-from pytest_ollama_perf.config.load_options import list_option_names
-from pytest_ollama_perf.config.settings import OPTIONS, Settings
+from pytest_ollama_perf.config.markers import MARKERS
+from pytest_ollama_perf.config.settings import OPTIONS
 from pytest_ollama_perf.core.verdict import ProblemCode
-from pytest_ollama_perf.experiments import load_reader
 from pytest_ollama_perf.metrics.definitions import METRICS
 from pytest_ollama_perf.simulator.url import URL_PARAMETERS
 
@@ -70,8 +68,9 @@ def _text(page: str) -> str:
 
 
 def test_every_word_of_the_code_stands_in_the_reference() -> None:
-    marker, options = _text("reference/marker.md"), _text("reference/options.md")
-    assert [word for word in list_option_names() if f"`{word}`" not in marker] == []
+    page, options = _text("reference/marker.md"), _text("reference/options.md")
+    names = {name for marker in MARKERS.values() for name in marker.list_option_names()}
+    assert sorted(name for name in names if f"`{name}`" not in page) == []
     assert [each.flag for each in OPTIONS if f"`{each.flag}" not in options or f"`{each.key}`" not in options] == []
     assert [name for name in METRICS if f"`{name}`" not in _text("reference/metrics.md")] == []
     assert [name for name in URL_PARAMETERS if f"`{name}`" not in _text("reference/simulator.md")] == []
@@ -85,7 +84,6 @@ def test_every_definition_of_the_schema_stands_in_the_reference() -> None:
 
 
 def test_no_meaning_outlives_its_word() -> None:
-    assert [word for word in meanings.LOAD if word not in list_option_names()] == []
     assert all(problem.description for problem in ProblemCode)
 
 
@@ -96,8 +94,8 @@ def test_every_section_that_can_be_generated_stands_on_a_page() -> None:
 
 
 def test_defaults_in_the_reference_are_those_of_the_code() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?) \| .* \|$", generated.load_words(), re.MULTILINE))
-    assert (rows["num_predict"], rows["num_ctx"], rows["endpoint"]) == ("`64`", "`None`", "`generate`")
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*?) \| .* \|$", generated.load_arguments(), re.MULTILINE))
+    assert (rows["num_predict"], rows["num_ctx"], rows["endpoint"]) == ("`64`", "the server's setting", "`generate`")
     assert rows["timeout"] == "`connect` 10, `first_token` 600, `idle` 60, `total` 1800"
 
 
@@ -105,27 +103,6 @@ def test_defaults_in_the_reference_are_those_of_the_code() -> None:
 def test_lines_of_a_page_fit_its_editor(page: Path) -> None:
     long = [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 130]
     assert [line for line in long if not line.startswith(("|", "$", "llama3"))] == []
-
-
-def read(marker: str, words: dict[str, Any], settings: Settings) -> Any:
-    function, _ = load_reader(marker)
-    return function(words, settings)
-
-
-def test_defaults_of_experiments_in_the_reference_are_those_of_the_code() -> None:
-    settings = Settings()
-    sweep = read("ollama_sweep", {"concurrency": [1, 2]}, settings)
-    search = read("ollama_max_concurrency", {"max_latency": 5}, settings)
-    starts = read("ollama_cold_start", {}, settings)
-    assert f"(default: {sweep.stop_success_rate:g})" in meanings.EXPERIMENTS["ollama_sweep"]["stop_success_rate"]
-    assert f"(default: {sweep.stop_latency_s:g} s)" in meanings.EXPERIMENTS["ollama_sweep"]["stop_latency"]
-    for word in ("start", "maximum", "repeats"):
-        assert f"(default: {getattr(search, word)})" in meanings.EXPERIMENTS["ollama_max_concurrency"][word]
-    success = next(limit for limit in search.spec.limits if limit.metric == "error_rate")
-    assert f"(default: {1 - success.bound:g})" in meanings.EXPERIMENTS["ollama_max_concurrency"]["success_rate"]
-    assert f"(default: {starts.repeats})" in meanings.EXPERIMENTS["ollama_cold_start"]["repeats"]
-    minutes = starts.cold.workload.timeouts.first_token_s / 60
-    assert f"(default: {minutes:g} minutes)" in meanings.EXPERIMENTS["ollama_cold_start"]["load_timeout"]
 
 
 def test_the_headers_that_name_an_upstream_are_all_named() -> None:

@@ -116,7 +116,7 @@ def test_async_code_compares_too(run, urls):
 def test_wrong_words_end_the_session_before_the_first_test(run, urls):
     result = run("@pytest.mark.ollama_ab(baselin={})\ndef test_it(): pass\n", f"--ollama-url={urls[0]}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*unknown word 'baselin'; did you mean 'baseline'?*"])
+    result.stderr.fnmatch_lines(["*unknown argument 'baselin'; did you mean 'baseline'?*"])
 
 
 @pytest.mark.real_server

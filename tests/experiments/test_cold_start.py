@@ -181,7 +181,7 @@ def test_medians_are_over_the_starts_that_have_the_number():
         ({"load_timeout": 0}, "load_timeout=0: a timeout must be above 0"),
         ({"max_load_time": "fast"}, "max_load_time='fast': expected seconds"),
         ({"max_ratio": 0}, "max_ratio=0: expected a number above 0"),
-        ({"max_loadtime": 3}, "unknown word 'max_loadtime'"),
+        ({"max_loadtime": 3}, "unknown argument 'max_loadtime'"),
     ],
 )
 def test_wrong_words_are_refused(words, told):

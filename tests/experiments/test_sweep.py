@@ -268,7 +268,7 @@ def test_what_was_measured_when_something_stopped_the_sweep_is_not_lost():
         ({"single": 1}, "single=1: expected True or False"),
         ({"stop_latency": "soon"}, "stop_latency='soon': expected seconds"),
         ({"stop_success_rate": 90}, "stop_success_rate=90: expected a percentage above 0%"),
-        ({"concurency": [1, 2]}, "unknown word 'concurency'; did you mean 'concurrency'?"),
+        ({"concurency": [1, 2]}, "unknown argument 'concurency'; did you mean 'concurrency'?"),
         ({"max_tps": 3}, "higher is better for tps; write min_tps"),
     ],
 )

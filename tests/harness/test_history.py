@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from run_makers import one_after_another, run_of, sample
 
-from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Fingerprint

@@ -96,8 +96,8 @@ def test_what_is_wrong_is_a_usage_error_with_any_number_of_workers(run, workers:
     assert ran.status == pytest.ExitCode.USAGE_ERROR
     said = [line for line in ran.out.splitlines() if "test_it.py::" in line]
     assert len(said) == 2
-    assert said[0].startswith("ERROR: test_it.py::test_one: unknown word 'requsts'; did you mean 'requests'?")
-    assert said[1].startswith("       test_it.py::test_two: unknown word 'min_tpss'; did you mean 'min_tps'?")
+    assert said[0].startswith("ERROR: test_it.py::test_one: unknown argument 'requsts'; did you mean 'requests'?")
+    assert said[1].startswith("       test_it.py::test_two: unknown argument 'min_tpss'; did you mean 'min_tps'?")
     assert "Traceback" not in ran.out
     assert not (run.folder / "report.json").exists()
 

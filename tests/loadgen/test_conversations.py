@@ -14,7 +14,7 @@ from run_makers import sample as sample_of
 from scripted import SECOND, Scripted, fired
 
 from pytest_ollama_perf.analysis.client_checks import find_cached_prompts
-from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.sample import Counters, Outcome, Sample
 from pytest_ollama_perf.core.workload import Workload, compute_identity

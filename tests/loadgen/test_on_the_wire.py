@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run

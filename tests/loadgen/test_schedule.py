@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import SECOND, Scripted, fired
 
-from pytest_ollama_perf.config.load_options import build_load_spec
+from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.core.sample import Phase
 from pytest_ollama_perf.core.workload import Stage, Workload
 from pytest_ollama_perf.loadgen.plan import LoadPlan

@@ -64,7 +64,7 @@ def test_a_number_that_does_not_exist_says_so(perf) -> None:
             assert str(caught.value).startswith("no metric 'tsp'; did you mean 'tps'? (valid: tps, throughput,")
             with pytest.raises(Exception) as caught:
                 ollama_load.check(min_tsp=1)
-            assert str(caught.value).startswith("unknown word 'min_tsp'; did you mean 'min_tps'?")
+            assert str(caught.value).startswith("unknown argument 'min_tsp'; did you mean 'min_tps'?")
     """)
     assert perf.run().counts == {"passed": 1}
 

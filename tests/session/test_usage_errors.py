@@ -85,7 +85,7 @@ def test_every_wrong_marker_is_named_with_its_test(perf, sim) -> None:
     lines = [line.strip() for line in found.err.strip().splitlines()]
     assert [line[:74] for line in lines] == [
         "ERROR: test_it.py::test_one: concurrency=0: expected a whole number from 1 to 2147483647"[:74],
-        "test_it.py::test_two: unknown word 'min_tsp'; did you mean 'min_tps'? (valid: model"[:74],
+        "test_it.py::test_two: unknown argument 'min_tsp'; did you mean 'min_tps'? (valid: model"[:74],
         "test_it.py::test_three: the marker takes keyword arguments only, for example @pytest.mark"[:74],
         "test_it.py::test_four: uses the fixture ollama_load without the marker; add @pytest.mark.o"[:74],
     ]
@@ -119,4 +119,4 @@ def test_a_wrong_word_of_a_load_from_code_fails_that_test_alone(perf) -> None:
     """)
     found = perf.run()
     assert found.counts == {"failed": 1, "passed": 1}
-    assert "unknown word 'modl'; did you mean 'model'?" in found.out
+    assert "unknown argument 'modl'; did you mean 'model'?" in found.out
