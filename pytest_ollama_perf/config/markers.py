@@ -82,7 +82,7 @@ class Marker:
 
     def list_option_names(self) -> tuple[str, ...]:
         """Return every argument of the marker."""
-        return (*self.own_options, *self.load_options, *self.judging_options, *self.limit_options)
+        return (*self.load_options, *self.own_options, *self.judging_options, *self.limit_options)
 
     def read_own_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of the marker's own arguments, defaults included.

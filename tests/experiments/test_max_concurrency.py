@@ -231,8 +231,8 @@ def test_every_run_of_every_probe_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"concurrency": 4}, "concurrency=4: the search sets the pace itself; give start and maximum"),
-        ({"rate": 4}, "rate=4: the search sets the pace itself"),
+        ({"concurrency": 4}, "concurrency=4: the search sets the load; pass start and maximum"),
+        ({"rate": 4}, "rate=4: the search sets the load"),
         ({"start": 8, "maximum": 4}, "start=8: it is above maximum=4"),
         ({"min_concurrency": 80}, "min_concurrency=80: it is above maximum=64; raise maximum"),
         ({"maximum": 0}, "maximum=0: expected a whole number from 1"),

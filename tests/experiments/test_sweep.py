@@ -253,7 +253,7 @@ def test_what_was_measured_when_something_stopped_the_sweep_is_not_lost():
     [
         ({"concurrency": 4}, "a sweep needs a list: concurrency=[1, 2, 4, 8], or one of model, num_ctx"),
         ({"concurrency": []}, "concurrency=[]: expected a list with at least one value"),
-        ({"concurrency": [1, "2"]}, "concurrency=[1, '2']: expected a list of numbers"),
+        ({"concurrency": [1, "2"]}, "concurrency='2': expected a whole number from 1"),
         ({"concurrency": [0, 1]}, "concurrency=0: expected a whole number from 1"),
         ({"concurrency": [1, 2], "rate": 2}, "concurrency and rate contradict each other: sweep over one of them"),
         ({"rate": [1, 2], "concurrency": 2}, "concurrency and rate contradict each other: sweep over one of them"),

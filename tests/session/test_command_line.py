@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.settings import OPTIONS
 
 HELP = """\
@@ -69,19 +70,14 @@ performance of models served by Ollama:
 """
 
 MARKER = """\
-@pytest.mark.ollama_load(concurrency=4, min_tps=150): fire a load and judge it.
-    It goes to the Ollama server (--ollama-url) before the test's body runs; a
-    broken limit fails the test. All words have defaults.
-    Load: model, endpoint, stream, concurrency or rate or stages, arrival,
-    requests or duration, drain, warmup, think_time, prompt or prompts (with
-    weights: a mapping) or dataset, prompt_words, turns, images, prefix, raw,
-    num_predict, num_ctx, temperature, seed, think, keep_alive, options, cold,
-    timeout, balance, retries, reuse_connections.
-    Stages: [{'rate': 8, 'ramp': '30s'}, {'rate': 8, 'for': '5m'}].
-    Limits: min_tps, min_throughput, min_qps, max_<stat>_<metric> such as
-    max_p95_latency=2.5, max_error_rate (default: 0), max_regression,
-    limits={'ttft.p95': '<= 300ms'}.
-    Nearer markers win word by word; parameters of the same name count, too.
+@pytest.mark.ollama_load(concurrency=4, min_tps=150): run a load and check its results.
+    The load runs before the body of the test; a broken limit fails the test.
+    Inner markers override outer ones per argument; parametrized values of the
+    same name apply too. Limits: min_tps, min_throughput, min_qps,
+    max_<stat>_<metric> such as max_p95_latency=2.5 (seconds), max_error_rate
+    (default: 0).
+    - model: model to test (default: --ollama-model, or the only model on the
+      server)
 """
 
 
@@ -109,8 +105,16 @@ def test_help_has_every_option_as_an_ini_key_of_the_right_type(perf) -> None:
 def test_markers_read_well_at_eighty_columns(perf) -> None:
     text = shown(perf, "--markers")
     assert MARKER in text
-    start = text.index("@pytest.mark.ollama_")
-    assert [line for line in text[start:].partition("\n\n")[0].splitlines() if len(line) > 80] == []
+    help_lines = [line for line in text[text.index("@pytest.mark.ollama_load(") :].splitlines() if line[:4] == "    "]
+    assert [line for line in help_lines if len(line) > 80 and line[4] in "- "] == []
+
+
+def test_markers_explain_every_argument_that_is_no_limit(perf) -> None:
+    text = shown(perf, "--markers")
+    for marker in MARKERS.values():
+        part = text.partition(f"@pytest.mark.{marker.name}(")[2].partition("\n\n")[0]
+        names = marker.own_options or {**marker.load_options, **marker.judging_options}
+        assert [name for name in names if f"\n    - {name}: " not in part] == []
 
 
 def test_fixtures_read_well_at_eighty_columns(perf) -> None:
