@@ -15,7 +15,6 @@ from doc_snippets import DOCS, PAGES
 sys.path.insert(0, str(DOCS))
 
 import generated
-import meanings
 
 from pytest_ollama_perf import cli
 from pytest_ollama_perf.client.response import UPSTREAM_HEADERS
