@@ -32,22 +32,15 @@ from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import Store
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``history`` to the command line."""
-    parser = subparsers.add_parser(
-        "history",
-        help="the stored runs of every test, or of one",
-        description="Show the stored runs: a line for every test or, of one test, a line for every run. Times are UTC.",
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``history``."""
+    parser.description = (
+        "Show the stored runs: a line for every test or, of one test, a line for every run. Times are UTC."
     )
     parser.add_argument("test", nargs="?", metavar="TEST", help="a node id, or the end of one, as in test_chat_speed")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="how many runs, the newest (default 20)")
     add_store_options(parser)
     parser.set_defaults(run=main)
-
-
-def main(options: argparse.Namespace) -> int:
-    """Show what is stored. What that needs is imported here: other commands start without it."""
-    return run_history(options)
 
 
 LISTED_METRICS = (("tps", ""), ("ttft", "p50"), ("latency", "p50"))
@@ -58,7 +51,7 @@ _UNIT_SUFFIXES = {Unit.SECONDS: "s", Unit.TOKENS_PER_SECOND: ""}
 """What the name of a number says of its unit; tps is its own."""
 
 
-def run_history(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Print every test, or the runs of one."""
     if options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: expected 1 or more")

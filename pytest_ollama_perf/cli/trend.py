@@ -31,13 +31,11 @@ from pytest_ollama_perf.metrics.format import format_count, format_label, format
 from pytest_ollama_perf.store import open_store
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``trend`` to the command line."""
-    parser = subparsers.add_parser(
-        "trend",
-        help="slow drift that no single comparison sees",
-        description="Hold the runs of the current epoch against its first 20 and warn where they have drifted away. "
-        "A warning is no failure: the exit status stays 0.",
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``trend``."""
+    parser.description = (
+        "Hold the runs of the current epoch against its first 20 and warn where they have drifted away. "
+        "A warning is no failure: the exit status stays 0."
     )
     parser.add_argument("test", nargs="?", metavar="TEST", help="a node id, or the end of one; default: every test")
     parser.add_argument(
@@ -49,11 +47,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_store_options(parser)
     parser.set_defaults(run=main)
-
-
-def main(options: argparse.Namespace) -> int:
-    """Follow the runs. What that needs is imported here: other commands start without scipy."""
-    return run_trend(options)
 
 
 _OTHER_COLUMNS = 58
@@ -77,7 +70,7 @@ class DriftRow:
         return f"{format_percent(self.trend.slowdown)} slower since {format_day(self.trend.since)}"
 
 
-def run_trend(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Follow every test, or one."""
     policies = [get_policy(name) for name in options.metric or GATING_METRICS]
     store = open_store(options.store)

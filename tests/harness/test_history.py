@@ -273,9 +273,7 @@ def test_a_rare_machine_keeps_its_baseline_in_a_long_history(tmp_path):
     template = store.read_history(TEST).runs[-1]
     other = msgspec.structs.replace(rare, gpu="NVIDIA H200")
     for number in range(100):
-        store.add(
-            msgspec.structs.replace(template, id=f"new{number}", started_at=1.9e9 + number, fingerprint=other)
-        )
+        store.add(msgspec.structs.replace(template, id=f"new{number}", started_at=1.9e9 + number, fingerprint=other))
     trial, _, _ = trial_of(settings_in(tmp_path), USUAL, USUAL, USUAL, fingerprint=rare)
     assert trial.verdict.stored == 1
     assert trial.verdict.word is not VerdictStatus.INCOMPARABLE
