@@ -15,7 +15,7 @@ from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Fingerprint
 from pytest_ollama_perf.core.sample import Outcome
-from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.core.verdict import ProblemCode, VerdictStatus
 from pytest_ollama_perf.harness.evaluation import ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import RunHistory
 from pytest_ollama_perf.store import base as store_base
@@ -237,7 +237,7 @@ def test_a_run_without_a_success_is_never_stored(tmp_path):
     failed = {"outcome": Outcome.REFUSED}
     trial, _, past = trial_of(settings_in(tmp_path, save=True), failed)
     assert kept(tmp_path) == 0
-    assert [problem.text for problem in trial.verdict.problems if problem.name == "not saved"] == [
+    assert [problem.text for problem in trial.verdict.problems if problem.code is ProblemCode.NOT_SAVED] == [
         "no request of this run succeeded, so it cannot be a baseline"
     ]
     assert past.unsaved == []
