@@ -24,6 +24,8 @@ from pytest_ollama_perf.analysis.run_value import (
     build_evidence,
     compute_run_value,
     to_change,
+    to_metric_change,
+    to_relative_change,
     to_value,
 )
 from pytest_ollama_perf.core.run import Run
@@ -84,7 +86,7 @@ def compare_costs(
     Between two looks the answer is ``unsure``. A block in which one side failed (infinite cost) says nothing of speed:
     two such blocks of the same side decide, otherwise they leave the answer unsure.
     """
-    differences = [right - left for left, right in zip(a, b, strict=True)]
+    differences = [subtract_costs(right, left) for left, right in zip(a, b, strict=True)]
     blocks = len(differences)
     more = next((look - blocks for look in LOOKS if look > blocks), 0)
     if blocks not in LOOKS:
@@ -94,12 +96,18 @@ def compare_costs(
     return _judge_blocks(differences, more, _WITHIN_BLOCK_SHARE * prior_sd, math.log1p(difference), alpha / len(LOOKS))
 
 
+def subtract_costs(cost: float, other: float) -> float:
+    """Return ``cost - other``; NaN if both failed (infinite) or one is missing, since failures have no ratio."""
+    return math.nan if math.isinf(cost) and math.isinf(other) else cost - other
+
+
 def _judge_failed_blocks(differences: Sequence[float], more: int) -> BlockComparison:
-    words = {math.inf: VerdictStatus.REGRESSED, -math.inf: VerdictStatus.FASTER}
-    one_sided = {one for one in differences if not math.isfinite(one)}
-    only = one_sided.pop()
-    if not one_sided and differences.count(only) >= _MIN_FAILED_BLOCKS:
-        return BlockComparison(words[only], len(differences), d=only, change=math.inf if only > 0 else -1.0)
+    """Judge blocks of which some failed: those in which both sides failed say nothing about the difference."""
+    worse, better = differences.count(math.inf), differences.count(-math.inf)
+    if worse >= _MIN_FAILED_BLOCKS and not better:
+        return BlockComparison(VerdictStatus.REGRESSED, len(differences), d=math.inf, change=math.inf)
+    if better >= _MIN_FAILED_BLOCKS and not worse:
+        return BlockComparison(VerdictStatus.FASTER, len(differences), d=-math.inf, change=-1.0)
     return BlockComparison(VerdictStatus.UNSURE, len(differences), more)
 
 
@@ -118,7 +126,8 @@ def _judge_blocks(
     else:
         word = VerdictStatus.OK if abs(d) + float(stdtrit(df, 1.0 - _BETA)) * se < limit else VerdictStatus.UNSURE
     more = more if word is VerdictStatus.UNSURE else 0
-    return BlockComparison(word, blocks, more, d, se, p, math.expm1(d), math.expm1(d - reach), math.expm1(d + reach))
+    change, low, high = (to_relative_change(end) for end in (d, d - reach, d + reach))
+    return BlockComparison(word, blocks, more, d, se, p, change, low, high)
 
 
 Blocks = Sequence[Sequence[Run]]
@@ -224,20 +233,24 @@ class _MetricDifference(msgspec.Struct, frozen=True):
     def build_row(self, alpha: float, *, gating: bool) -> VerdictRow:
         found = self.compare(alpha)
         low, high = self._compute_interval(found)
-        now = _compute_mean(self.b)
+        before, now = _compute_mean(self.a), _compute_mean(self.b)
         return VerdictRow(
             metric=self.policy.metric.name,
             stat=self.policy.stat,
             word=self._decide_status(found),
             value=to_value(self.policy, now),
             reason=self.unlike,
-            baseline=to_value(self.policy, _compute_mean(self.a)),
-            change=to_change(self.policy, now - _compute_mean(self.a)),
+            baseline=to_value(self.policy, before),
+            change=self._compute_change(now, before),
             low=low,
             high=high,
             margin=self.margin,
             gating=gating,
         )
+
+    def _compute_change(self, now: float, before: float) -> float | None:
+        difference = subtract_costs(now, before)
+        return None if math.isnan(difference) else to_change(self.policy, difference)
 
     def _decide_status(self, found: BlockComparison) -> VerdictStatus:
         if self.unlike:
@@ -247,7 +260,7 @@ class _MetricDifference(msgspec.Struct, frozen=True):
     def _compute_interval(self, found: BlockComparison) -> tuple[float | None, float | None]:
         if math.isnan(found.low):
             return None, None
-        ends = sorted(to_change(self.policy, math.log1p(end)) for end in (found.low, found.high))
+        ends = sorted(to_metric_change(self.policy, end) for end in (found.low, found.high))
         return ends[0], ends[1]
 
 
@@ -339,7 +352,7 @@ def _format_full(row: VerdictRow) -> str:
 
 
 def _format_change(row: VerdictRow) -> str:
-    return "-" if row.change is None or math.isnan(row.change) else format_percent(row.change, signed=True)
+    return "-" if row.change is None else format_percent(row.change, signed=True)
 
 
 _REASONS: Mapping[VerdictStatus, Callable[[Sequence[VerdictRow], int], str]] = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-import math
 from typing import ClassVar
 
 import msgspec
 
 from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.metrics.definitions import meets_bound
 from pytest_ollama_perf.metrics.format import format_number, format_seconds
 
 
@@ -75,7 +75,7 @@ def check_bound(
     missing: str = "",
 ) -> BoundCheck:
     """Compare ``value`` with ``bound``. A missing value breaks the limit; ``missing`` is the reason it is missing."""
-    met = value is not None and (value >= bound if op == ">=" else value <= bound)
+    met = value is not None and meets_bound(op, value, bound)
     name = format_metric_name(metric, where)
     found = f"{name} was not found: {missing}" if value is None else f"{name} {format_quantity(value, unit)}"
     return BoundCheck(
@@ -97,8 +97,4 @@ def format_metric_name(metric: FindingMetric, where: str = "") -> str:
 
 def format_quantity(value: float, unit: str) -> str:
     """Return ``value`` for display: ``4``, ``182 ms``, ``19 x``; ``-`` if it is not a number."""
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
     return format_seconds(value) if unit == "s" else f"{format_number(value)} {unit}".rstrip()

@@ -21,7 +21,7 @@ from statistics import median
 from scipy.special import stdtr, stdtrit
 
 from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS, GateParameters
-from pytest_ollama_perf.analysis.run_value import MetricPolicy
+from pytest_ollama_perf.analysis.run_value import MetricPolicy, to_relative_change
 from pytest_ollama_perf.core.verdict import VerdictStatus
 
 TWO_MODES_NOTE = "the stored runs form two groups; none was excluded"
@@ -304,10 +304,10 @@ def _build_judgement(evidence: _Comparison) -> Judgement:
         se=se,
         df=df,
         p=evidence.compute_p(d, se),
-        change=_to_relative_change(d),
-        low=_to_relative_change(d - reach),
-        high=_to_relative_change(d + reach),
-        detectable=_to_relative_change(_compute_detectable(evidence)),
+        change=to_relative_change(d),
+        low=to_relative_change(d - reach),
+        high=to_relative_change(d + reach),
+        detectable=to_relative_change(_compute_detectable(evidence)),
         baseline=evidence.baseline,
         more_runs=more_runs,
         more_stored=more_stored,
@@ -349,13 +349,6 @@ def _is_decisive(evidence: _Comparison, runs: int, stored: int, df: float) -> bo
 @lru_cache(maxsize=1024)
 def _compute_t_quantile(probability: float, df: float) -> float:
     return float(stdtrit(df, probability))
-
-
-def _to_relative_change(difference: float) -> float:
-    try:
-        return math.expm1(difference)
-    except OverflowError:
-        return math.inf
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pytest_ollama_perf.analysis.run_value import (
     get_policy,
     sort_by_time,
     to_change,
+    to_metric_change,
     to_value,
 )
 from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus, get_worst_status
@@ -62,7 +63,7 @@ class MetricVerdict:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of ``change``."""
-        ends = (_to_metric_change(self.policy, self.judgement.low), _to_metric_change(self.policy, self.judgement.high))
+        ends = (to_metric_change(self.policy, self.judgement.low), to_metric_change(self.policy, self.judgement.high))
         return (min(ends), max(ends))
 
     @property
@@ -86,13 +87,6 @@ class MetricVerdict:
             high=high,
             margin=self.rule.margin,
         )
-
-
-def _to_metric_change(policy: MetricPolicy, relative_cost: float) -> float:
-    """Return the change of the metric for a relative change of its cost."""
-    if not policy.metric.is_higher_better:
-        return relative_cost
-    return math.inf if relative_cost == -1.0 else 1.0 / (1.0 + relative_cost) - 1.0
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,21 @@ def to_change(policy: MetricPolicy, difference: float) -> float:
     return to_value(policy, difference) - 1.0
 
 
+def to_relative_change(difference: float) -> float:
+    """Return ``exp(difference) - 1``, the relative change of a cost; infinite if it is too large for a float."""
+    try:
+        return math.expm1(difference)
+    except OverflowError:
+        return math.inf
+
+
+def to_metric_change(policy: MetricPolicy, relative_cost: float) -> float:
+    """Return the relative change of the metric for a relative change of its cost."""
+    if not policy.metric.is_higher_better:
+        return relative_cost
+    return math.inf if relative_cost <= -1.0 else 1.0 / (1.0 + relative_cost) - 1.0
+
+
 def compute_run_value(policy: MetricPolicy, values: Iterable[float]) -> float:
     """Return the cost that stands for a run.
 

@@ -15,7 +15,7 @@ from pytest_ollama_perf.analysis.limits import Limit
 from pytest_ollama_perf.analysis.thresholds import judge_limit
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, meets_bound
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import Summary, summarise
 
@@ -165,8 +165,17 @@ def _check_limit(limit: Limit, run: Run, summary: Summary) -> LimitCheck:
         failed, n = summary.requests - summary.ok, summary.requests
         return LimitCheck(row, met, _is_count_sure(failed, n, limit.bound, met=met))
     if limit.stat in PERCENTILES:
-        return LimitCheck(row, met, _is_percentile_sure(limit, run, met=met))
+        sure = _is_percentile_sure(limit, run, met=met)
+        return LimitCheck(_confirm(row) if sure else row, met, sure)
     return LimitCheck(row, met, _is_outside_interval(row, met=met))
+
+
+def _confirm(row: VerdictRow) -> VerdictRow:
+    """Return the row of a limit that too few requests confirm by counting, but that their distance to it confirms."""
+    if row.word is not VerdictStatus.UNSURE:
+        return row
+    reason = f"{row.reason.partition(';')[0]}; conclusive, because all requests are far from the limit"
+    return msgspec.structs.replace(row, word=VerdictStatus.OK, reason=reason)
 
 
 def _is_count_sure(wrong: int, n: int, share: float, *, met: bool) -> bool:
@@ -177,7 +186,7 @@ def _is_count_sure(wrong: int, n: int, share: float, *, met: bool) -> bool:
 
 def _is_percentile_sure(limit: Limit, run: Run, *, met: bool) -> bool:
     values = list_request_values(limit.metric, run.measured)
-    wrong = sum(value < limit.bound if limit.op == ">=" else value > limit.bound for value in values)
+    wrong = sum(not meets_bound(limit.op, value, limit.bound) for value in values)
     quantile = PERCENTILES[limit.stat]
     share = quantile if METRICS[limit.metric].is_higher_better else 1 - quantile
     if not met:

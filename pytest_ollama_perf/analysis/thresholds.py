@@ -13,7 +13,7 @@ from pytest_ollama_perf.analysis.validity import find_problems
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus, get_worst_status
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, TELEMETRY_METRICS
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, TELEMETRY_METRICS, meets_bound
 from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent, format_value
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import MetricSummary, Summary
@@ -134,14 +134,8 @@ def _judge_interval(limit: Limit, found: MetricSummary, value: float) -> tuple[V
     return VerdictStatus.BROKEN, distance if sure else f"{distance}, which could be chance ({low} .. {high})"
 
 
-_REL_TOLERANCE = 1e-9
-"""Relative: what arithmetic may cost a number that meets its bound exactly; far below what a clock can tell."""
-
-
 def _meets(limit: Limit, value: float) -> bool:
-    if limit.op == ">=":
-        return value >= limit.bound * (1 - _REL_TOLERANCE)
-    return value <= limit.bound * (1 + _REL_TOLERANCE)
+    return meets_bound(limit.op, value, limit.bound)
 
 
 def _format_side(limit: Limit) -> str:
@@ -150,7 +144,7 @@ def _format_side(limit: Limit) -> str:
 
 def _format_distance(limit: Limit, value: float) -> str:
     """How far the number is from its bound, as a person would say it."""
-    if math.isclose(value, limit.bound, rel_tol=_REL_TOLERANCE):
+    if meets_bound("<=", value, limit.bound) and meets_bound(">=", value, limit.bound):
         return "exactly met"
     side = "above" if value > limit.bound else "below"
     return f"{format_percent(abs(value / limit.bound - 1))} {side}" if limit.bound else side

@@ -91,5 +91,16 @@ METRICS = _index_by_name(
     Metric("joules_per_token", Unit.JOULES_PER_TOKEN, _DOWN, Shape.PER_RUN, "energy of all GPUs over generated tokens"),
 )
 
+_REL_TOLERANCE = 1e-9
+"""Relative rounding error that a value which meets its bound exactly may have; far below the resolution of a clock."""
+
+
+def meets_bound(op: str, value: float, bound: float) -> bool:
+    """Whether ``value`` ``op`` ``bound`` holds for ``op`` ``>=`` or ``<=``, up to rounding; NaN meets no bound."""
+    if op == ">=":
+        return value >= bound * (1 - _REL_TOLERANCE)
+    return value <= bound * (1 + _REL_TOLERANCE)
+
+
 TELEMETRY_METRICS = ("gpu_memory", "gpu_temperature", "joules_per_token")
 """Metrics that are read beside the load, not computed from requests: they exist where there is telemetry."""

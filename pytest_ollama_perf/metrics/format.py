@@ -1,4 +1,4 @@
-"""How a number of a metric reads for a person: milliseconds below a second, three significant digits, then its unit."""
+"""Numbers of metrics as text: milliseconds below a second, three significant digits, then the unit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ _UNIT_SUFFIXES = {
 
 
 def format_value(metric: str, value: float | None, digits: int = 3) -> str:
-    """Return ``value``, in the metric's own unit, as a person reads it: ``182 ms``, ``1.2 s``, ``84.1 /s``, ``3 %``.
+    """Return ``value``, in the unit of ``metric``, for display: ``182 ms``, ``1.2 s``, ``84.1 /s``, ``3 %``.
 
-    ``inf`` is how a failed request's time reads; ``-`` stands for a value that does not exist (``None``, NaN).
+    The time of a failed request is ``inf``; a value that does not exist (``None``, NaN) is ``-``.
     """
-    if value is None or math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "-inf" if value < 0 else "inf"
+    if value is None or not math.isfinite(value):
+        return _format_special(math.nan if value is None else value)
     unit = METRICS[metric].unit
     if unit is Unit.SECONDS:
         return format_seconds(value, digits)
@@ -34,7 +32,7 @@ def format_value(metric: str, value: float | None, digits: int = 3) -> str:
 
 
 def format_distinct(metric: str, value: float, other: float) -> tuple[str, str]:
-    """Return both numbers, with more digits where three would make different numbers read alike."""
+    """Return both values, with more digits if three would make different values look equal."""
     for digits in (3, 4, 5, 6, 9):
         pair = format_value(metric, value, digits), format_value(metric, other, digits)
         if pair[0] != pair[1] or value == other:
@@ -43,7 +41,10 @@ def format_distinct(metric: str, value: float, other: float) -> tuple[str, str]:
 
 
 def format_seconds(value: float, digits: int = 3) -> str:
-    """Return a time in seconds as ``182 ms`` or ``1.2 s``; it is rounded before the unit is chosen."""
+    """Return a time in seconds as ``182 ms`` or ``1.2 s``, rounded before the unit is chosen; ``inf`` and ``-`` as in
+    ``format_value``."""
+    if not math.isfinite(value):
+        return _format_special(value)
     rounded = _round_digits(value, digits)
     return (
         f"{format_number(value, digits)} s"
@@ -53,13 +54,18 @@ def format_seconds(value: float, digits: int = 3) -> str:
 
 
 def format_bytes(value: float, digits: int = 3) -> str:
-    """Return bytes as ``18.2 GiB``, or ``512 MiB`` below one of them."""
+    """Return bytes as ``18.2 GiB``, or ``512 MiB`` below 1 GiB; ``inf`` and ``-`` as in ``format_value``."""
+    if not math.isfinite(value):
+        return _format_special(value)
     gibibytes = abs(_round_digits(value / 2**30, digits)) >= 1
     return f"{format_number(value / 2**30, digits)} GiB" if gibibytes else f"{format_number(value / 2**20, digits)} MiB"
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """Return ``value`` with ``digits`` significant digits, no trailing zeros and no exponent; whole digits are kept."""
+    """Return ``value`` with ``digits`` significant digits, without trailing zeros or an exponent; integer digits are
+    kept. ``inf`` and ``-`` as in ``format_value``."""
+    if not math.isfinite(value):
+        return _format_special(value)
     rounded = _round_digits(value, digits)
     if rounded == 0:
         return "0"
@@ -68,16 +74,22 @@ def format_number(value: float, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _format_special(value: float) -> str:
+    """Return the text of a value that is not finite; a missing one has no digits and no unit."""
+    return "-" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
 def format_percent(share: float, *, signed: bool = False) -> str:
-    """Return a share or relative change as ``44 %`` or, signed, ``+26.9 %``; infinite changes read ``inf %``."""
-    if math.isinf(share):
-        return ("+" if signed and share > 0 else "-" if share < 0 else "") + "inf %"
+    """Return a share or relative change as ``44 %`` or, signed, ``+26.9 %``; ``inf %`` if it is infinite, ``-`` for
+    NaN."""
+    if math.isnan(share):
+        return _format_special(share)
     text = format_number(share * 100)
     return f"{'+' if signed and not text.startswith('-') else ''}{text} %"
 
 
 def format_label(metric: str, stat: str = "") -> str:
-    """Return what a judged number is called: ``ttft p50``, ``tps``."""
+    """Return the name of a judged value: ``ttft p50``, ``tps``."""
     return f"{metric} {stat}".rstrip()
 
 

@@ -14,7 +14,7 @@ from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.workload import Endpoint, Workload
 from pytest_ollama_perf.metrics import intervals as intervals_module
 from pytest_ollama_perf.metrics import per_request
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, Shape
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, Shape, meets_bound
 from pytest_ollama_perf.metrics.intervals import Interval
 from pytest_ollama_perf.metrics.per_request import (
     FloatArray,
@@ -258,7 +258,11 @@ def _compute_completions(samples: Sequence[Sample], limits: Mapping[str, float] 
 
 
 def _meets_limits(sample: Sample, limits: Mapping[str, float]) -> bool:
-    return all((compute_values(metric, [sample]) <= limit).all() for metric, limit in limits.items())
+    return all(
+        meets_bound("<=", value, limit)
+        for metric, limit in limits.items()
+        for value in compute_values(metric, [sample]).tolist()
+    )
 
 
 def _build_rate(

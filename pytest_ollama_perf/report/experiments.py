@@ -75,7 +75,9 @@ def render_limits(held: Sequence[BoundCheck], width: int) -> list[str]:
 
 
 def _fit_nonempty_columns(rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Set ``rows`` as a table; columns that no row fills are left out."""
+    """Return ``rows``, below two lines of headings, as a table without empty columns; nothing without rows."""
+    if len(rows) <= 2:
+        return []
     kept = [column for column in range(len(rows[0])) if any(row[column] for row in rows[2:])]
     return fit_table([[row[column] for column in kept] for row in rows], width)
 

@@ -90,7 +90,6 @@ class _RunHeader(msgspec.Struct, frozen=True):
     id: str
     workload: Workload
     fingerprint: Fingerprint
-    session: str = ""
     started_at: float = 0.0
 
 
@@ -100,13 +99,7 @@ def decode_header(data: bytes) -> Run | None:
         header = msgspec.json.decode(data, type=_RunHeader)
     except DECODE_ERRORS:
         return None
-    return Run(
-        id=header.id,
-        session=header.session,
-        started_at=header.started_at,
-        workload=header.workload,
-        fingerprint=header.fingerprint,
-    )
+    return Run(id=header.id, workload=header.workload, fingerprint=header.fingerprint, started_at=header.started_at)
 
 
 def read_run(path: Path) -> Run:
