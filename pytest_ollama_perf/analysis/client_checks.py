@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -19,34 +20,69 @@ _MIN_CHUNKS = 8
 _MIN_DECODE_S = 0.05
 _MIN_STEP_S = 0.002
 _MIN_BURST = 8.0
+_MIN_SHORT_BURST = 3.5
+_MIN_DELAY_S = 0.025
 _MAX_AFFECTED_SHARE = 0.1
+_MAX_BUFFERED_SHARE = 0.25
+"""More delayed responses than this invalidate the run: a quarter moves the median of TTFT."""
 
 
 def check_buffering(run: Run, summary: Summary) -> Iterator[Problem]:
-    """Something between server and client held the stream back.
+    """Something between server and client delayed the stream.
 
-    Two signs, each of which needs at least 8 chunks, and about as many chunks as tokens (a parser on the server may
-    hold text back, too): all chunks came in less than half the time that the server says it took to make them; or they
-    came in bursts of 8 and more with nothing between them, where the server needed over 2 ms for each. Speculative
-    decoding makes shorter bursts, and a long prefill beside a stream pauses it but leaves its other gaps as they were.
-    A proxy holds every stream back, and spoils the run; a server short of CPU holds some, which is only noted.
+    Each sign needs at least 8 chunks, and about as many chunks as tokens (a parser on the server may also hold text
+    back). All chunks came in less than half the time that the server says it took to make them; or they came in bursts
+    of 8 and more, where the server needed over 2 ms for each; or in shorter bursts whose first one came late. A model
+    with speculative decoding makes bursts of up to 6, but it sends its first token alone and in time. A long prefill
+    next to a stream pauses it but leaves its other gaps as they were.
     """
     streams = [sample for sample in run.measured if sample.ok and len(sample.chunk_ns) >= _MIN_CHUNKS]
-    held = [
-        one
-        for one in streams
-        if _is_conclusive(one) and (_compute_delay_s(one) or _compute_burst_size(one) >= _MIN_BURST)
-    ]
+    held = [one for one in streams if _is_conclusive(one) and _is_buffered(one)]
     if len(held) <= _MAX_AFFECTED_SHARE * len(streams):
         return
-    late = median(_compute_delay_s(sample) for sample in held)
-    bursts = median(_compute_burst_size(sample) for sample in held)
-    of_chunks = f" of {format_number(bursts)} chunks" if bursts >= _MIN_BURST else ""
-    text = (
-        f"the stream was buffered on its way: {len(held)} of {format_count(len(streams), 'response')} came in bursts"
-        f"{of_chunks}{f', the first {format_seconds(late)} late' if late else ''}; is there a proxy?"
-    )
-    yield Problem(code=ProblemCode.BUFFERED_STREAM, text=text, invalidates=2 * len(held) > len(streams))
+    shared = f"{len(held)} of {format_count(len(streams), 'response')} came in bursts{_format_bursts(held)}"
+    invalidates = len(held) > _MAX_BUFFERED_SHARE * len(streams)
+    if _is_client_busy(run) and all(_is_loopback(sample.url) for sample in held):
+        text = f"this machine was busy: the server runs on it as well, and {shared}"
+        yield Problem(code=ProblemCode.CLIENT_BOUND, text=text, invalidates=invalidates)
+    else:
+        text = f"the stream was buffered on its way: {shared}; is there a proxy?"
+        yield Problem(code=ProblemCode.BUFFERED_STREAM, text=text, invalidates=invalidates)
+
+
+def _format_bursts(held: Sequence[Sample]) -> str:
+    late = median(map(_compute_delay_s, held))
+    bursts = median(map(_compute_burst_size, held))
+    of_chunks = f" of {format_number(bursts)} chunks" if bursts >= _MIN_SHORT_BURST else ""
+    return of_chunks + (f", the first {format_seconds(late)} late" if late else "")
+
+
+def _is_buffered(sample: Sample) -> bool:
+    if _compute_delay_s(sample) or _compute_burst_size(sample) >= _MIN_BURST:
+        return True
+    return _compute_burst_size(sample) >= _MIN_SHORT_BURST and _is_first_burst_late(sample)
+
+
+def _is_first_burst_late(sample: Sample) -> bool:
+    """Whether the first chunk waited for others: it came with them, and the stream took less time than its tokens."""
+    step = _compute_step_of(sample)
+    together = sum(at - sample.chunk_ns[0] <= step / 10 for at in sample.chunk_ns)
+    missing = (sample.counters.eval_duration_ns or 0) - (sample.chunk_ns[-1] - sample.chunk_ns[0])
+    return together >= _MIN_SHORT_BURST and missing >= max(_MIN_DELAY_S * 1e9 / 2, (together - 1) * step / 2)
+
+
+def _compute_step_of(sample: Sample) -> float:
+    return (sample.counters.eval_duration_ns or 0) / max(1, (sample.counters.eval_count or 1) - 1)
+
+
+def _is_client_busy(run: Run) -> bool:
+    lag_s = max(run.watch.loop_lag_p99_s, run.watch.read_lag_p99_s)
+    return lag_s >= _MIN_LAG_S or run.watch.cpu_share >= _NEARLY_BUSY
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _is_conclusive(sample: Sample) -> bool:
@@ -63,7 +99,7 @@ def _compute_delay_s(sample: Sample) -> float:
 
 
 def _compute_burst_size(sample: Sample) -> float:
-    step = (sample.counters.eval_duration_ns or 0) / max(1, (sample.counters.eval_count or 1) - 1)
+    step = _compute_step_of(sample)
     if step < _MIN_STEP_S * 1e9:
         return 1.0
     pauses = int((np.diff(np.array(sample.chunk_ns, dtype=np.int64)) > int(step / 10)).sum())

@@ -198,10 +198,11 @@ def _build_row(
 
 
 def judge_contract(run: Run, summary: Summary, limits: Sequence[Limit], *, strict: bool = False) -> Verdict:
-    """Return the verdict on ``run``: aborted before invalid before broken before unsure before ok.
+    """Return the verdict on ``run``: aborted, then failed requests, then invalid, then broken, unsure, ok.
 
-    ``summary`` is that of ``run``. Without a measured request, and without a successful one, nothing is ever ``ok``.
-    With ``strict`` the reason of an unsure verdict says that strict mode fails it.
+    A failed request is a fact even if the numbers of the others cannot be trusted, so a broken limit on the error rate
+    comes before an invalid measurement. ``summary`` is that of ``run``. A run without a measured request, or without a
+    successful one, is never ``ok``. With ``strict`` the reason of an unsure verdict says that strict mode fails it.
     """
     rows = tuple(judge_limit(limit, run, summary) for limit in limits)
     found = find_problems(run, summary)
@@ -220,12 +221,14 @@ def _decide_status(
             f"stopped after {format_count(summary.requests, 'request')}: {sanitize(run.aborted)}",
         )
     if not summary.requests:
-        return VerdictStatus.INVALID, "no request was measured, so nothing can be said"
-    spoiling = [problem for problem in found if problem.invalidates]
-    if spoiling:
-        return VerdictStatus.INVALID, f"not a valid measurement: {spoiling[0].text}" + _format_remainder(
-            len(spoiling) - 1
-        )
+        return VerdictStatus.INVALID, "no requests were measured"
+    failures = [row for row in rows if row.metric == "error_rate" and row.word is VerdictStatus.BROKEN]
+    if failures:
+        return VerdictStatus.BROKEN, _choose_reason(failures, summary)
+    invalidating = [problem for problem in found if problem.invalidates]
+    if invalidating and summary.ok:
+        reason = f"not a valid measurement: {invalidating[0].text}"
+        return VerdictStatus.INVALID, reason + _format_remainder(len(invalidating) - 1)
     word = get_worst_status(tuple(row.word for row in rows))
     if word is VerdictStatus.OK and not summary.ok:
         return VerdictStatus.BROKEN, f"{format_all_requests(summary.requests)} failed: {_format_outcomes(summary)}"

@@ -179,7 +179,59 @@ def _format_waits(samples: Sequence[Sample], summary: Summary) -> str:
 
 def _check_warmup(run: Run, summary: Summary) -> Iterator[Problem]:
     if summary.requests and not run.warmup and not run.workload.cold:
-        yield Problem(code=ProblemCode.NO_WARMUP, text="no warm-up: the first requests count, too", invalidates=False)
+        yield Problem(
+            code=ProblemCode.NO_WARMUP, text="no warm-up: the first requests are measured as well", invalidates=False
+        )
+
+
+def _check_failed_warmup(run: Run, summary: Summary) -> Iterator[Problem]:
+    """Warm-up requests that failed did not warm anything up; the measured requests may have met the same fault."""
+    failed = [sample for sample in run.warmup if not sample.ok]
+    if failed:
+        example = sanitize(failed[0].error, 150) or failed[0].outcome.value
+        text = f"{len(failed)} of {format_count(len(run.warmup), 'warm-up request')} failed: {example}"
+        yield Problem(code=ProblemCode.WARMUP_FAILED, text=text, invalidates=len(failed) == len(run.warmup))
+
+
+_MAX_SPAN_RATIO = 4.0
+_MIN_SPAN_S = 0.05
+_MIN_TOKEN_S = 1e-6
+"""Per token of one stream; the fastest hardware decodes about 10 000 tokens/s, which is 100 times slower."""
+
+
+def _check_counters(run: Run, summary: Summary) -> Iterator[Problem]:
+    """Counters that contradict the request or the client's clock make every rate computed from them meaningless.
+
+    One token more than ``num_predict`` allows is already impossible. ``eval_duration`` is compared with the span from
+    the first to the last chunk: a stalled network stretches that span for a few responses, so half of them have to be
+    more than four times as long as the server says.
+    """
+    if run.workload.endpoint is Endpoint.EMBED:
+        return
+    done = [sample for sample in run.measured if sample.ok and sample.counters.eval_count]
+    asked = run.workload.num_predict
+    above = [sample for sample in done if 0 < asked < (sample.counters.eval_count or 0)]
+    if above:
+        most = max(sample.counters.eval_count or 0 for sample in above)
+        text = f"{len(above)} of {format_count(len(done), 'response')} report up to {most} tokens, num_predict={asked}"
+        yield Problem(code=ProblemCode.IMPOSSIBLE_COUNTERS, text=text, invalidates=True)
+    fast = [sample for sample in done if _is_too_fast(sample)]
+    if 2 * len(fast) > len(done):
+        text = (
+            f"{len(fast)} of {format_count(len(done), 'response')} report an eval_duration far below the time in which "
+            "their tokens arrived, or below what any hardware needs"
+        )
+        yield Problem(code=ProblemCode.IMPOSSIBLE_COUNTERS, text=text, invalidates=True)
+
+
+def _is_too_fast(sample: Sample) -> bool:
+    counters = sample.counters
+    if counters.eval_duration_ns is None:
+        return False
+    made_s = counters.eval_duration_ns / 1e9
+    seen_s = (sample.chunk_ns[-1] - sample.chunk_ns[0]) / 1e9 if sample.chunk_ns else 0.0
+    per_token_s = made_s / max(1, (counters.eval_count or 1) - 1)
+    return (seen_s >= _MIN_SPAN_S and seen_s > _MAX_SPAN_RATIO * made_s) or per_token_s < _MIN_TOKEN_S
 
 
 _MAX_SHORTFALL = 0.05
@@ -274,5 +326,7 @@ _CHECKS: tuple[Callable[[Run, Summary], Iterator[Problem]], ...] = (
     _check_prompt_length,
     _check_context,
     _check_output_length,
+    _check_counters,
+    _check_failed_warmup,
     _check_warmup,
 )

@@ -12,19 +12,32 @@ from pytest_ollama_perf.core.errors import ConfigError
 
 _LINE_BREAKS = "\n\t\r"
 
+_CI_COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#(?:\[|vso\[|teamcity\[))", re.IGNORECASE)
+"""Where a text would be read as a command in the log of GitHub Actions, Azure Pipelines or TeamCity."""
+
+
+def break_ci_commands(text: str) -> str:
+    """Return ``text`` so that no CI system runs a part of it as a command: ``::set-output`` reads ``: :set-output``.
+
+    GitHub reads ``::name`` at the beginning of a line, spaces before it included; ``##[name]``, ``##vso[name]`` and
+    ``##teamcity[name]`` count anywhere in a line.
+    """
+    return _CI_COMMAND.sub(lambda found: f"{found[0]} ", text)
+
 
 def sanitize(text: str, limit: int = 300) -> str:
     """Return ``text`` on one line, at most ``limit`` long, without control, format or unassigned characters.
 
     Every kind of space becomes the usual one. Escape sequences lose their ESC and so their meaning. A cut text ends in
-    an ellipsis.
+    an ellipsis. What a CI system would run as a command is broken, see ``break_ci_commands``.
     """
     kept = "".join(
         " " if char in _LINE_BREAKS or unicodedata.category(char) == "Zs" else char
         for char in text[: 4 * limit]
         if char in _LINE_BREAKS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     )
-    return kept if len(kept) <= limit and len(text) <= 4 * limit else kept[: limit - 1] + "…"
+    inert = break_ci_commands(kept)
+    return inert if len(inert) <= limit and len(text) <= 4 * limit else inert[: limit - 1] + "…"
 
 
 def suggest_match(given: str, valid: Iterable[str]) -> str:

@@ -196,6 +196,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     accept: str = ""  # the command that accepts a regression
     stored: int | None = None  # how many stored runs the history held; None where it was not asked
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether the numbers can be trusted: neither stopped early nor invalidated by a problem."""
+        unusable = self.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+        return not unusable and not any(problem.invalidates for problem in self.problems)
+
 
 def get_worst_status(words: tuple[VerdictStatus, ...]) -> VerdictStatus:
     """Return the gravest of ``words``; ``OK`` when there are none."""

@@ -168,7 +168,7 @@ def run_load(context: ExperimentContext, spec: LoadSpec, test: str) -> Evaluatio
     if not context.history.is_active_for(history):
         return context.fire(spec.workload, test, spec.limits)
     first = context.fire(spec.workload, test, spec.limits, fresh=True)
-    if first.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}:
+    if not first.verdict.is_usable:
         return first
     runs = [first]
     compared = context.history.compare(history, [first.run], spec.margins, spec.gating)

@@ -137,8 +137,9 @@ class RunHistory:
         )
 
     def store_runs(self, verdict: Verdict, runs: Sequence[Run], kind: RunKind = RunKind.SAVED) -> Verdict:
-        """Store valid runs where that was asked for; the verdict then names what could not be stored."""
-        if not self._settings.save or verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}:
+        """Store valid runs with a successful request, if enabled; the verdict names what could not be stored."""
+        succeeded = all(any(sample.ok for sample in run.measured) for run in runs)
+        if not self._settings.save or not verdict.is_usable or not succeeded:
             return verdict
         try:
             for run in runs:

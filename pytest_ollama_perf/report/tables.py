@@ -82,6 +82,8 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
 def _split_word(word: str, width: int) -> Iterable[str]:
     while count_columns(word) > width:
         piece = take_columns(word, width) or word[:1]
+        if word[len(piece) :].startswith("::") and len(piece) > 1:  # a line must not begin with a CI command
+            piece = piece[:-1]
         yield piece
         word = word[len(piece) :]
     if word:
@@ -201,11 +203,9 @@ def _format_change_ends(row: VerdictRow) -> tuple[str, str]:
 
 
 def _format_signed_share(share: float) -> str:
-    return (
-        format_percent(share, signed=True)[:-2]
-        if math.isinf(share)
-        else f"{'' if share < 0 else '+'}{format_number(share * 100, 2)}"
-    )
+    if not math.isfinite(share):
+        return format_percent(share, signed=True).removesuffix(" %")
+    return f"{'' if share < 0 else '+'}{format_number(share * 100, 2)}"
 
 
 def _align_intervals(ends: Sequence[tuple[str, str]]) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,9 +29,9 @@ def write_once(path: Path, data: bytes) -> None:
 
 
 def write_over(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` in place of what is there, and see it on the disk. Raises ``OSError``."""
+    """Write ``data`` to ``path``, sync it to disk and keep the permissions of a replaced file. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_and_rename(path, data, os.replace)
+    _write_and_rename(path, data, _replace_with_permissions)
 
 
 def _write_and_rename(path: Path, data: bytes, name: Callable[[Path, Path], None]) -> None:
@@ -62,6 +63,13 @@ def _publish(temporary: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(path) from None
         temporary.replace(path)
+
+
+def _replace_with_permissions(temporary: Path, path: Path) -> None:
+    """Give the file its name and the permissions of the file that it replaces."""
+    with contextlib.suppress(OSError):
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+    temporary.replace(path)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -147,7 +147,7 @@ def test_no_request_never_passes():
     assert judge([]).word is VerdictStatus.INVALID
     verdict = judge([], max_error_rate=0, min_tps=1)
     assert verdict.word is VerdictStatus.INVALID
-    assert verdict.reason == "no request was measured, so nothing can be said"
+    assert verdict.reason == "no requests were measured"
     assert [row.word for row in verdict.rows] == [VerdictStatus.BROKEN, VerdictStatus.BROKEN]
     assert all(math.isnan(row.value) for row in verdict.rows)
 

@@ -5,6 +5,7 @@ from run_makers import MS, failure, one_after_another, run_of, sample, transcrip
 from pytest_ollama_perf.analysis.validity import find_problems
 from pytest_ollama_perf.core.run import ClientStats, ModelState
 from pytest_ollama_perf.core.sample import Counters
+from pytest_ollama_perf.core.verdict import ProblemCode
 from pytest_ollama_perf.core.workload import Endpoint, Prefix
 from pytest_ollama_perf.metrics.summary import summarise
 
@@ -158,10 +159,10 @@ def test_a_fast_prefill_is_not_taken_for_the_cache():
 @pytest.mark.parametrize("name", ["four-slots", "queue-one-slot", "prefill-stalls-others"])
 def test_what_the_real_server_did_in_peace_raises_no_alarm(name):
     served = transcript(name)[1:]
-    assert (
-        found(*served, workload={"num_predict": min(one.counters.eval_count for one in served), "prompt_words": 1})
-        == ()
-    )
+    longest = {"num_predict": max(one.counters.eval_count for one in served), "prompt_words": 1}
+    # The recorded requests ask for different lengths, so the shorter ones look cut.
+    alarms = [problem for problem in found(*served, workload=longest) if problem.code is not ProblemCode.SHORT_OUTPUTS]
+    assert alarms == []
 
 
 def buffered(index, chunks_a_read, tokens=64):
@@ -190,16 +191,51 @@ def test_a_stream_that_came_faster_than_it_was_made_was_held_back():
     )
 
 
-@pytest.mark.parametrize(("held", "invalidates"), [(1, []), (2, []), (3, [False]), (10, [False]), (11, [True])])
-def test_a_proxy_holds_back_every_stream_a_busy_server_some_of_them(held, invalidates):
+@pytest.mark.parametrize(
+    ("held", "invalidates"), [(1, []), (2, []), (3, [False]), (5, [False]), (6, [True]), (10, [True])]
+)
+def test_responses_that_are_held_back_invalidate_the_run_from_a_quarter_on(held, invalidates):
     streams = [sample(at, sent=at * 1000, tokens=64) for at in range(held, 20)]
     problems_found = found(*(buffered(index, 64) for index in range(held)), *streams)
     assert [problem.invalidates for problem in problems_found] == invalidates
 
 
-@pytest.mark.parametrize("chunks_a_read", [1, 2, 4])
-def test_speculative_decoding_is_no_proxy(chunks_a_read):
-    assert found(*(buffered(index, chunks_a_read) for index in range(20))) == ()
+@pytest.mark.parametrize("chunks_a_read", [4, 5, 6])
+def test_short_bursts_that_delay_the_first_token_invalidate_the_run(chunks_a_read):
+    problem = only(*(buffered(index, chunks_a_read, tokens=60) for index in range(20)))
+    assert (problem.code, problem.invalidates) == (ProblemCode.BUFFERED_STREAM, True)
+    assert f"in bursts of {chunks_a_read} chunks" in problem.text
+
+
+def speculative(index, accepted, tokens=61):
+    """A stream of speculative decoding: the first token alone, then ``accepted`` tokens at a time, 10 ms for each."""
+    at = [100, *(100 + (1 + token // accepted) * accepted * 10 for token in range(tokens - 1))]
+    chunk_ns = tuple((index * 1000 + each) * MS for each in at)
+    return sample(
+        index, sent=index * 1000, tokens=tokens, chunk_ns=chunk_ns, first_token_ns=chunk_ns[0], done_ns=chunk_ns[-1]
+    )
+
+
+@pytest.mark.parametrize("accepted", [1, 2, 4, 5, 6])
+def test_speculative_decoding_is_no_proxy(accepted):
+    assert found(*(speculative(index, accepted) for index in range(20))) == ()
+
+
+@pytest.mark.parametrize(
+    ("watch", "url", "code"),
+    [
+        (ClientStats(loop_lag_p99_s=0.3), "http://127.0.0.1:11434", ProblemCode.CLIENT_BOUND),
+        (ClientStats(cpu_share=0.8), "http://localhost:11434", ProblemCode.CLIENT_BOUND),
+        (ClientStats(loop_lag_p99_s=0.3), "http://box:11434", ProblemCode.BUFFERED_STREAM),
+        (ClientStats(), "http://127.0.0.1:11434", ProblemCode.BUFFERED_STREAM),
+    ],
+)
+def test_a_busy_machine_that_runs_the_server_itself_is_not_called_a_proxy(watch, url, code):
+    samples = [msgspec.structs.replace(buffered(index, 32), url=url) for index in range(20)]
+    first = found(*samples, watch=watch)[0]
+    assert first.code is code
+    assert ("proxy" in first.text) == (code is ProblemCode.BUFFERED_STREAM)
+    assert ("this machine was busy" in first.text) == (code is ProblemCode.CLIENT_BOUND)
 
 
 def test_a_pause_in_the_stream_is_no_proxy():

@@ -295,3 +295,11 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot write .*perf\.json: "):
         write_report(tmp_path / "taken" / "perf.json", b"new")
+
+
+def test_a_report_keeps_the_permissions_of_the_file_it_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_report(path, b"{}")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"{}", 0o640)
