@@ -1,19 +1,15 @@
-"""Sphinx settings: Markdown through MyST, the Furo theme, reference pages filled from the code.
+"""Sphinx settings: Markdown through MyST, the Furo theme, and a strict build.
 
 python -m sphinx -W docs site
 """
 
-import sys
 from importlib.metadata import version as installed
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 project = "pytest-ollama-perf"
 version = release = installed(project)
 project_copyright = "the authors of pytest-ollama-perf, MIT licence"
 
-extensions = ["myst_parser", "generated"]
+extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3

@@ -1,7 +1,7 @@
-"""The reference, written from the code: a page asks for a table with a line ``<!-- generated: metrics -->``.
+"""Everything in the repository that is written from the code; ``python docs/generated.py`` writes it anew.
 
-Names, types, defaults, units and constants come from the package, so they cannot rot. What a word means to a person
-stands in ``meanings``; a word without a meaning stops the build.
+A page has tables between lines such as ``<!-- generated: metrics -->`` and ``<!-- end -->``. The JSON schemas and
+``config/option_types.py`` are whole files.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import meanings
 import msgspec
+from typed_options import build_option_types
 
 from pytest_ollama_perf import cli, plugin
 from pytest_ollama_perf.analysis import epochs
@@ -29,36 +29,53 @@ from pytest_ollama_perf.config.load_options import JUDGING_OPTIONS, LOAD_OPTIONS
 from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 from pytest_ollama_perf.config.settings import OPTIONS, Option
+from pytest_ollama_perf.contracts import json_schema
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS
-from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
+from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS
 from pytest_ollama_perf.core import errors
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
 from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep_points
 from pytest_ollama_perf.fixtures import Ollama, Simulators
 from pytest_ollama_perf.metrics.definitions import METRICS, STATS
+from pytest_ollama_perf.report import document
 from pytest_ollama_perf.simulator.faults import FAULT_HELP as FAULTS
 from pytest_ollama_perf.simulator.process import RunningSimulator
 from pytest_ollama_perf.simulator.url import URL_PARAMETERS
 from pytest_ollama_perf.store import directory, record
 
 DOCS = Path(__file__).parent
-ASKED = re.compile(r"^<!-- generated: (?P<name>[a-z_]+) -->$", re.MULTILINE)
+ROOT = DOCS.parent
+MARKED = re.compile(r"^<!-- generated: (?P<name>[a-z_]+) -->$(?:.*?^<!-- end -->$)?", re.MULTILINE | re.DOTALL)
 
 
-def filled(text: str) -> str:
-    """Return the page ``text`` with every table that it asks for; ``KeyError`` where there is none of that name."""
-    return ASKED.sub(lambda asked: SECTIONS[asked["name"]]().strip(), text)
+def fill_page(text: str) -> str:
+    """Return the page ``text`` with every table up to date; ``KeyError`` if there is none of that name."""
+    return MARKED.sub(
+        lambda match: f"{match[0].partition(chr(10))[0]}\n\n{SECTIONS[match['name']]().strip()}\n\n<!-- end -->", text
+    )
 
 
-def setup(app: Any) -> dict[str, bool]:
-    """Fill pages as Sphinx reads them."""
-    app.connect("source-read", _read)
-    return {"parallel_read_safe": True}
+def build_files() -> dict[Path, str]:
+    """Return every generated file, and every page with generated tables, with its content."""
+    pages = {path: path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+    filled = {path: fill_page(text) for path, text in pages.items() if MARKED.search(text)}
+    return {
+        **filled,
+        DOCS / "contract.schema.json": json_schema.build_schema().decode(),
+        DOCS / "report.schema.json": _build_report_schema(DOCS / "report.schema.json"),
+        ROOT / "pytest_ollama_perf" / "config" / "option_types.py": build_option_types(),
+    }
 
 
-def _read(app: Any, page: str, source: list[str]) -> None:
-    source[0] = filled(source[0])
+def _build_report_schema(published: Path) -> str:
+    """Return the schema; the published text if only the order of alternatives differs, as msgspec's versions do."""
+    old, new = published.read_text(encoding="utf-8"), document.build_report_schema().decode()
+    return old if json.loads(old, object_hook=_sort_any_of) == json.loads(new, object_hook=_sort_any_of) else new
+
+
+def _sort_any_of(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: sorted(each, key=json.dumps) if key == "anyOf" else each for key, each in value.items()}
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -85,12 +102,6 @@ def said(text: str) -> str:
 def load_arguments() -> str:
     """Return the arguments that define the load and judge it."""
     return _option_table((*LOAD_OPTIONS.values(), *JUDGING_OPTIONS.values()))
-
-
-def _meaning(known: Mapping[str, str], word: str) -> str:
-    if word not in known:
-        raise KeyError(f"docs/meanings.py does not say what '{word}' means")
-    return known[word]
 
 
 def _option_table(options: Iterable[MarkerOption]) -> str:
@@ -129,7 +140,7 @@ def _flag(option: Option) -> str:
 
 def report_types() -> str:
     """Return the types of reports."""
-    return table(("type", "what it is"), [(code(kind), _meaning(meanings.REPORTS, kind)) for kind in REPORT_TYPES])
+    return table(("type", "what it is"), [(code(kind), text) for kind, text in REPORT_TYPES.items()])
 
 
 def metrics() -> str:
@@ -158,20 +169,19 @@ def constants() -> str:
 
 def generations() -> str:
     """Return the ranges of server versions whose counters mean the same."""
-    names = [name for _, name in epochs._METRIC_GENERATIONS] + [epochs._NEWEST_GENERATION]
-    return table(("versions", "what differs"), [(name, _meaning(meanings.GENERATIONS, name)) for name in names])
+    return table(("versions", "what differs"), epochs.METRIC_GENERATION_HELP.items())
 
 
 def outcomes() -> str:
     """Return how a request can end."""
-    return table(("outcome", "meaning"), [(code(one.value), _meaning(meanings.OUTCOMES, one.value)) for one in Outcome])
+    return table(("outcome", "meaning"), [(code(one.value), one.description) for one in Outcome])
 
 
 def verdicts() -> str:
     """Return the words of verdicts."""
     return table(
         ("word", "fails the test", "meaning"),
-        [(code(word.value), _fails(word), _meaning(meanings.VERDICTS, word.value)) for word in VerdictStatus],
+        [(code(word.value), _fails(word), word.description) for word in VerdictStatus],
     )
 
 
@@ -283,7 +293,7 @@ def contract_keys() -> str:
 
 def requirements() -> str:
     """Return the preconditions of contract files."""
-    rows = [(code(name), _meaning(meanings.REQUIREMENTS, name)) for name in PRECONDITION_PARSERS]
+    rows = [(code(name), kind.help) for name, kind in PRECONDITIONS.items()]
     return table(("key", "what must hold"), rows)
 
 
@@ -371,3 +381,15 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "errors": error_tree,
 }
 """Every table that a page can ask for."""
+
+
+def main() -> None:
+    """Write every file that is out of date, and print its path."""
+    for path, text in build_files().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

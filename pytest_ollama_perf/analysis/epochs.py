@@ -91,6 +91,15 @@ _METRIC_GENERATIONS = (
     ((0, 33, 3), "0.30.1-0.33.2"),
 )
 _NEWEST_GENERATION = "from 0.33.3"
+METRIC_GENERATION_HELP: Mapping[str, str] = {
+    "up to 0.9": "old runners: `eval_duration` does not include sampling",
+    "0.10-0.29": "`eval_duration` does not include sampling",
+    "0.30.0": "`prompt_eval_count` does not include cached tokens",
+    "0.30.1-0.33.2": "`prompt_eval_count` is the whole prompt",
+    "from 0.33.3": "`prompt_eval_cached_count` is the number of cached tokens",
+}
+"""What the server's counters mean in each range of versions."""
+
 _UNKNOWN = "unknown"
 
 COUNTER_MEANING = "counter_meaning"

@@ -70,6 +70,11 @@ def list_limit_options() -> tuple[str, ...]:
     return tuple(_LIMIT_OPTIONS)
 
 
+def get_limit_metric(name: str) -> Metric:
+    """Return the metric of a limit argument such as ``max_p95_ttft``."""
+    return _LIMIT_OPTIONS[name][0]
+
+
 def collect_latency_limits(limits: Iterable[Limit]) -> dict[str, float]:
     """Return what a single request has to meet for goodput: metric -> seconds, the tightest of its limits.
 

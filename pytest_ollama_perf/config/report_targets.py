@@ -11,11 +11,20 @@ from types import MappingProxyType
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import suggest_match
 
-REPORT_TYPES = (
-    *("json", "html", "markdown", "openmetrics", "csv", "benchstat", "bencher"),
-    *("github-bigger", "github-smaller"),
+REPORT_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "json": "every sample and verdict; its schema is published",
+        "html": "one page that needs no network (extra `html`)",
+        "markdown": "for pull requests, at most 60 kB",
+        "openmetrics": "for Prometheus, and GitLab's metrics report",
+        "csv": "one row per sample",
+        "benchstat": "the text format of Go benchmarks, which benchstat reads",
+        "bencher": "Bencher Metric Format",
+        "github-bigger": "`customBiggerIsBetter` of github-action-benchmark",
+        "github-smaller": "`customSmallerIsBetter` of github-action-benchmark",
+    }
 )
-"""Report types that can be written. The action github-action-benchmark takes one direction a file, hence two types."""
+"""Every type of report, with its description. github-action-benchmark takes one direction per file, hence two types."""
 
 
 _REQUIRED_EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
@@ -39,9 +48,7 @@ def parse_report_target(text: str) -> ReportTarget:
     """
     kind, colon, path = text.partition(":")
     if not colon or not kind or not path.strip():
-        raise ConfigError(
-            f"--ollama-report {text!r}: give TYPE:PATH, such as {REPORT_TYPES[0]}:report.json; {_list_valid_types()}"
-        )
+        raise ConfigError(f"--ollama-report {text!r}: give TYPE:PATH, such as json:report.json; {_list_valid_types()}")
     if kind not in REPORT_TYPES:
         raise ConfigError(
             f"--ollama-report {text!r}: unknown report type {kind!r}{suggest_match(kind.lower(), REPORT_TYPES)}; "

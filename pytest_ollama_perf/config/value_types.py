@@ -209,9 +209,10 @@ def make_choice_type(kind: type[_E]) -> ValueType:
 
 def make_list_type(one: ValueType) -> ValueType:
     """Return the type of one value, or a list of them."""
+    base = one.annotation.removesuffix(" | None")
     return ValueType(
         one.parse,
-        f"{one.annotation} | Collection[{one.annotation}]",
+        f"{base} | Collection[{one.annotation}]{one.annotation.removeprefix(base)}",
         {"anyOf": [one.schema, {"type": "array", "items": one.schema, "minItems": 1}]},
         f"{one.description}, or a list",
         one.metavar,

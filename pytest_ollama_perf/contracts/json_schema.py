@@ -11,7 +11,7 @@ from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.value_types import make_list_type
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS, ExperimentKind, list_table_options
 from pytest_ollama_perf.contracts.parse import CONTRACT_LOAD_OPTIONS, LIST_OPTIONS, SCHEMA_VERSION
-from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS
+from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS
 from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, TELEMETRY_METRICS, Metric, Shape, Unit
 
 Schema = dict[str, Any]
@@ -128,7 +128,9 @@ def _build_require() -> Schema:
         "version": _TEXT,
         "server_env": {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
     }
-    return _build_table({name: known.get(name, texts) for name in PRECONDITION_PARSERS})
+    return _build_table(
+        {name: {"description": kind.help, **known.get(name, texts)} for name, kind in PRECONDITIONS.items()}
+    )
 
 
 def _build_experiment(kind: ExperimentKind) -> Schema:

@@ -30,7 +30,7 @@ from pytest_ollama_perf.contracts.experiments import (
     parse_limit_clauses,
     parse_metric_clause,
 )
-from pytest_ollama_perf.contracts.preconditions import PRECONDITION_PARSERS, Precondition, parse_precondition
+from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS, Precondition, parse_precondition
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
 from pytest_ollama_perf.core.workload import build_load_id
@@ -232,11 +232,11 @@ def _parse_preconditions(reader: _ContractParser, table: Any, path: toml.KeyPath
     if not isinstance(table, dict):
         reader.add_fault(path, f"expected a table such as {{gpu_offload = '100%'}}, not {safe_repr(table)}")
         return {}
-    _reject_unknown(reader, table, path, tuple(PRECONDITION_PARSERS), "of require")
+    _reject_unknown(reader, table, path, tuple(PRECONDITIONS), "of require")
     found = {
         key: reader.attempt((*path, key), parse_precondition, key, value)
         for key, value in table.items()
-        if key in PRECONDITION_PARSERS
+        if key in PRECONDITIONS
     }
     return {key: requirement for key, requirement in found.items() if requirement is not None}
 

@@ -43,7 +43,7 @@ def explain_violations(requirements: Iterable[Precondition], run: Run) -> str:
 
 def parse_precondition(name: str, value: object) -> Precondition:
     """Read one line of ``require``; ``ConfigError`` says what is wrong with it."""
-    return PRECONDITION_PARSERS[name](name, value)
+    return PRECONDITIONS[name].parse(name, value)
 
 
 def _parse_gpu_offload(name: str, value: object) -> Precondition:
@@ -157,16 +157,32 @@ def _split_parts(value: object) -> list[object]:
     return list(value.split(",")) if isinstance(value, str) else [value]
 
 
-PRECONDITION_PARSERS: Mapping[str, Callable[[str, object], Precondition]] = MappingProxyType(
+@dataclass(frozen=True)
+class PreconditionKind:
+    """One key of ``require``: its description, and the function that parses its value."""
+
+    help: str
+    parse: Callable[[str, object], Precondition]
+
+
+PRECONDITIONS: Mapping[str, PreconditionKind] = MappingProxyType(
     {
-        "gpu_offload": _parse_gpu_offload,
-        "context_length": _parse_context_length,
-        "version": _parse_version,
-        "quantization": _build_text_parser("quantization"),
-        "family": _build_text_parser("family"),
-        "parameter_size": _build_text_parser("parameter_size"),
-        "digest": _build_text_parser("model_digest"),
-        "server_env": _parse_server_env,
+        "gpu_offload": PreconditionKind(
+            "share of the model in GPU memory: `'100%'`, `'>= 80%'`, `'0%'`", _parse_gpu_offload
+        ),
+        "context_length": PreconditionKind(
+            "context length of the loaded model: `8192`, `'>= 8192'`", _parse_context_length
+        ),
+        "version": PreconditionKind("version of Ollama: `'>= 0.30'`, `'>= 0.30, < 0.33'`", _parse_version),
+        "quantization": PreconditionKind(
+            "quantization, or a list of accepted ones: `'Q4_K_M'`", _build_text_parser("quantization")
+        ),
+        "family": PreconditionKind("model family", _build_text_parser("family")),
+        "parameter_size": PreconditionKind("size in parameters: `'3.2B'`", _build_text_parser("parameter_size")),
+        "digest": PreconditionKind("digest of the model, or its beginning", _build_text_parser("model_digest")),
+        "server_env": PreconditionKind(
+            "declared settings of the server: `{OLLAMA_NUM_PARALLEL = '4'}`", _parse_server_env
+        ),
     }
 )
-"""Every key of ``require`` and the function that reads it."""
+"""Every key of ``require``."""

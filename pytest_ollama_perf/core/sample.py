@@ -8,23 +8,30 @@ import msgspec
 
 
 class Outcome(str, enum.Enum):
-    """How a request ended. Only ``OK`` is a success: a final object with ``done: true`` and no error object."""
+    """How a request ended, each outcome with its meaning. Only ``OK`` is a success."""
 
-    OK = "ok"
-    REFUSED = "refused"  # the connection could not be made
-    CONNECT_TIMEOUT = "connect_timeout"
-    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
-    IDLE_TIMEOUT = "idle_timeout"
-    TOTAL_TIMEOUT = "total_timeout"
-    CUT_OFF = "cut_off"  # the connection broke before the response ended
-    TRUNCATED = "truncated"  # the response ended properly, but without done: true
-    MALFORMED = "malformed"  # not HTTP, not NDJSON, a line over the limit, counters that are no numbers
-    HTTP_ERROR = "http_error"  # a status of 400 or more (503 has its own name)
-    BUSY = "busy"  # 503: the queue of the server is full
-    SERVER_ERROR = "server_error"  # an error object after a status of 200
-    LATE = "late"  # still unfinished when the drain after the deadline ended
-    CLIENT_ERROR = "client_error"  # an exception of this client; counts as failed
-    CANCELLED = "cancelled"  # the load was stopped (Ctrl-C, SIGTERM)
+    description: str
+
+    def __new__(cls, value: str, description: str = "") -> Outcome:
+        member = str.__new__(cls, value)
+        member._value_, member.description = value, description
+        return member
+
+    OK = ("ok", "a final object with `done: true` and no error object; nothing else is a success")
+    REFUSED = ("refused", "the connection could not be made")
+    CONNECT_TIMEOUT = ("connect_timeout", "the connection was not made in time")
+    FIRST_TOKEN_TIMEOUT = ("first_token_timeout", "no first token in time, including queueing and a cold load")
+    IDLE_TIMEOUT = ("idle_timeout", "no data for too long in the middle of a response")
+    TOTAL_TIMEOUT = ("total_timeout", "the whole request took too long")
+    CUT_OFF = ("cut_off", "the connection broke before the response ended")
+    TRUNCATED = ("truncated", "the response ended properly, but without `done: true`")
+    MALFORMED = ("malformed", "not HTTP, not NDJSON, a line over 8 MiB, or invalid counters")
+    HTTP_ERROR = ("http_error", "a status of 400 or more, except 503")
+    BUSY = ("busy", "status 503: the server's queue is full")
+    SERVER_ERROR = ("server_error", "an error object after a status of 200")
+    LATE = ("late", "still unfinished when the drain after the deadline ended")
+    CLIENT_ERROR = ("client_error", "an exception of this client; it counts as a failed request")
+    CANCELLED = ("cancelled", "the load was stopped by Ctrl-C or SIGTERM")
 
 
 class Phase(str, enum.Enum):

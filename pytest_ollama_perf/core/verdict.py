@@ -8,21 +8,30 @@ import msgspec
 
 
 class VerdictStatus(str, enum.Enum):
-    OK = "ok"
-    FASTER = "faster"
-    NEW = "new"  # no baseline yet
-    UNSURE = "unsure"
-    INCOMPARABLE = "incomparable"
-    REGRESSED = "regressed"
-    BROKEN = "broken"  # an absolute limit
-    INVALID = "invalid"  # the measurement cannot be trusted
-    ABORTED = "aborted"
+    """The status of a verdict, in order of severity, each with its meaning."""
+
+    description: str
+
+    def __new__(cls, value: str, description: str = "") -> VerdictStatus:
+        member = str.__new__(cls, value)
+        member._value_, member.description = value, description
+        return member
+
+    OK = ("ok", "every limit is met, and the history shows no change beyond the margin")
+    FASTER = ("faster", "better than the history")
+    NEW = ("new", "there is no history yet")
+    UNSURE = ("unsure", "the data is not conclusive; the reason explains what would make it so")
+    INCOMPARABLE = ("incomparable", "there is a history, but this run cannot be compared with it")
+    REGRESSED = ("regressed", "worse than the history, beyond the margin and beyond chance")
+    BROKEN = ("broken", "an absolute limit is not met")
+    INVALID = ("invalid", "the measurement cannot be trusted; the reason names the problem")
+    ABORTED = ("aborted", "the load was stopped before its end")
 
 
 FAILING_STATUSES = frozenset(
     {VerdictStatus.REGRESSED, VerdictStatus.BROKEN, VerdictStatus.INVALID, VerdictStatus.ABORTED}
 )
-"""Words that fail a test; strict mode adds ``UNSURE`` and ``INCOMPARABLE``."""
+"""Statuses that fail a test; strict mode adds ``UNSURE`` and ``INCOMPARABLE``."""
 
 _SEVERITY = tuple(VerdictStatus)
 

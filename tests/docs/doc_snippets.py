@@ -15,6 +15,7 @@ _FENCE = re.compile(
     r"^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_GENERATED = re.compile(r"^<!-- generated: .*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"# (?P<name>[\w./-]*\.\w+)")
 
 
@@ -53,8 +54,8 @@ class Command:
 
 
 def blocks(page: Path) -> list[Block]:
-    """Return the fenced blocks of ``page``, directives of the site left out."""
-    source = page.read_text(encoding="utf-8")
+    """Return the fenced blocks of ``page`` without directives of the site and generated sections."""
+    source = _GENERATED.sub(lambda match: "\n" * match[0].count("\n"), page.read_text(encoding="utf-8"))
     found = [
         Block(
             str(page.relative_to(DOCS)),
