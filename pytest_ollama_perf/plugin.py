@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.hooks.hooks import Hooks
 
 
+UMBRELLA_HELP = """\
+ollama: added to every test that may use a server under test. Select with
+    -m "not ollama"; see also --ollama-skip and --ollama-only."""
 HOOKS_KEY = pytest.StashKey["Hooks"]()
 
 
@@ -43,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", UMBRELLA_HELP)
     for line in _list_marker_lines(config):
         config.addinivalue_line("markers", line)
     try:
@@ -125,6 +129,7 @@ def ollama(request: pytest.FixtureRequest) -> Ollama:
 def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
     """Load models before the first test measures:
     ``ollama_warm_up("llama3.2:3b", "qwen3:4b")`` in a session fixture."""
+    request.config.stash[HOOKS_KEY].skip_if_asked()
     return lambda *models, **words: request.config.stash[HOOKS_KEY].session.warm_up(models, **words)
 
 
@@ -132,6 +137,7 @@ def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, fl
 def ollama_url(request: pytest.FixtureRequest) -> str:
     """The URL of the (first) server under test; starts the simulator where
     ``--ollama-url`` names that."""
+    request.config.stash[HOOKS_KEY].skip_if_asked()
     return request.config.stash[HOOKS_KEY].session.url
 
 

@@ -6,6 +6,7 @@ Nothing here knows pytest. ``Frontend`` is what the session needs from the progr
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import defaultdict
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import OllamaPerfError
-from pytest_ollama_perf.core.lock import ServerLock
+from pytest_ollama_perf.core.errors import OllamaPerfError, ServerUnreachableError
+from pytest_ollama_perf.core.lock import ServerLock, Waiting
 from pytest_ollama_perf.experiments import Experiment, list_other_urls
 
 if TYPE_CHECKING:
@@ -33,8 +34,14 @@ class Frontend(Protocol):
     def open_listener(self) -> contextlib.AbstractContextManager[ProgressListener]:
         """Return what shows the progress of one experiment, for as long as that runs."""
 
+    def announce(self, text: str) -> None:
+        """Show a line that is not progress, even where progress is not shown."""
+
     def fail(self, message: str) -> NoReturn:
         """Fail the running test; ``message`` is the whole explanation."""
+
+    def skip(self, reason: str) -> NoReturn:
+        """Skip the running test."""
 
 
 class Session:
@@ -72,7 +79,7 @@ class Session:
         self._history: RunHistory | None = None
         self._unsaved: list[str] = []
         self._started_at = time.time()
-        self._lock = ServerLock()
+        self._lock = ServerLock(session_id)
 
     @property
     def harness(self) -> Harness:
@@ -102,6 +109,16 @@ class Session:
     def url(self) -> str:
         """The URL of the first server under test; a simulator is started here."""
         return self.harness.servers[0].address.url
+
+    @functools.cached_property
+    def unreachable_reason(self) -> str:
+        """Why no server under test can be reached, as of the first look; empty if one answers."""
+        return self.harness.explain_unreachable()
+
+    def skip_if_unreachable(self) -> None:
+        """Skip the running test if no server under test answers and the settings ask for it."""
+        if self.settings.skips_unreachable and self.unreachable_reason:
+            self._frontend.skip(self.unreachable_reason)
 
     @property
     def unsaved(self) -> list[str]:
@@ -143,6 +160,8 @@ class Session:
         try:
             evaluation = self._run_experiment(experiment, test, stop)
         except OllamaPerfError as error:
+            if self.settings.skips_unreachable and isinstance(error, ServerUnreachableError):
+                self._frontend.skip(str(error))
             self.record(test, build_unmeasured(str(error)))
             reason = str(error)
         else:
@@ -184,8 +203,18 @@ class Session:
         """Wait until no other process runs a load on the experiment's servers, and keep others from starting one."""
         harness = self.harness
         servers = (*harness.servers, *map(harness.open_server, list_other_urls(experiment)))
-        wait = time.sleep if stop is None else stop.wait
-        return self._lock.hold((server.address.url for server in servers), test, wait=wait, say=listener.show_message)
+        message = ["waiting for another load"]
+
+        def announce(text: str) -> None:
+            message[:] = [text]
+            self._frontend.announce(text)
+
+        def sleep(seconds: float) -> None:
+            listener.show_message(message[0])  # raises when the test was cancelled
+            (time.sleep if stop is None else stop.wait)(seconds)
+
+        waiting = Waiting(sleep, announce, self.settings.wait_s)
+        return self._lock.hold((server.address.url for server in servers), test, waiting)
 
     # Results.
 
@@ -198,7 +227,9 @@ class Session:
         self.evaluations[test] = list(evaluations)
 
     def raise_if_failed(self, test: str, evaluation: Evaluation) -> None:
-        """Fail the running test if the verdict fails it."""
+        """Fail the running test if the verdict fails it, or skip it if that is set for invalid measurements."""
+        if self.settings.skips_invalid and evaluation.is_invalid_measurement:
+            self._frontend.skip(f"invalid: {evaluation.verdict.reason}")
         if evaluation.is_failing(self.settings):
             from pytest_ollama_perf.harness.evaluation import merge_evaluations
             from pytest_ollama_perf.report.terminal import format_failure

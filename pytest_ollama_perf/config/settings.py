@@ -16,13 +16,14 @@ from typing import Any, Protocol
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget
 from pytest_ollama_perf.config.report_targets import parse_report_target as parse_report
 from pytest_ollama_perf.core.errors import ConfigError
-from pytest_ollama_perf.core.text import suggest_match
+from pytest_ollama_perf.core.text import parse_seconds, suggest_match
 from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, TELEMETRY_METRICS, Shape
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 DEFAULT_STORE = ".ollama-perf"
 MAX_RUNS = 3
 RUN_SPACING_S = 10.0
+DEFAULT_WAIT_S = 1800.0
 _MAX_SPACING_S = 3600.0
 
 
@@ -129,6 +130,28 @@ OPTIONS = (
         "a header for every request, for example `X-Team: ml`; repeatable; values are never shown",
         "'NAME: VALUE'",
     ),
+    Option(
+        "wait",
+        "value",
+        "how long a test waits while another session of this user runs loads on the same server, for example `90s`, "
+        "`10m` or seconds (default: 30m)",
+        "DURATION",
+    ),
+    Option(
+        "invalid",
+        "value",
+        "what happens to a test whose measurement is invalid, for example because this machine was busy: `fail` or "
+        "`skip` (default: fail)",
+        "ACTION",
+    ),
+    Option(
+        "unreachable",
+        "value",
+        "what happens to load tests when no server under test answers: `fail` or `skip` (default: fail)",
+        "ACTION",
+    ),
+    Option("skip", "flag", "skip all tests with the marker `ollama`: those that may use a server under test"),
+    Option("only", "flag", "run only the tests with the marker `ollama`: those that may use a server under test"),
     Option("ca-file", "value", "certificate authorities (PEM) to trust for https servers", "FILE"),
     Option("insecure", "flag", "do not verify the certificates of https servers"),
     Option(
@@ -176,6 +199,11 @@ class Settings:
     max_runs: int = MAX_RUNS
     run_spacing_s: float = RUN_SPACING_S
     margins: Mapping[str, float] = field(default_factory=dict)
+    wait_s: float = DEFAULT_WAIT_S
+    skips_invalid: bool = False
+    skips_unreachable: bool = False
+    skip: bool = False
+    only: bool = False
     benchmark: bool = False
     no_properties: bool = False
     github: GitHubJob | None = None
@@ -217,6 +245,11 @@ def resolve_settings(source: OptionSource, environment: Mapping[str, str] = os.e
         max_runs=_parse_max_runs(raw["max-runs"]),
         run_spacing_s=_parse_run_spacing(raw["run-spacing"]),
         margins=dict(_parse_list(raw["margin"], "--ollama-margin", parse_margin)),
+        wait_s=_parse_wait(raw["wait"]),
+        skips_invalid=_parse_action(raw["invalid"], "--ollama-invalid"),
+        skips_unreachable=_parse_action(raw["unreachable"], "--ollama-unreachable"),
+        skip=bool(raw["skip"]),
+        only=_check_only(bool(raw["only"]), bool(raw["skip"])),
         benchmark=bool(raw["benchmark"]),
         no_properties=bool(raw["no-properties"]),
         github=None if raw["no-github"] else _detect_github_job(environment),
@@ -353,7 +386,33 @@ def _parse_run_spacing(given: str | None) -> float:
     return seconds
 
 
+def _parse_wait(given: str | None) -> float:
+    return DEFAULT_WAIT_S if given is None else parse_seconds(given, "--ollama-wait")
+
+
+def _parse_action(given: str | None, flag: str) -> bool:
+    """Return whether tests are skipped: ``fail`` or ``skip``."""
+    if given is not None and given.strip() not in {"fail", "skip"}:
+        raise ConfigError(f"{flag} {given!r}: expected fail or skip")
+    return given is not None and given.strip() == "skip"
+
+
+def _check_only(only: bool, skip: bool) -> bool:
+    if only and skip:
+        raise ConfigError("--ollama-only and --ollama-skip contradict each other: give one of them")
+    return only
+
+
 def _check_ca_file(given: str | None) -> str | None:
-    if given and not os.path.isfile(given):
+    if not given:
+        return None
+    if not os.path.isfile(given):
         raise ConfigError(f"--ollama-ca-file {given!r}: no such file")
-    return given or None
+    import ssl
+
+    try:
+        ssl.create_default_context().load_verify_locations(given)
+    except OSError as error:  # ssl.SSLError is one
+        why = "it holds no certificate in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigError(f"--ollama-ca-file {given!r}: {why}") from None
+    return given

@@ -4,6 +4,7 @@ OllamaPerfError
 ├── ConfigError          a wrong option, marker word, ini value or file; shown as a usage error
 ├── ServerError          the control plane could not do what was asked
 │   ├── Unreachable      nothing answers, or not Ollama
+│   ├── ServerBusyError        another session ran loads on it for too long
 │   └── ModelMissing     the server does not have the model
 ├── PreconditionBroken   the server or model is not as a contract requires: nothing was measured
 ├── StoreError           a history that cannot be read or written
@@ -31,6 +32,10 @@ class ServerError(OllamaPerfError):
 
 class ServerUnreachableError(ServerError):
     """Nothing answers at the address, or what answers is not Ollama."""
+
+
+class ServerBusyError(ServerError):
+    """Another session ran loads on the server for longer than this one may wait."""
 
 
 class ModelNotFoundError(ServerError):

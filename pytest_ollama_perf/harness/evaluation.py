@@ -48,6 +48,11 @@ class Evaluation:
         )
 
     @property
+    def is_invalid_measurement(self) -> bool:
+        """Whether something was measured, but the measurement is invalid."""
+        return self.verdict.word is VerdictStatus.INVALID and bool(self.loads)
+
+    @property
     def run(self) -> Run:
         """The run it judges, the last of several."""
         return self.loads[-1].run

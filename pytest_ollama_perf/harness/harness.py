@@ -141,6 +141,20 @@ class Harness:
             named = sorted({model or self._find_default_model(self.servers) for model in models})
         return ", ".join(versions) or "not reached", [server.name for server in self.servers], named
 
+    def explain_unreachable(self) -> str:
+        """Return why no server under test can be reached; an empty text if one of them answers."""
+        reason = ""
+        for server in self.servers:
+            try:
+                server.control.get_version()
+            except ServerUnreachableError as error:
+                reason = reason or str(error)
+            except ServerError:
+                return ""
+            else:
+                return ""
+        return reason
+
     def _fetch_versions(self) -> list[str]:
         """Return each version once; a server that does not answer is told of where it is to be measured."""
         versions = []

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.contracts.clauses import SharedLoad
     from pytest_ollama_perf.experiments import Experiment
 
-SERVER_FIXTURES = frozenset({"ollama", "ollama_url"})
+UMBRELLA_MARKER = "ollama"
+"""The marker that every item which may use a server under test gets when it is collected."""
+
+SERVER_FIXTURES = frozenset({"ollama", "ollama_perf", "ollama_url", "ollama_warm_up"})
 """Fixtures that may use a server without a marker."""
 
 

@@ -47,6 +47,19 @@ class PytestFrontend:
             with LiveProgress(file, verbosity=self.verbosity) as progress:
                 yield progress
 
+    def announce(self, text: str) -> None:
+        """Write ``text`` as a line, unless the progress shows it already."""
+        reporter = self._config.pluginmanager.getplugin("terminalreporter")
+        if reporter is None:  # a worker of pytest-xdist: its error output is that of the controller
+            print(text, file=sys.stderr, flush=True)
+        elif self.verbosity <= 0 and (self.verbosity < 0 or not sys.stdout.isatty()):
+            reporter.ensure_newline()
+            reporter.write_line(text)
+
+    def skip(self, reason: str) -> NoReturn:
+        """Skip the running test."""
+        pytest.skip(reason)
+
     def fail(self, message: str) -> NoReturn:
         """Fail the running test with ``message`` and no traceback."""
         raise VerdictError(message, pytrace=False)

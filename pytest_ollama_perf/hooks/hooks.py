@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import pytest
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.hooks import collection
 from pytest_ollama_perf.hooks.frontend import PytestFrontend
-from pytest_ollama_perf.hooks.signals import exit_on_sigterm
+from pytest_ollama_perf.hooks.signals import SignalHandler
 from pytest_ollama_perf.integrations import xdist
 from pytest_ollama_perf.session import Session
 
@@ -39,6 +38,7 @@ class Hooks:
         self._marked: dict[str, MarkedExperiment] = {}
         self._config_errors: list[str] = []
         self._uses_server = False
+        self._signals = SignalHandler(handles_interrupt=xdist.is_worker(config))
 
     def build_integrations(self) -> Iterator[object]:
         """Yield the plugins that connect this session to other plugins."""
@@ -64,14 +64,28 @@ class Hooks:
 
     def build_ollama(self, item: pytest.Item) -> Ollama:
         """Return what the fixture ``ollama`` gives to ``item``."""
+        self.skip_if_asked()
         from pytest_ollama_perf.fixtures import Ollama
 
         return Ollama(self.session, collection.get_test_name(item))
 
+    def skip_if_asked(self) -> None:
+        """Skip the running test if it must not use a server."""
+        if self.settings.skip:
+            pytest.skip("--ollama-skip")
+        self.session.skip_if_unreachable()
+
     # Collection: every marker is read before the first test.
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        if collection.uses_server(item):
+            item.add_marker(collection.UMBRELLA_MARKER)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self._select(items)
+        if self.settings.skip:
+            return
         self._config_errors = [
             f"{item.nodeid}: {error}" for item in items if (error := collection.get_config_error(self._read_item, item))
         ]
@@ -84,6 +98,16 @@ class Hooks:
             xdist.report_usage_error(self.config, "\n       ".join(self._config_errors))
         elif self._config_errors:
             raise pytest.UsageError("\n       ".join(self._config_errors))
+
+    def _select(self, items: list[pytest.Item]) -> None:
+        """Mark tests as skipped, or deselect them, as ``--ollama-skip`` and ``--ollama-only`` say."""
+        if self.settings.skip:
+            for item in filter(collection.uses_server, items):
+                item.add_marker(pytest.mark.skip(reason="--ollama-skip"))
+        if self.settings.only:
+            others = [item for item in items if not collection.uses_server(item)]
+            self.config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if collection.uses_server(item)]
 
     def _read_item(self, item: pytest.Item) -> None:
         if (experiment := collection.read_experiment(item, self.settings)) is not None:
@@ -117,6 +141,8 @@ class Hooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Measure again when a test runs again, whichever plugin repeats it."""
+        if item.get_closest_marker(collection.UMBRELLA_MARKER):
+            self.skip_if_asked()
         self.session.evaluations.pop(collection.get_test_name(item), None)
         if marked := self._marked.get(item.nodeid):
             marked.reset()
@@ -124,17 +150,16 @@ class Hooks:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         marked = self._marked.get(item.nodeid)
-        with exit_on_sigterm():
-            evaluation = marked.measure() if marked else None
-            try:
-                outcome = yield
-            except Exception as error:
-                if evaluation is None or not evaluation.is_failing(self.settings):
-                    raise
-                # A broken limit explains more than the assertion that failed because of it.
-                own = item.repr_failure(pytest.ExceptionInfo.from_exception(error))
-                item.add_report_section("call", "the test's own failure", str(own))
-                outcome = None
+        evaluation = marked.measure() if marked else None
+        try:
+            outcome = yield
+        except Exception as error:
+            if evaluation is None or not evaluation.is_failing(self.settings):
+                raise
+            # A broken limit explains more than the assertion that failed because of it.
+            own = item.repr_failure(pytest.ExceptionInfo.from_exception(error))
+            item.add_report_section("call", "the test's own failure", str(own))
+            outcome = None
         if evaluation:
             self.session.raise_if_failed(collection.get_test_name(item), evaluation)
         return outcome
@@ -149,9 +174,13 @@ class Hooks:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
-        """Keep what workers have sent when the controller gets a SIGTERM."""
-        with exit_on_sigterm() if xdist.is_controller(self.config) else contextlib.nullcontext():
+        """Handle signals while tests run. A controller does not know whether its workers run loads."""
+        if self._uses_server or xdist.is_controller(self.config):
+            self._signals.install()
+        try:
             return (yield)
+        finally:
+            self._signals.ignore()
 
     # The end of the session.
 
@@ -189,3 +218,4 @@ class Hooks:
 
     def pytest_unconfigure(self) -> None:
         self.session.close()
+        self._signals.restore()

@@ -10,6 +10,11 @@ Nothing that measures or packs is imported here until a load was measured.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +29,9 @@ PAYLOAD_KEY = "ollama_perf"
 
 USAGE_ERROR_KEY = "ollama_perf_wrong"
 """The attribute of a collection report that holds the text of a usage error."""
+
+
+_STOP_TIMEOUT_S = 3.0
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -89,12 +97,14 @@ class XdistController:
         self._order: dict[str, int] = {}
         self._received: dict[str, dict[str, list[Evaluation]]] = {}  # by test and worker
         self._positions: dict[str, int] = {}
+        self._pids: dict[Any, int] = {}  # of the workers on this machine
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Start simulators once, for all workers on this machine."""
         if node.gateway.spec.popen:
             node.workerinput[PAYLOAD_KEY] = self._session.harness.simulator_urls
+            self._pids[node] = _read_pid(node)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
@@ -118,6 +128,29 @@ class XdistController:
             self._receive(payload, node, None)
         self._session.unsaved.extend(text for text in last.get("unsaved", ()) if text not in self._session.unsaved)
 
+    def _stop_workers(self, config: pytest.Config) -> None:
+        """Let workers end at once instead of after their test, and receive what they measured until then.
+
+        The loop that reads what they send has ended; a worker's output arrives without it.
+        """
+        for pid in self._pids.values() if sys.platform != "win32" else ():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while any(not hasattr(node, "workeroutput") for node in self._pids) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._receive_queued(config)
+        for node in self._pids:
+            self.pytest_testnodedown(node)
+
+    def _receive_queued(self, config: pytest.Config) -> None:
+        """Receive the reports that arrived after the loop had ended."""
+        events = getattr(config.pluginmanager.getplugin("dsession"), "queue", None)
+        while events is not None and not events.empty():
+            _, arguments = events.get_nowait()
+            if payload := getattr(arguments.get("rep"), "__dict__", {}).pop(PAYLOAD_KEY, None):
+                self._receive(payload, arguments["node"], self._order.get(arguments["rep"].nodeid))
+
     def _receive(self, payload: str, node: Any, position: int | None) -> None:
         from pytest_ollama_perf.integrations.payload import decode_payload
 
@@ -126,8 +159,18 @@ class XdistController:
         self._positions.setdefault(test, len(self._order) if position is None else position)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self) -> Generator[None, None, None]:
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        if self._session.aborted:
+            self._stop_workers(session.config)
         for test in sorted(self._received, key=self._positions.__getitem__):
             of_workers = self._received[test].values()
             self._session.evaluations[test] = [each for evaluations in of_workers for each in evaluations]
         yield
+
+
+def _read_pid(node: Any) -> int:
+    """Ask a worker for its process id before its tests begin."""
+    channel = node.gateway.remote_exec("import os; channel.send(os.getpid())")
+    pid = int(channel.receive(10))
+    channel.waitclose(10)
+    return pid

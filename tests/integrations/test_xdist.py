@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 from plugin_runs import LOAD, SIM, apart, needs
 
-from pytest_ollama_perf.core.lock import ServerLock
+from pytest_ollama_perf.core.lock import ServerLock, Waiting
 from pytest_ollama_perf.store import open_store
 
 pytestmark = needs("xdist")
@@ -224,7 +224,7 @@ def test_two_sessions_of_one_user_take_turns_at_a_server(run) -> None:
 
 def test_waiting_is_said_and_ends_with_the_session(run) -> None:
     run.write("@load\ndef test_one():\n    pass")
-    with ServerLock().hold((run.url,), "a long test", wait=time.sleep, say=print):
+    with ServerLock().hold((run.url,), "a long test", Waiting()):
         with run.start("-v") as process:
             said = read_until(process, "a long test")
             process.send_signal(signal.SIGINT)
@@ -232,6 +232,47 @@ def test_waiting_is_said_and_ends_with_the_session(run) -> None:
     assert f"waiting for another load on {run.url}: process {os.getpid()}" in said
     assert process.returncode == pytest.ExitCode.INTERRUPTED, out
     assert "KeyboardInterrupt" in out
+
+
+@pytest.mark.parametrize("verbosity", ["-v", "-q", ""])
+def test_waiting_has_a_limit_and_is_reported_once(run, verbosity: str) -> None:
+    run.write("@load\ndef test_one():\n    pass")
+    with ServerLock().hold((run.url,), "a long test", Waiting()):
+        ran = run("--ollama-wait=0.3", *filter(None, [verbosity]))
+    assert ran.status == pytest.ExitCode.TESTS_FAILED, ran.out
+    assert ran.out.count("waiting for another load") == 1, ran.out
+    assert ran.verdicts == {"test_one": "invalid"}
+    assert "--ollama-wait" in ran.tests[0]["reason"]
+
+
+LONG = """
+import os, time
+
+@load
+def test_first():
+    pass
+
+def test_long(ollama):
+    open(f"pid-{os.getpid()}", "w").close()
+    ollama.load(model="tiny", requests=100000, warmup=0, num_predict=4)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_controller_keeps_what_was_measured_and_stops_its_workers(run, number: int) -> None:
+    run.write(LONG)
+    with run.start("-n1", beside=("xdist",)) as process:
+        while not (found := list(run.folder.glob("pid-*"))):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        time.sleep(0.5)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    verdicts = {test["test"]: test["verdict"] for test in json.loads((run.folder / "report.json").read_bytes())["tests"]}
+    assert verdicts == {"test_it.py::test_first": "ok", "test_it.py::test_long": "aborted"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[0].name.removeprefix("pid-")), 0)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

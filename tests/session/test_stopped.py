@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,66 @@ def test_a_stop_between_tests_keeps_the_tests_before(perf) -> None:
     written = json.loads((perf.path / "report.json").read_bytes())
     assert [(test["test"], test["verdict"]) for test in written["tests"]] == [("test_it.py::test_first", "ok")]
     assert written["aborted"] == "interrupted (Ctrl-C)"
+
+
+HUP = getattr(signal, "SIGHUP", None)
+
+
+@pytest.mark.skipif(HUP is None, reason="no SIGHUP here")
+def test_a_hangup_ends_a_session_as_ctrl_c_does(perf, sim) -> None:
+    perf.write(CODE["marker"])
+    sim.reset()
+    with perf.start() as process:
+        under_way(sim, process)
+        process.send_signal(HUP)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    assert json.loads((perf.path / "report.json").read_bytes())["aborted"] == "terminated (SIGHUP)"
+
+
+WAITS = """
+import time
+
+@pytest.mark.ollama_load(model="tiny", requests=20, warmup=0, num_predict=2)
+def test_first():
+    pass
+
+@pytest.fixture
+def slow():
+    open("waiting", "w").close()
+    {setup}
+    yield
+    open("ending", "w").close()
+    {teardown}
+
+def test_second(slow, ollama):
+    pass
+"""
+
+
+def wait_for_file(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_sigterm_in_a_fixture_keeps_the_tests_before(perf) -> None:
+    perf.write(WAITS.format(setup="time.sleep(60)", teardown=""))
+    with perf.start() as process:
+        wait_for_file(perf.path / "waiting", process)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    written = json.loads((perf.path / "report.json").read_bytes())
+    assert [test["test"] for test in written["tests"]] == ["test_it.py::test_first"]
+
+
+def test_a_second_sigterm_does_not_lose_the_reports(perf) -> None:
+    ending = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)"
+    perf.write(WAITS.format(setup="", teardown=ending))
+    with perf.start() as process:
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    written = json.loads((perf.path / "report.json").read_bytes())
+    assert written["aborted"] == "terminated (SIGTERM)"
+    assert "json report: report.json" in out
