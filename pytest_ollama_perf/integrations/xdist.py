@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,8 +96,7 @@ class XdistController:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._order: dict[str, int] = {}
-        self._received: dict[str, dict[str, list[Evaluation]]] = {}  # by test and worker
-        self._positions: dict[str, int] = {}
+        self._payloads: list[tuple[int, str, str]] = []  # position of the test, worker, text
         self._pids: dict[Any, int] = {}  # of the workers on this machine
 
     @pytest.hookimpl(optionalhook=True)
@@ -117,8 +117,7 @@ class XdistController:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if payload := report.__dict__.pop(PAYLOAD_KEY, None):
-            self._receive(payload, report.node, self._order.get(report.nodeid))
+        self._receive_report(report, report.node)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -148,23 +147,36 @@ class XdistController:
         events = getattr(config.pluginmanager.getplugin("dsession"), "queue", None)
         while events is not None and not events.empty():
             _, arguments = events.get_nowait()
-            if payload := getattr(arguments.get("rep"), "__dict__", {}).pop(PAYLOAD_KEY, None):
-                self._receive(payload, arguments["node"], self._order.get(arguments["rep"].nodeid))
+            if report := arguments.get("rep"):
+                self._receive_report(report, arguments["node"])
+
+    def _receive_report(self, report: Any, node: Any) -> None:
+        if payload := getattr(report, PAYLOAD_KEY, None):
+            self._receive(payload, node, self._order.get(getattr(report, "nodeid", "")))
+            delattr(report, PAYLOAD_KEY)
 
     def _receive(self, payload: str, node: Any, position: int | None) -> None:
+        """Keep a payload. It is decoded at the end: a signal may arrive while that imports modules."""
+        position = len(self._order) if position is None else position
+        self._payloads.append((position, node.gateway.id, payload))
+
+    def _decode_payloads(self) -> None:
+        """Give the session what was received, in the order in which the tests were collected."""
         from pytest_ollama_perf.integrations.payload import decode_payload
 
-        test, evaluations = decode_payload(payload)
-        self._received.setdefault(test, {})[node.gateway.id] = evaluations
-        self._positions.setdefault(test, len(self._order) if position is None else position)
+        found: dict[str, dict[str, list[Evaluation]]] = {}  # by test and worker
+        for _, worker, payload in sorted(self._payloads, key=itemgetter(0)):
+            test, evaluations = decode_payload(payload)
+            found.setdefault(test, {})[worker] = evaluations
+        for test, of_workers in found.items():
+            self._session.evaluations[test] = [each for evaluations in of_workers.values() for each in evaluations]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
         if self._session.aborted:
             self._stop_workers(session.config)
-        for test in sorted(self._received, key=self._positions.__getitem__):
-            of_workers = self._received[test].values()
-            self._session.evaluations[test] = [each for evaluations in of_workers for each in evaluations]
+        if self._payloads:
+            self._decode_payloads()
         yield
 
 

@@ -269,8 +269,10 @@ def test_a_stopped_controller_keeps_what_was_measured_and_stops_its_workers(run,
         process.send_signal(number)
         out, _ = process.communicate(timeout=20)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, out
-    verdicts = {test["test"]: test["verdict"] for test in json.loads((run.folder / "report.json").read_bytes())["tests"]}
-    assert verdicts == {"test_it.py::test_first": "ok", "test_it.py::test_long": "aborted"}
+    verdicts = {
+        test["test"]: test["verdict"] for test in json.loads((run.folder / "report.json").read_bytes())["tests"]
+    }
+    assert verdicts == {"test_it.py::test_first": "ok", "test_it.py::test_long": "aborted"}, out
     with pytest.raises(ProcessLookupError):
         os.kill(int(found[0].name.removeprefix("pid-")), 0)
 

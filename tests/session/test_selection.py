@@ -113,10 +113,8 @@ def test_without_a_server_load_tests_fail_by_default(perf) -> None:
 
 
 @pytest.mark.parametrize(("action", "counts"), [("skip", {"skipped": 2}), ("fail", {"failed": 2})])
-def test_an_invalid_measurement_is_skipped_when_asked(
-    perf, monkeypatch, action: str, counts: dict[str, int]
-) -> None:
-    problem = Problem(code=ProblemCode.PARTLY_ON_CPU, text="for the test", invalidates=True)
+def test_an_invalid_measurement_is_skipped_when_asked(perf, monkeypatch, action: str, counts: dict[str, int]) -> None:
+    problem = Problem(code=ProblemCode.PARTIAL_OFFLOAD, text="for the test", invalidates=True)
     monkeypatch.setattr(validity, "_CHECKS", (lambda run, summary: [problem],))
     perf.write("""
         WORDS = dict(model="tiny", requests=4, warmup=1, num_predict=2)
