@@ -22,6 +22,9 @@ _SECOND_NS = 1_000_000_000
 _OFFSET_REFRESH_NS = 10_000_000
 _MAX_STAMP_AGE_NS = 2_000_000
 _CLOCK_STEP_NS = 200_000
+_MAX_OFFSET_READINGS = 20
+_GOOD_READING_NS = 5_000
+"""A reading that took longer was interrupted, and its offset may be off by as much."""
 
 AncillaryData = Sequence[tuple[int, int, bytes]]
 
@@ -77,10 +80,12 @@ class ReceiveClock:
 
     def _measure_offset(self) -> None:
         best = _SECOND_NS
-        for _ in range(3):
+        for _ in range(_MAX_OFFSET_READINGS):
             before = self._monotonic()
             real = self._realtime()
             after = self._monotonic()
             if after - before < best:
                 best, self._offset = after - before, real - (before + after) // 2
+            if best < _GOOD_READING_NS:
+                break
         self._due = after + _OFFSET_REFRESH_NS

@@ -2,114 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Annotated, Any, TypeVar
 
 import httpx
 import msgspec
 
-from pytest_ollama_perf.client.address import Access, Address
-from pytest_ollama_perf.client.protocol import MAX_ERROR_BODY_BYTES, extract_body_text
+from pytest_ollama_perf.client.address import Access, Address, SecretMask
+from pytest_ollama_perf.client.models import InstalledModel, ModelInfo, RunningModel, find_similar_models, is_same_model
+from pytest_ollama_perf.client.protocol import (
+    DECODE_ERRORS,
+    MAX_ERROR_BODY_BYTES,
+    extract_body_text,
+    extract_error_text,
+)
+from pytest_ollama_perf.client.transport import describe_connection_error
+from pytest_ollama_perf.client.waiting import call_with_deadline
 from pytest_ollama_perf.core.errors import ModelNotFoundError, ServerError, ServerUnreachableError
 from pytest_ollama_perf.core.text import sanitize
 
-
-def canonicalize_model(model: str) -> str:
-    """Return ``model`` with its tag; without one Ollama means ``latest``."""
-    name = model.strip()
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-
-
-def is_same_model(one: str, other: str) -> bool:
-    """Return whether both names mean one model."""
-    return canonicalize_model(one).casefold() == canonicalize_model(other).casefold()
-
-
-def find_similar_models(model: str, installed: Iterable[str], count: int = 3) -> list[str]:
-    """Return the ``count`` names most like ``model``, the nearest first; any where none is like it."""
-    names = sorted(installed)
-    close = sorted(
-        (name for name in names if _compute_similarity(model, name) >= _SIMILARITY_CUTOFF),
-        key=lambda name: -_compute_similarity(model, name),
-    )
-    return close[:count] or names[:count]
-
-
-_SIMILARITY_CUTOFF = 0.5
-
-
-def _compute_similarity(one: str, other: str) -> float:
-    """Return 0..1; names count without their tags, too, for every second model has the tag ``latest``."""
-    whole = one.casefold(), other.casefold()
-    bare = one.casefold().partition(":")[0], other.casefold().partition(":")[0]
-    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in (whole, bare))
-
-
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _UNLOAD_POLL_S = 0.05
-_MAX_PARAMETERS = 100
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_DEADLINE_MARGIN_S = 0.1
+"""Left to the timeouts of single steps, whose errors name the step."""
+
+_NO_GENERATION = "does not support generate"
+"""Part of the server's error for a model that only embeds."""
 
 T = TypeVar("T")
-
-
-class ModelDetails(msgspec.Struct, frozen=True):
-    """What a model is made of; empty where the server does not say."""
-
-    family: str = ""
-    parameter_size: str = ""
-    quantization_level: str = ""
-
-
-class InstalledModel(msgspec.Struct, frozen=True):
-    """A model of ``/api/tags``; ``size`` in bytes."""
-
-    name: str
-    digest: str = ""
-    size: _Size = 0
-    details: ModelDetails = ModelDetails()
-
-
-class RunningModel(msgspec.Struct, frozen=True):
-    """A model of ``/api/ps``; sizes in bytes, ``context_length`` in tokens."""
-
-    name: str
-    digest: str = ""
-    size: _Size | None = None
-    size_vram: _Size | None = None
-    context_length: _Size | None = None
-    details: ModelDetails = ModelDetails()
-    expires_at: str = ""
-
-
-class ModelInfo(msgspec.Struct, frozen=True):
-    """What ``/api/show`` says; ``model_info`` is the model file's own metadata."""
-
-    details: ModelDetails = ModelDetails()
-    model_info: dict[str, Any] = {}
-    capabilities: tuple[str, ...] = ()
-    parameters: str = ""
-
-    @property
-    def default_options(self) -> dict[str, str]:
-        """The options that the model file sets, as text; an option that is set several times has all its values."""
-        found: dict[str, str] = {}
-        for line in self.parameters.splitlines()[:_MAX_PARAMETERS]:
-            name, _, value = line.strip().partition(" ")
-            if name and value:
-                found[name] = f"{found[name]}, {value.strip()}" if name in found else value.strip()
-        return {sanitize(name, 40): sanitize(value, 100) for name, value in found.items()}
-
-    @property
-    def context_length(self) -> int | None:
-        """The longest context that the model was made for, in tokens."""
-        lengths = (value for key, value in self.model_info.items() if key.endswith(".context_length"))
-        return next((length for length in lengths if type(length) is int and length > 0), None)
 
 
 class _VersionResponse(msgspec.Struct):
@@ -122,6 +46,12 @@ class _TagsResponse(msgspec.Struct):
 
 class _PsResponse(msgspec.Struct):
     models: tuple[RunningModel, ...]
+
+
+class _LoadResponse(msgspec.Struct):
+    done: bool | None = None
+    embeddings: list[Any] | None = None
+    error: Any = None
 
 
 class _HttpStatusError(Exception):
@@ -166,7 +96,9 @@ class ControlClient:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._clock = clock
-        self._http = httpx.Client(
+        self._mask = SecretMask(access, address).apply
+        self._open_http = partial(
+            httpx.Client,
             base_url=address.url,
             headers=[("Accept-Encoding", "identity"), ("User-Agent", "pytest-ollama-perf"), *access.build_headers()],
             auth=access.build_basic_auth(address),
@@ -174,6 +106,7 @@ class ControlClient:
             trust_env=trust_env,
             transport=transport,
         )
+        self._http = self._open_http()
 
     def __enter__(self) -> ControlClient:
         return self
@@ -189,7 +122,7 @@ class ControlClient:
 
     def get_version(self) -> str:
         """Return the server's version; this is also how one asks whether it is Ollama at all."""
-        return sanitize(self._fetch("GET", "/api/version", _VersionResponse).version, 40)
+        return self._mask(sanitize(self._fetch("GET", "/api/version", _VersionResponse).version, 40))
 
     def list_models(self) -> tuple[InstalledModel, ...]:
         """Return the models that the server has."""
@@ -235,13 +168,33 @@ class ControlClient:
             body["keep_alive"] = keep_alive
         began = self._clock()
         try:
-            self._send_request("POST", "/api/generate", body, timeout_s)
+            content_type, answer = self._send_request("POST", "/api/generate", body, timeout_s)
         except _HttpStatusError as refused:
-            if refused.status != 400 or "does not support generate" not in refused.text:
+            if refused.status != 400 or _NO_GENERATION not in refused.text:
                 raise self._make_status_error(refused, "/api/generate", model) from None
-            began = self._clock()
-            self._fetch("POST", "/api/embed", dict[str, Any], {**body, "input": []}, model=model, timeout_s=timeout_s)
-        return self._clock() - began
+            return self._load_embedding_model(model, body, timeout_s)
+        took_s = self._clock() - began
+        self._check_loaded("/api/generate", self._decode("/api/generate", content_type, answer, _LoadResponse))
+        return took_s
+
+    def _load_embedding_model(self, model: str, body: Mapping[str, Any], timeout_s: float) -> float:
+        began = self._clock()
+        answer = self._fetch(
+            "POST", "/api/embed", _LoadResponse, {**body, "input": []}, model=model, timeout_s=timeout_s
+        )
+        took_s = self._clock() - began
+        self._check_loaded("/api/embed", answer)
+        return took_s
+
+    def _check_loaded(self, path: str, answer: _LoadResponse) -> None:
+        """Raise unless the answer says that the model is loaded: a status of 200 alone does not."""
+        if answer.error is not None:
+            text = self._mask(extract_error_text(answer.error))
+            raise ServerError(f"{self.address.url} could not load the model: {text}")
+        if not answer.done and answer.embeddings is None:
+            raise ServerUnreachableError(
+                f"what answers at {self.address.url}{path} is not Ollama: no done: true; {_START_HINT}"
+            )
 
     def unload(self, model: str, *, timeout_s: float = 60.0) -> None:
         """Unload ``model`` and wait until ``/api/ps`` no longer lists it; nothing happens where it is not loaded."""
@@ -272,26 +225,49 @@ class ControlClient:
             content_type, answer = self._send_request(method, path, body, timeout_s or self._timeout_s)
         except _HttpStatusError as refused:
             raise self._make_status_error(refused, path, model) from None
+        return self._decode(path, content_type, answer, kind)
+
+    def _decode(self, path: str, content_type: str, answer: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(answer, type=kind)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise self._make_foreign_error(path, content_type, answer, error) from None
 
     def _send_request(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
     ) -> tuple[str, bytes]:
-        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, self._timeout_s))
-        deadline = self._clock() + timeout_s
+        call = partial(self._exchange, self._http, method, path, body, timeout_s)
         try:
-            with self._http.stream(method, path, json=body, timeout=timeout) as response:
-                limit = MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BODY_BYTES
-                answer = self._read_body(response, limit, deadline)
+            response, answer = call_with_deadline(call, timeout_s + _DEADLINE_MARGIN_S)
+        except TimeoutError:
+            self._replace_http()
+            raise self._make_timeout_error(path, timeout_s) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._make_connection_error(error, path, timeout_s) from None
         content_type = response.headers.get("content-type", "")
         if not response.is_success:
-            raise _HttpStatusError(response.status_code, extract_body_text(content_type, answer), not answer.strip())
+            text = self._mask(extract_body_text(content_type, answer))
+            raise _HttpStatusError(response.status_code, text, not answer.strip())
         return content_type, answer
+
+    def _exchange(
+        self, http: httpx.Client, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
+    ) -> tuple[httpx.Response, bytes]:
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, self._timeout_s))
+        deadline = self._clock() + timeout_s
+        with http.stream(method, path, json=body, timeout=timeout) as response:
+            limit = MAX_ANSWER_BYTES if response.is_success else MAX_ERROR_BODY_BYTES
+            try:
+                return response, self._read_body(response, limit, deadline)
+            except httpx.HTTPError:
+                if response.is_success:
+                    raise
+                return response, b"the body of the error did not end"
+
+    def _replace_http(self) -> None:
+        """Leave a client behind whose thread still waits for the server."""
+        abandoned, self._http = self._http, self._open_http()
+        abandoned.close()
 
     def _read_body(self, response: httpx.Response, limit: int, deadline: float) -> bytes:
         answer = bytearray()
@@ -311,19 +287,23 @@ class ControlClient:
             return ServerUnreachableError(
                 f"nothing answers at {where} within {min(timeout_s, self._timeout_s):g} s; {_START_HINT}"
             )
+        if (tls_error := _find_tls_error(error)) is not None:
+            return ServerUnreachableError(f"no connection to {where}: {sanitize(describe_connection_error(tls_error))}")
+        text = self._mask(sanitize(str(error) or type(error).__name__, 150))
         if isinstance(error, httpx.ConnectError):
-            return ServerUnreachableError(f"nothing answers at {where} ({sanitize(str(error), 150)}); {_START_HINT}")
+            return ServerUnreachableError(f"nothing answers at {where} ({text}); {_START_HINT}")
         if isinstance(error, httpx.TimeoutException):
-            return ServerError(f"{where}{path} gave no whole answer within {timeout_s:g} s")
+            return self._make_timeout_error(path, timeout_s)
         if isinstance(error, httpx.RemoteProtocolError):
-            return ServerUnreachableError(f"what answers at {where} is not Ollama: {sanitize(str(error), 150)}")
-        return ServerUnreachableError(
-            f"the connection to {where} broke: {sanitize(str(error) or type(error).__name__, 150)}"
-        )
+            return ServerUnreachableError(f"what answers at {where} is not Ollama: {text}")
+        return ServerUnreachableError(f"the connection to {where} broke: {text}")
+
+    def _make_timeout_error(self, path: str, timeout_s: float) -> ServerError:
+        return ServerError(f"{self.address.url}{path} gave no complete answer within {timeout_s:g} s")
 
     def _make_foreign_error(self, path: str, content_type: str, answer: bytes, error: Exception) -> ServerError:
         is_html = "html" in content_type.lower() or answer.lstrip()[:1] == b"<"
-        what = "an HTML page" if is_html else sanitize(str(error), 150)
+        what = "an HTML page" if is_html else self._mask(sanitize(str(error), 150))
         return ServerUnreachableError(f"what answers at {self.address.url}{path} is not Ollama: {what}; {_START_HINT}")
 
     def _make_status_error(self, refused: _HttpStatusError, path: str, model: str) -> ServerError:
@@ -354,6 +334,16 @@ class ControlClient:
             f"model '{name}' is not on {self.address.url}; type: ollama pull {name}"
             + (f"; it has {has}{more}" if has else "; it has no models at all")
         )
+
+
+def _find_tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """Return the TLS error among the causes of ``error``."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, ssl.SSLError):
+            return error
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return None
 
 
 _START_HINT = "start it with 'ollama serve', or name another server with --ollama-url or OLLAMA_HOST"

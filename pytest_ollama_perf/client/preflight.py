@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version as package_version
-from typing import TypeVar
 
-from pytest_ollama_perf.client.control import ControlClient, ModelInfo, RunningModel, canonicalize_model
+from pytest_ollama_perf.client.control import ControlClient
+from pytest_ollama_perf.client.models import ModelInfo, RunningModel, canonicalize_model
 from pytest_ollama_perf.core.errors import ConfigError, ServerError
 from pytest_ollama_perf.core.run import Fingerprint, ModelState
 from pytest_ollama_perf.core.text import sanitize
@@ -99,39 +97,3 @@ def _to_model_state(loaded: RunningModel | None) -> ModelState:
         context_length=loaded.context_length,
         digest=sanitize(loaded.digest, 100),
     )
-
-
-T = TypeVar("T")
-
-
-def call_with_ticks(
-    call: Callable[[], T],
-    tick: Callable[[float], None],
-    *,
-    every_s: float = 1.0,
-    clock: Callable[[], float] = time.monotonic,
-) -> T:
-    """Return what ``call`` returns, or raise what it raises; it runs in a thread of its own.
-
-    ``tick`` is called in the caller's thread with the seconds so far, every ``every_s``. Whatever it raises, and
-    Ctrl-C, ends the waiting at once; the call goes on by itself until it ends or the process does.
-    """
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(call())
-        except BaseException as error:  # raised again where it was waited for
-            failed.append(error)
-
-    began = clock()
-    thread = threading.Thread(target=run, daemon=True, name="ollama-perf-patience")
-    thread.start()
-    thread.join(every_s)
-    while thread.is_alive():
-        tick(clock() - began)
-        thread.join(every_s)
-    if failed:
-        raise failed[0]
-    return done[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pytest_ollama_perf.analysis.load_profile import Servers, ServerSummary
-from pytest_ollama_perf.client.preflight import call_with_ticks
+from pytest_ollama_perf.client.waiting import call_with_ticks
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec, list_option_names, parse_limits
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError, ServerError

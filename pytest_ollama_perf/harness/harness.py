@@ -18,7 +18,8 @@ import msgspec
 from pytest_ollama_perf.client.address import Access, Address, parse_address
 from pytest_ollama_perf.client.backend import HttpBackend
 from pytest_ollama_perf.client.control import ControlClient
-from pytest_ollama_perf.client.preflight import call_with_ticks, read_model_state, run_preflight
+from pytest_ollama_perf.client.preflight import read_model_state, run_preflight
+from pytest_ollama_perf.client.waiting import call_with_ticks
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError, PreconditionError, ServerError, ServerUnreachableError
 from pytest_ollama_perf.core.run import Fingerprint, ModelState, Run, Telemetry

@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from pytest_ollama_perf.client.control import ControlClient, RunningModel
+from pytest_ollama_perf.client.control import ControlClient
+from pytest_ollama_perf.client.models import RunningModel
 from pytest_ollama_perf.core.errors import ServerError
 
 KEEP_FOREVER = -1.0

@@ -2,13 +2,19 @@
 
 import contextlib
 import re
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
+import time
 
+import anyio
 import pytest
 
 from pytest_ollama_perf.client.address import Address
+from pytest_ollama_perf.client.clock import enable_receive_stamps
 
 
 class FaultServer:
@@ -96,3 +102,35 @@ def fault_server():
 @pytest.fixture
 def rst():
     return reset
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request):
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    options = {"use_uvloop": request.param == "uvloop"}
+    return lambda function: anyio.run(function, backend="asyncio", backend_options=options)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the command openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    key, pem = str(folder / "key.pem"), str(folder / "cert.pem")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key]
+    name = ["-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-out", pem]
+    subprocess.run([openssl, "req", "-x509", *curve, *name], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key)
+    return context, pem
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_stamps():
+    """Keep a stamped socket open: the kernel starts stamping packets only some time after the first one asks for it."""
+    with socket.socket() as sock:
+        enable_receive_stamps(sock)
+        time.sleep(0.05)
+        yield

@@ -1,10 +1,7 @@
 """Requests over real sockets on loopback; every asyncio test runs on the plain loop and on uvloop."""
 
 import asyncio
-import shutil
 import socket
-import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -12,66 +9,13 @@ import time
 import anyio
 import anyio.lowlevel
 import pytest
+from wire_makers import FINAL, FULL, HEAD, TOKEN, chunk, fire, make_request
 
 from pytest_ollama_perf.client import polling, transport
 from pytest_ollama_perf.client.address import Access, Address
 from pytest_ollama_perf.client.backend import HttpBackend
-from pytest_ollama_perf.core.sample import Outcome, Phase
-from pytest_ollama_perf.core.workload import Endpoint, Timeouts
-from pytest_ollama_perf.loadgen.backend import Request
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def chunk(body):
-    return b"%x\r\n%s\r\n" % (len(body), body)
-
-
-TOKEN = chunk(b'{"response":"a","done":false}\n')
-FINAL = chunk(b'{"response":"","done":true,"done_reason":"stop","eval_count":1}\n')
-FULL = HEAD + TOKEN + FINAL + b"0\r\n\r\n"
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request):
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop")
-    options = {"use_uvloop": request.param == "uvloop"}
-    return lambda function: anyio.run(function, backend="asyncio", backend_options=options)
-
-
-def make_request(index=0, *, target=0, endpoint=Endpoint.GENERATE, stream=True, body=b"{}", **timeouts):
-    return Request(
-        index=index,
-        client=0,
-        target=target,
-        request_id=f"id-{index}",
-        stage=Phase.MEASURED,
-        endpoint=endpoint,
-        stream=stream,
-        body=body,
-        timeouts=Timeouts(**timeouts),
-    )
-
-
-def fire(run, addresses, *requests, connections=0, access=None, between=None):
-    """Send ``requests`` one after another and return their samples."""
-    samples = []
-
-    async def main():
-        backend = HttpBackend(addresses, access)
-        try:
-            await backend.connect(connections)
-            for request in requests:
-                if between is not None and samples:
-                    await between(backend)
-                await backend.send(request, samples.append)
-        finally:
-            await backend.aclose()
-
-    run(main)
-    assert len(samples) == len(requests)
-    return samples
+from pytest_ollama_perf.core.sample import Outcome
+from pytest_ollama_perf.core.workload import Endpoint
 
 
 def test_a_request_carries_its_id_host_and_body_and_comes_back_as_a_sample(run, fault_server):
@@ -442,21 +386,6 @@ def test_a_read_that_comes_late_is_told_by_the_kernel_stamp(run, fault_server):
     assert samples[0].ok
     assert samples[0].read_lag_ns > 5_000_000
     assert samples[0].done_ns < time.perf_counter_ns() - 5_000_000
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory):
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the command openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    key, pem = str(folder / "key.pem"), str(folder / "cert.pem")
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key]
-    name = ["-subj", "/CN=loopback", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-out", pem]
-    subprocess.run([openssl, "req", "-x509", *curve, *name], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem, key)
-    return context, pem
 
 
 def test_tls_is_trusted_through_a_ca_file_and_refused_without(run, fault_server, certificate):

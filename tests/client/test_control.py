@@ -1,19 +1,15 @@
 import itertools
 import json
 import socket
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
 
 from pytest_ollama_perf.client.address import Access, Address, parse_address
-from pytest_ollama_perf.client.control import (
-    MAX_ANSWER_BYTES,
-    ControlClient,
-    canonicalize_model,
-    find_similar_models,
-    is_same_model,
-)
+from pytest_ollama_perf.client.control import MAX_ANSWER_BYTES, ControlClient
+from pytest_ollama_perf.client.models import canonicalize_model, find_similar_models, is_same_model
 from pytest_ollama_perf.client.preflight import read_model_state, run_preflight
 from pytest_ollama_perf.core.errors import ModelNotFoundError, ServerError, ServerUnreachableError
 from pytest_ollama_perf.core.run import ModelState
@@ -188,7 +184,7 @@ HTML = {"content-type": "text/html"}
             ServerUnreachableError,
             f"nothing answers at http://box:11434 within 10 s; {REMEDY}",
         ),
-        (httpx.ReadTimeout("x"), ServerError, "http://box:11434/api/version gave no whole answer within 10 s"),
+        (httpx.ReadTimeout("x"), ServerError, "http://box:11434/api/version gave no complete answer within 10 s"),
         (httpx.ReadError(""), ServerUnreachableError, "the connection to http://box:11434 broke: ReadError"),
         (
             httpx.RemoteProtocolError("illegal status line"),
@@ -258,7 +254,7 @@ def test_an_answer_that_never_ends_is_given_up():
         transport=httpx.MockTransport(lambda request: httpx.Response(200, content=drip())),
         clock=lambda: next(ticks),
     )
-    with pytest.raises(ServerError, match="gave no whole answer within 10 s"):
+    with pytest.raises(ServerError, match="gave no complete answer within 10 s"):
         endless.get_version()
 
 
@@ -349,3 +345,62 @@ def test_a_server_that_does_not_answer_show_has_no_known_parameters():
 def test_preflight_of_a_missing_model_says_so():
     with pytest.raises(ModelNotFoundError, match="ollama pull nope"):
         run_preflight(control(), Workload(model="nope"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, "<html>", HTML), "is not Ollama: an HTML page"),
+        ((200, {"error": "out of memory"}), "could not load the model: out of memory"),
+        ((200, {"hello": 1}), "is not Ollama: no done: true"),
+    ],
+)
+def test_a_status_of_200_alone_is_no_loaded_model(answer, message):
+    with pytest.raises(ServerError, match=message):
+        control(Server(generate=answer)).load("tiny")
+    refusal = (400, {"error": '"embed" does not support generate'})
+    with pytest.raises(ServerError, match=message):
+        control(Server(generate=refusal, embed=answer)).load("embed")
+
+
+def test_headers_that_trickle_do_not_outlast_the_timeout(fault_server):
+    stop = threading.Event()
+
+    def trickle(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        while not stop.wait(0.02):
+            connection.sendall(b"X-More: 1\r\n")
+
+    server = fault_server(trickle, b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"done":true}')
+    with ControlClient(server.address, timeout_s=0.1) as slow:
+        with pytest.raises(ServerError, match="/api/generate gave no complete answer"):
+            slow.load("tiny", timeout_s=0.1)
+        stop.set()
+        assert slow.load("tiny", timeout_s=5) > 0
+
+
+def test_an_error_keeps_its_status_when_its_body_does_not_end(fault_server):
+    server = fault_server(b"HTTP/1.1 500 Oops\r\nContent-Length: 900\r\n\r\nno memory")
+    with ControlClient(server.address, timeout_s=0.1) as slow, pytest.raises(ServerError, match="answers HTTP 500"):
+        slow.load("tiny", timeout_s=0.1)
+
+
+def test_a_credential_that_the_server_echoes_is_masked():
+    echo = (500, {"error": "wrong key s3cret-key-1"})
+    guarded = control(Server(version=echo), access=Access(bearer="s3cret-key-1"))
+    with pytest.raises(ServerError) as caught:
+        guarded.get_version()
+    assert str(caught.value).endswith("wrong key ***")
+    assert (
+        control(
+            Server(version=(200, {"version": "1-s3cret-key-1"})), access=Access(bearer="s3cret-key-1")
+        ).get_version()
+        == "1-***"
+    )
+
+
+def test_an_untrusted_certificate_names_the_option(fault_server, certificate):
+    context, _ = certificate
+    server = fault_server(b"", wrap=lambda sock: context.wrap_socket(sock, server_side=True))
+    with ControlClient(server.address) as untrusting, pytest.raises(ServerUnreachableError, match="--ollama-ca-file"):
+        untrusting.get_version()

@@ -7,7 +7,7 @@ import time
 import anyio
 import anyio.lowlevel
 import pytest
-from test_wire import FINAL, FULL, HEAD, TOKEN, certificate, fire, make_request, run  # noqa: F401
+from wire_makers import FINAL, FULL, HEAD, TOKEN, fire, make_request
 
 from pytest_ollama_perf.client import backend as backend_module
 from pytest_ollama_perf.client.address import Access, Address
@@ -15,7 +15,7 @@ from pytest_ollama_perf.client.backend import HttpBackend
 from pytest_ollama_perf.core.sample import Outcome
 
 
-def test_an_exception_of_the_client_is_a_failure_with_its_text(run, fault_server, monkeypatch):  # noqa: F811
+def test_an_exception_of_the_client_is_a_failure_with_its_text(run, fault_server, monkeypatch):
     async def broken(*args):
         raise AttributeError("no such thing")
 
@@ -27,7 +27,7 @@ def test_an_exception_of_the_client_is_a_failure_with_its_text(run, fault_server
     )
 
 
-def test_an_exception_while_reading_ends_the_request_at_once(run, fault_server, monkeypatch):  # noqa: F811
+def test_an_exception_while_reading_ends_the_request_at_once(run, fault_server, monkeypatch):
     def broken(*args):
         raise RuntimeError("cannot read")
 
@@ -36,7 +36,7 @@ def test_an_exception_while_reading_ends_the_request_at_once(run, fault_server, 
     assert (sample.outcome, sample.error) == (Outcome.CLIENT_ERROR, "the client failed: RuntimeError: cannot read")
 
 
-def test_a_reset_after_more_than_a_round_trip_is_not_sent_again(run, fault_server, rst):  # noqa: F811
+def test_a_reset_after_more_than_a_round_trip_is_not_sent_again(run, fault_server, rst):
     def slow_reset(connection):
         time.sleep(0.15)
         rst(connection)
@@ -47,7 +47,7 @@ def test_a_reset_after_more_than_a_round_trip_is_not_sent_again(run, fault_serve
     assert len(server.requests) == 2
 
 
-def test_a_request_that_was_sent_again_counts_from_its_first_send(run, fault_server, rst, monkeypatch):  # noqa: F811
+def test_a_request_that_was_sent_again_counts_from_its_first_send(run, fault_server, rst, monkeypatch):
     monkeypatch.setattr(backend_module, "STALE_GRACE_NS", 10**10)
 
     def slow_reset(connection):
@@ -61,7 +61,7 @@ def test_a_request_that_was_sent_again_counts_from_its_first_send(run, fault_ser
     assert again.sent_ns - again.start_ns >= 50_000_000
 
 
-def test_the_text_of_a_lost_attempt_is_no_part_of_the_answer(run, fault_server, rst, monkeypatch):  # noqa: F811
+def test_the_text_of_a_lost_attempt_is_no_part_of_the_answer(run, fault_server, rst, monkeypatch):
     monkeypatch.setattr(backend_module, "STALE_GRACE_NS", 10**10)
     server = fault_server(FULL, rst, FULL)
     request = make_request(1)
@@ -72,7 +72,7 @@ def test_the_text_of_a_lost_attempt_is_no_part_of_the_answer(run, fault_server, 
     assert request.answer_parts == ["a"]
 
 
-def test_a_frozen_client_keeps_the_times_of_the_kernel(run, fault_server):  # noqa: F811
+def test_a_frozen_client_keeps_the_times_of_the_kernel(run, fault_server):
     sent = threading.Event()
 
     def answer(connection):
@@ -97,7 +97,7 @@ def test_a_frozen_client_keeps_the_times_of_the_kernel(run, fault_server):  # no
     assert samples[0].first_token_ns < time.perf_counter_ns() - 200_000_000
 
 
-def test_a_frozen_client_does_not_charge_the_server_for_the_pause(run, fault_server):  # noqa: F811
+def test_a_frozen_client_does_not_charge_the_server_for_the_pause(run, fault_server):
     thawed = threading.Event()
 
     def answer(connection):
@@ -123,7 +123,7 @@ def test_a_frozen_client_does_not_charge_the_server_for_the_pause(run, fault_ser
 
 
 @pytest.mark.parametrize("limits", [{"idle_s": 0.05}, {"total_s": 0.05}])
-def test_an_http_error_stays_one_when_its_body_does_not_end(run, fault_server, limits):  # noqa: F811
+def test_an_http_error_stays_one_when_its_body_does_not_end(run, fault_server, limits):
     server = fault_server(b"HTTP/1.1 500 Oops\r\nContent-Length: 900\r\n\r\nout of memory")
     (sample,) = fire(run, [server.address], make_request(**limits))
     assert (sample.outcome, sample.status) == (Outcome.HTTP_ERROR, 500)
@@ -138,7 +138,7 @@ def test_an_http_error_stays_one_when_its_body_does_not_end(run, fault_server, l
         Access(headers=(("X-Key", "s3cret-key-1"),)),
     ],
 )
-def test_a_credential_that_the_server_echoes_is_masked(run, fault_server, access):  # noqa: F811
+def test_a_credential_that_the_server_echoes_is_masked(run, fault_server, access):
     body = b'{"error":"invalid key s3cret-key-1 of Bearer s3cret-key-1"}'
     head = b"HTTP/1.1 401 No\r\nVia: s3cret-key-1\r\nContent-Length: %d\r\n\r\n" % len(body)
     (sample,) = fire(run, [fault_server(head + body).address], make_request(), access=access)
@@ -147,7 +147,7 @@ def test_a_credential_that_the_server_echoes_is_masked(run, fault_server, access
     assert "s3cret" not in repr(sample)
 
 
-def test_an_echoed_password_is_masked_also_where_the_text_is_cut(run, fault_server):  # noqa: F811
+def test_an_echoed_password_is_masked_also_where_the_text_is_cut(run, fault_server):
     body = b"x" * 290 + b"hunter22hunter22" * 2
     head = b"HTTP/1.1 500 Oops\r\nContent-Length: %d\r\n\r\n" % len(body)
     server = fault_server(head + body)
@@ -156,7 +156,7 @@ def test_an_echoed_password_is_masked_also_where_the_text_is_cut(run, fault_serv
     assert "hunter" not in sample.error
 
 
-def test_an_untrusted_certificate_names_the_option(run, fault_server, certificate):  # noqa: F811
+def test_an_untrusted_certificate_names_the_option(run, fault_server, certificate):
     context, _ = certificate
     server = fault_server(FULL, wrap=lambda sock: context.wrap_socket(sock, server_side=True))
     (sample,) = fire(run, [server.address], make_request())
@@ -219,7 +219,7 @@ def test_a_loop_without_add_reader_sends_large_bodies_and_notices_failures(run_w
     assert cut.outcome is Outcome.CUT_OFF
 
 
-def test_a_loop_without_add_reader_speaks_tls(run_without_readers, fault_server, certificate):  # noqa: F811
+def test_a_loop_without_add_reader_speaks_tls(run_without_readers, fault_server, certificate):
     context, ca_file = certificate
     server = fault_server(FULL, wrap=lambda sock: context.wrap_socket(sock, server_side=True))
     samples = fire(run_without_readers, [server.address], *map(make_request, range(2)), access=Access(ca_file=ca_file))
