@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import msgspec
+
+from pytest_ollama_perf.analysis.epochs import StoredRuns
 from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.analysis.limits import Limit, collect_latency_limits
 from pytest_ollama_perf.analysis.load_profile import build_timeline, summarise_servers
@@ -16,7 +19,14 @@ from pytest_ollama_perf.analysis.thresholds import judge_contract
 from pytest_ollama_perf.config.load_spec import LoadSpec
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Verdict, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.verdict import (
+    FAILING_STATUSES,
+    Problem,
+    ProblemCode,
+    Verdict,
+    VerdictStatus,
+    get_worst_status,
+)
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.harness.harness import Harness, ProgressListener
 from pytest_ollama_perf.harness.history import HistoryComparison, RunHistory
@@ -164,39 +174,104 @@ class ExperimentContext:
 
 
 def run_load(context: ExperimentContext, spec: LoadSpec, test: str) -> Evaluation:
-    """Fire the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs where history asks for more.
+    """Run the load of ``spec`` and judge it, with up to ``settings.max_runs`` runs.
+
+    Further runs are measured while the comparison with the history is inconclusive, and instead of runs that are
+    invalid because this machine was busy.
 
     Raises:
         OllamaPerfError: nothing could be measured. Whatever interrupts the load passes through.
     """
-    history = context.history.load_runs(test, spec.workload)
-    if not context.history.is_active_for(history):
-        return context.fire(spec.workload, test, spec.limits)
-    first = context.fire(spec.workload, test, spec.limits, fresh=True)
-    if not first.verdict.is_usable:
-        return first
-    runs = [first]
-    compared = context.history.compare(history, [first.run], spec.margins, spec.gating)
-    # A broken contract has failed already; only what is to be stored has to be known better.
-    while compared.needs_more_runs and (context.settings.save or first.verdict.word is not VerdictStatus.BROKEN):
-        turn = f"run {len(runs) + 1} of at most {context.settings.max_runs}"
-        why = f"not sure yet, {turn}"
-        if compared.is_suspect:
-            _wait_for_spacing(context, runs[-1].run, why)
-        context.listener.show_message(why)
-        runs.append(context.add_caption(turn).fire(spec.workload, test, spec.limits, fresh=True))
-        if runs[-1].verdict.word is VerdictStatus.INVALID:
-            return Evaluation(runs[-1].verdict, _list_loads(runs), runs[-1].findings)
-        compared = context.history.compare(history, [run.run for run in runs], spec.margins, spec.gating)
-    verdict = context.history.apply_comparison(first.verdict, compared, [run.run for run in runs], history)
-    return Evaluation(verdict, _list_loads(runs), runs[-1].findings, comparison=compared)
+    return _LoadRunner(context, spec, test).run()
 
 
-def _wait_for_spacing(context: ExperimentContext, before: Run, why: str) -> None:
-    """Wait until the next run may speak against a build beside the one ``before``."""
-    while left := context.harness.compute_wait_s(before):
-        context.listener.show_message(f"{why} in {math.ceil(left)} s")
-        time.sleep(min(left, 1.0))
+BUSY_MACHINE_CODES = frozenset({ProblemCode.CLIENT_BOUND, ProblemCode.BEHIND_SCHEDULE})
+"""Problems that invalidate a run because the machine that sends the requests was busy."""
+
+
+def is_machine_busy(verdict: Verdict) -> bool:
+    """Whether the measurement is invalid only because this machine was busy, so that another run may be valid."""
+    found = {problem.code for problem in verdict.problems if problem.invalidates}
+    return verdict.word is VerdictStatus.INVALID and bool(found) and found <= BUSY_MACHINE_CODES
+
+
+@dataclass
+class _LoadRunner:
+    """The runs of one load: ``runs`` are judged, ``discarded`` were invalid and measured again."""
+
+    context: ExperimentContext
+    spec: LoadSpec
+    test: str
+    runs: list[Evaluation] = field(default_factory=list)
+    discarded: list[Evaluation] = field(default_factory=list)
+
+    def run(self) -> Evaluation:
+        history = self.context.history.load_runs(self.test, self.spec.workload)
+        judged = self.context.history.is_active_for(history)
+        first = self._measure_valid(fresh=judged)
+        if not judged or not first.verdict.is_usable:
+            return replace(first, verdict=self._note_discarded(first.verdict))
+        return self._judge_against(history)
+
+    def _judge_against(self, history: StoredRuns) -> Evaluation:
+        """Compare with the history, and measure further runs while that is inconclusive."""
+        first = self.runs[0]
+        compared = self._compare(history)
+        # A broken limit has failed already; only what will be stored has to be known better.
+        worthwhile = self.context.settings.save or first.verdict.word is not VerdictStatus.BROKEN
+        while compared.needs_more_runs and worthwhile and self._count_runs_left():
+            if compared.is_suspect:
+                self._wait_for_spacing(f"inconclusive, {self._format_turn()}")
+            self.context.listener.show_message(f"inconclusive, {self._format_turn()}")
+            last = self._measure_valid(fresh=True)
+            if not last.verdict.is_usable:
+                return Evaluation(self._note_discarded(last.verdict), _list_loads(self.runs), last.findings)
+            compared = self._compare(history)
+        verdict = self.context.history.apply_comparison(first.verdict, compared, self._list_runs(), history)
+        loads, findings = _list_loads(self.runs), self.runs[-1].findings
+        return Evaluation(self._note_discarded(verdict), loads, findings, comparison=compared)
+
+    def _compare(self, history: StoredRuns) -> HistoryComparison:
+        return self.context.history.compare(history, self._list_runs(), self.spec.margins, self.spec.gating)
+
+    def _list_runs(self) -> list[Run]:
+        return [evaluation.run for evaluation in self.runs]
+
+    def _measure_valid(self, *, fresh: bool) -> Evaluation:
+        """Measure a run, again while this machine was busy and runs are left."""
+        evaluation = self._measure(fresh=fresh)
+        while is_machine_busy(evaluation.verdict) and self._count_runs_left() > 1:
+            self.discarded.append(evaluation)
+            self.context.listener.show_message(f"this machine was busy, {self._format_turn()}")
+            evaluation = self._measure(fresh=fresh)
+        self.runs.append(evaluation)
+        return evaluation
+
+    def _measure(self, *, fresh: bool) -> Evaluation:
+        is_first = not self.runs and not self.discarded
+        context = self.context if is_first else self.context.add_caption(self._format_turn())
+        return context.fire(self.spec.workload, self.test, self.spec.limits, fresh=fresh)
+
+    def _count_runs_left(self) -> int:
+        return self.context.settings.max_runs - len(self.runs) - len(self.discarded)
+
+    def _format_turn(self) -> str:
+        return f"run {len(self.runs) + len(self.discarded) + 1} of at most {self.context.settings.max_runs}"
+
+    def _wait_for_spacing(self, message: str) -> None:
+        """Wait until the next run may count as evidence next to the last one."""
+        while left := self.context.harness.compute_wait_s():
+            self.context.listener.show_message(f"{message} in {math.ceil(left)} s")
+            time.sleep(min(left, 1.0))
+
+    def _note_discarded(self, verdict: Verdict) -> Verdict:
+        """Return ``verdict`` with a note of the runs that were measured again."""
+        if not self.discarded:
+            return verdict
+        many = format_count(len(self.discarded), "run")
+        text = f"{many} measured again, because this machine was busy: {self.discarded[0].verdict.reason}"
+        note = Problem(code=ProblemCode.CLIENT_BOUND, text=text, invalidates=False)
+        return msgspec.structs.replace(verdict, problems=(*verdict.problems, note))
 
 
 def _list_loads(evaluations: Sequence[Evaluation]) -> tuple[MeasuredLoad, ...]:

@@ -82,6 +82,7 @@ class Harness:
         self.session = session or uuid.uuid4().hex[:12]
         self._running_urls = running or ("",) * len(settings.urls)
         self.partial_run: Run | None = None
+        self._last_start_s: float | None = None
         self._root = root
         self._access = Access(headers=settings.headers, verify=not settings.insecure, ca_file=settings.ca_file or "")
         self._places = tuple(parse_target(url) for url in settings.urls)
@@ -213,16 +214,15 @@ class Harness:
         done = msgspec.structs.replace(_complete_run(draft, fired, log), after=read_model_states(servers, whole.model))
         return self._complete_fingerprint(done, servers)
 
-    def compute_wait_s(self, before: Run) -> float:
-        """Return the seconds to wait until the next run can be evidence beside ``before``.
+    def compute_wait_s(self) -> float:
+        """Return the seconds to wait until the next run may count as evidence next to the last one.
 
-        What slows a machine for a moment slows runs that follow at once alike. A simulator has no such moments.
+        A short disturbance of the machine slows consecutive runs alike. A simulator has no such disturbances.
         """
         simulated = self.simulator_urls
-        if simulated and all(simulated):
+        if self._last_start_s is None or (simulated and all(simulated)):
             return 0.0
-        spacing = self.settings.run_spacing_s
-        return min(spacing, max(0.0, before.started_at + spacing - time.time()))
+        return max(0.0, self._last_start_s + self.settings.run_spacing_s - time.monotonic())
 
     def _complete_fingerprint(self, run: Run, servers: Sequence[TargetServer]) -> Run:
         """Add to the fingerprint what only the load could show.
@@ -260,6 +260,7 @@ class Harness:
             return self._read_fingerprint(server, workload)
 
         used, facts = probe_servers(servers, ready, leave_out=self.settings.allow_down)
+        self._last_start_s = time.monotonic()
         return used, Run(
             id=uuid.uuid4().hex,
             test=test,

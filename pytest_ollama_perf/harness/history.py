@@ -137,12 +137,14 @@ class RunHistory:
         )
 
     def store_runs(self, verdict: Verdict, runs: Sequence[Run], kind: RunKind = RunKind.SAVED) -> Verdict:
-        """Store valid runs with a successful request, if enabled; the verdict names what could not be stored."""
-        succeeded = all(any(sample.ok for sample in run.measured) for run in runs)
-        if not self._settings.save or not verdict.is_usable or not succeeded:
+        """Store valid runs if ``--ollama-save`` is set; the verdict then names what could not be stored.
+
+        A run without a successful request is never stored: it could only serve as a baseline that says nothing.
+        """
+        if not self._settings.save or not verdict.is_usable:
             return verdict
         try:
-            for run in runs:
+            for run in filter(_has_success, runs):
                 self._store.add(run, kind)
         except StoreError as error:
             self.unsaved.append(str(error))
@@ -155,6 +157,10 @@ class RunHistory:
         named = "<as --ollama-store>" if "://" in self._settings.store else shlex.quote(self._settings.store)
         where = "" if self._settings.store == DEFAULT_STORE else f" --store {named}"
         return f'pytest-ollama-perf accept {shlex.quote(test)} --why "..."{where}'
+
+
+def _has_success(run: Run) -> bool:
+    return any(sample.ok for sample in run.measured)
 
 
 def count_gating_pairs(margins: Mapping[str, float]) -> int:

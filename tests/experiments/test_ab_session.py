@@ -73,7 +73,7 @@ class ScriptedBench:
     def resolve_workload(self, workload, servers=()):
         return workload
 
-    def compute_wait_s(self, before):
+    def compute_wait_s(self):
         return 0.0
 
     def measure(self, workload, test, *, fresh, listener, servers=(), precondition=None):

@@ -71,7 +71,7 @@ class UnreliableHarness:
     def resolve_workload(self, workload, servers=()):
         return workload
 
-    def compute_wait_s(self, before):
+    def compute_wait_s(self):
         return 0.0
 
     def _answer(self, index, clients):

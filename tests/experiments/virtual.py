@@ -87,7 +87,7 @@ class VirtualBench:
     def resolve_workload(self, workload, servers=()):
         return workload
 
-    def compute_wait_s(self, before):
+    def compute_wait_s(self):
         return 0.0
 
     def measure(self, workload, test, *, fresh, listener, servers=(), precondition=None):

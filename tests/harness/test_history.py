@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from run_makers import one_after_another, run_of, sample
+from run_makers import failure, one_after_another, run_of, sample
 
 from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.config.settings import Settings
@@ -42,13 +42,17 @@ class ScriptedBench:
     asked: list[bool] = field(default_factory=list)
     partial_run: object = None
 
-    def compute_wait_s(self, before):
+    def compute_wait_s(self):
         return 0.0
 
     def measure(self, workload, test, *, fresh, listener, servers=(), precondition=None):
         self.asked.append(fresh)
         number = next(NUMBERS)
-        samples = one_after_another(20, tokens=64, **self.speeds.pop(0))
+        speed = dict(self.speeds.pop(0))
+        failed = speed.pop("fail", False)
+        samples = one_after_another(20, tokens=64, **speed)
+        if failed:
+            samples = [failure(index, sent=index) for index in range(20)]
         run = run_of(*samples, test=test, fingerprint=self.fingerprint, started_at=1_790_000_000.0 + 1000 * number)
         return msgspec.structs.replace(run, id=f"run{number}", session=f"session{number}", workload=workload)
 
@@ -59,7 +63,7 @@ class Patient(ScriptedBench):
 
     waits: list[float] = field(default_factory=lambda: [2.5, 1.5, 0.5, 0.0, 0.0])
 
-    def compute_wait_s(self, before):
+    def compute_wait_s(self):
         return self.waits.pop(0)
 
 
@@ -182,6 +186,48 @@ def test_an_invalid_run_is_no_history(tmp_path):
     assert kept(tmp_path) == 0
 
 
+BUSY = {"read_lag_ns": 900_000_000}
+
+
+def test_a_run_on_a_busy_machine_is_measured_again(tmp_path):
+    trial, _, _ = trial_of(settings_in(tmp_path), BUSY, USUAL)
+    assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.OK, 1)
+    (note,) = trial.verdict.problems
+    assert note.text.startswith(
+        "1 run measured again, because this machine was busy: not a valid measurement: the client"
+    )
+    assert not note.invalidates
+    assert not trial.is_failing(settings_in(tmp_path))
+
+
+def test_a_machine_that_stays_busy_is_invalid_after_the_allowed_runs(tmp_path):
+    trial, bench, _ = trial_of(settings_in(tmp_path), *[BUSY] * 5)
+    assert (trial.verdict.word, len(bench.asked)) == (VerdictStatus.INVALID, 3)
+    trial, bench, _ = trial_of(settings_in(tmp_path, max_runs=1), *[BUSY] * 5)
+    assert (trial.verdict.word, len(bench.asked)) == (VerdictStatus.INVALID, 1)
+
+
+def test_busy_runs_count_towards_the_runs_of_a_verdict(tmp_path):
+    slow = {"ttft": 1000, "step": 130}
+    trial, bench, _ = trial_of(settings_in(saved(tmp_path)), slow, BUSY, slow)
+    assert len(bench.asked) == 3
+    assert [load.run.measured[0].read_lag_ns for load in trial.loads] == [0, 0]
+    assert trial.verdict.word in {VerdictStatus.REGRESSED, VerdictStatus.UNSURE}
+
+
+def test_an_invalid_run_for_another_reason_is_not_measured_again(tmp_path):
+    _, bench, _ = trial_of(settings_in(tmp_path), USUAL, USUAL, words={"num_predict": 500})
+    assert len(bench.asked) == 1
+
+
+def test_a_run_without_success_is_never_a_baseline(tmp_path):
+    settings = settings_in(tmp_path, save=True)
+    for _ in range(2):
+        trial, _, _ = trial_of(settings, {"fail": True})
+        assert trial.verdict.word is VerdictStatus.BROKEN
+        assert kept(tmp_path) == 0
+
+
 def test_another_model_digest_is_incomparable_and_says_so(tmp_path):
     other = Fingerprint(server_version="0.32.15", model_digest="def")
     trial, _, _ = trial_of(settings_in(saved(tmp_path)), USUAL, fingerprint=other)
@@ -244,8 +290,8 @@ def test_a_further_run_waits_where_the_first_looks_slower_and_says_for_how_long(
     monkeypatch.setattr("time.sleep", slept.append)
     trial = run_load(ExperimentContext(bench, RunHistory(settings, 2), listener), build_load_spec({"model": "m"}), TEST)
     assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.REGRESSED, 3)
-    turn = "not sure yet, run 2 of at most 3"
-    assert told == [f"{turn} in 3 s", f"{turn} in 2 s", f"{turn} in 1 s", turn, "not sure yet, run 3 of at most 3"]
+    turn = "inconclusive, run 2 of at most 3"
+    assert told == [f"{turn} in 3 s", f"{turn} in 2 s", f"{turn} in 1 s", turn, "inconclusive, run 3 of at most 3"]
     assert slept == [1.0, 1.0, 0.5]
 
 
