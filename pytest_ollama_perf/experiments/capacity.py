@@ -142,7 +142,7 @@ class _MaxConcurrencyRunner:
 
     def _fire_probe(self, workload: Workload, where: str) -> Run:
         evaluation = self.context.add_caption(where).fire(workload, self.test)
-        cannot = evaluation.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+        cannot = not evaluation.verdict.is_usable
         self.parts.append(ExperimentPart(where, evaluation if cannot else _to_unjudged(evaluation)))
         if cannot:
             raise _InvalidProbeError

@@ -159,14 +159,11 @@ class _ColdStartRunner:
         self.cold.append(
             _invalidate_if_loaded(context.fire(self._build_cold_workload(), self.test, self.experiment.cold.limits))
         )
-        if (
-            self.cold[-1].verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
-            or not self.cold[-1].loads[0].summary.ok
-        ):
+        if not self.cold[-1].verdict.is_usable or not self.cold[-1].loads[0].summary.ok:
             return False
         context = self.context.add_caption(f"cold start {again}, then warm")
         self.warm.append(context.fire(self.experiment.warm.workload, self.test, self.experiment.warm.limits))
-        return self.warm[-1].verdict.word not in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+        return self.warm[-1].verdict.is_usable
 
     def _build_cold_workload(self) -> Workload:
         """One request for each server at the same time, so that each loads the model by its own."""
