@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.report.document import parse_document, write_report
-from pytest_ollama_perf.report.formats import load_writer
+from pytest_ollama_perf.report.formats import REPORT_WRITERS
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,7 +38,7 @@ STANDARD_STREAM = "-"
 
 def export_report(kind: str, result: str, output: str) -> int:
     """Write the report at ``result`` as ``kind`` to ``output``; ``-`` stands for standard input and output."""
-    made = load_writer(kind)(parse_document(_read_input(result), _format_input_name(result)))
+    made = REPORT_WRITERS[kind](parse_document(_read_input(result), _format_input_name(result)))
     if output == STANDARD_STREAM:
         sys.stdout.buffer.write(made)
         return 0

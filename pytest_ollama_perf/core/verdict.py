@@ -109,6 +109,12 @@ class ProblemCode(str, enum.Enum):
         "an open loop could not send its requests at their scheduled times",
     )
     DAMAGED_HISTORY = ("damaged_history", "damaged history", "a stored record cannot be read; the others are used")
+    INSECURE_TLS = (
+        "insecure_tls",
+        "insecure TLS",
+        "certificates were not verified (`--ollama-insecure`), so another host may have answered; a note",
+    )
+    REPORT_FAILED = ("report_failed", "report failed", "the report of a test could not be built; a bug of the plugin")
     NOT_SAVED = (
         "not_saved",
         "not saved",

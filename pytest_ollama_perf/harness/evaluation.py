@@ -102,6 +102,18 @@ class StoppableListener:
             raise LoadStoppedError("the test was cancelled")
 
 
+def note_insecure_tls(evaluation: Evaluation) -> Evaluation:
+    """Return ``evaluation`` with a note, which every report shows, if one of its servers is reached over https."""
+    urls = {sample.url for load in evaluation.loads for sample in load.run.samples}
+    if not any(url.startswith("https:") for url in urls):
+        return evaluation
+    text = "the server's certificate was not verified (--ollama-insecure): another host may have answered"
+    problem = Problem(code=ProblemCode.INSECURE_TLS, text=text, invalidates=False)
+    verdict = evaluation.verdict
+    verdict = msgspec.structs.replace(verdict, problems=(*verdict.problems, problem))
+    return replace(evaluation, verdict=verdict)
+
+
 @dataclass(frozen=True)
 class CaptionedListener:
     """An onlooker that hears which of several loads one is: ``run 2 of at most 3``."""
@@ -155,6 +167,8 @@ class ExperimentContext:
             workload, test, fresh=fresh, listener=self.listener, servers=servers, precondition=self.precondition
         )
         evaluation = evaluate_run(run, limits, strict=self.settings.strict)
+        if self.settings.insecure:
+            evaluation = note_insecure_tls(evaluation)
         self.loads += evaluation.loads
         return evaluation
 

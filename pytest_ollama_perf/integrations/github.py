@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_perf.core.errors import OllamaPerfError
+
 if TYPE_CHECKING:
     from pytest_ollama_perf.config.settings import GitHubJob
     from pytest_ollama_perf.harness.results import TestResult
@@ -86,7 +88,11 @@ class GitHubActionsReporter:
             if room < _MIN_SUMMARY_BYTES:
                 return "GITHUB_STEP_SUMMARY: no room is left for the results of Ollama's tests"
             with file.open("ab") as summary:
-                summary.write(format_markdown(self._session.build_reports().document, room))
+                summary.write(
+                    self._session.build_reports().render_with(lambda document: format_markdown(document, room))
+                )
         except OSError as error:
             return f"GITHUB_STEP_SUMMARY: cannot write {self._job.summary}: {error.strerror or error}"
+        except OllamaPerfError as error:
+            return f"GITHUB_STEP_SUMMARY: {error}"
         return ""

@@ -18,7 +18,7 @@ from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Fingerprint, ModelState, ServerInfo, Telemetry
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
-from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload, hash_prompts
 from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.summary import MetricSummary
@@ -193,7 +193,7 @@ def build_document(results: Sequence[TestResult], *, meta: ReportMeta) -> Docume
         plugin_version=meta.plugin_version,
         started_at=meta.started_at,
         aborted=clean(meta.aborted),
-        tests=tuple(map(_build_test_entry, results)),
+        tests=tuple(map(_build_test_entry_guarded, results)),
     )
 
 
@@ -223,6 +223,17 @@ def _replace_surrogates(value: object) -> object:
     if isinstance(value, dict):
         return {_replace_surrogates(key): _replace_surrogates(inner) for key, inner in value.items()}
     return [_replace_surrogates(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _build_test_entry_guarded(result: TestResult) -> TestEntry:
+    """Return the entry of one test; only its verdict if the rest cannot be built, so that other tests keep theirs."""
+    try:
+        return _build_test_entry(result)
+    except Exception as error:  # what a finding or a load of one test raises
+        text = clean(f"{type(error).__name__}: {error}", 200)
+        fault = Problem(code=ProblemCode.REPORT_FAILED, text=text, invalidates=False)
+        verdict = Verdict(word=result.verdict.word, reason=result.verdict.reason, problems=(fault,))
+        return _build_test_entry(TestResult(test=result.test, verdict=verdict))
 
 
 def _build_test_entry(result: TestResult) -> TestEntry:

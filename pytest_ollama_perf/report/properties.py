@@ -35,11 +35,7 @@ def build_properties(result: TestResult) -> list[Property]:
     Of several runs of one load the median; the loads of a test that fired different ones are told apart by a number,
     ``ollama.2.tps``. An infinite number, a failed request's time, is the text ``inf``: JSON has no other.
     """
-    verdict = result.verdict
-    found: list[Property] = [
-        (f"{PROPERTY_PREFIX}verdict", verdict.word.value),
-        (f"{PROPERTY_PREFIX}reason", clean(verdict.reason)),
-    ]
+    found = _build_verdict_properties(result)
     groups: dict[str, list[MeasuredLoad]] = {}
     for load in result.loads:
         groups.setdefault(compute_identity(load.run.workload), []).append(load)
@@ -48,9 +44,18 @@ def build_properties(result: TestResult) -> list[Property]:
     return found
 
 
+def _build_verdict_properties(result: TestResult) -> list[Property]:
+    verdict = result.verdict
+    return [(f"{PROPERTY_PREFIX}verdict", verdict.word.value), (f"{PROPERTY_PREFIX}reason", clean(verdict.reason))]
+
+
 def replace_properties(before: Iterable[tuple[str, object]], result: TestResult) -> list[tuple[str, object]]:
     """Return the properties a test has, with ours in place of those of an earlier phase or run."""
-    return [*(each for each in before if not each[0].startswith(PROPERTY_PREFIX)), *build_properties(result)]
+    kept = [each for each in before if not each[0].startswith(PROPERTY_PREFIX)]
+    try:
+        return [*kept, *build_properties(result)]
+    except Exception:  # a number that cannot be written must not take the verdict
+        return [*kept, *_build_verdict_properties(result)]
 
 
 def _build_load_properties(runs: Sequence[MeasuredLoad], prefix: str) -> Iterator[Property]:

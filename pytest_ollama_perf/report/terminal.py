@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Problem, Verdict, VerdictStatus
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Problem, ProblemCode, Verdict, VerdictStatus
 from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.format import format_count
 from pytest_ollama_perf.report import facts
@@ -38,6 +38,19 @@ def format_failure(result: TestResult, *, width: int = DEFAULT_WIDTH) -> str:
 
     The one line that may be longer holds a single word of a command to copy: a cut command would be a wrong one.
     """
+    try:
+        return "\n".join(_list_failure_lines(result, width))
+    except Exception as error:  # a fault in the text must not hide the reason of the failure
+        return "\n".join([*wrap(clean(result.verdict.reason), width, rest=INDENT), *_format_fault(error, width)])
+
+
+def _format_fault(error: Exception, width: int) -> list[str]:
+    """Return the note that the text of one test could not be built."""
+    text = clean(f"{ProblemCode.REPORT_FAILED.label}: {type(error).__name__}: {error}", 200)
+    return wrap(text, width, f"{INDENT}- ", _HANGING)
+
+
+def _list_failure_lines(result: TestResult, width: int) -> list[str]:
     verdict = result.verdict
     lines = [*wrap(clean(verdict.reason), width, rest=INDENT), *format_judged_tables(verdict.rows, width)]
     lines += render_findings(result.findings, width)
@@ -46,8 +59,7 @@ def format_failure(result: TestResult, *, width: int = DEFAULT_WIDTH) -> str:
         lines += [f"{INDENT}measured until then:"]
     lines += describe_loads(result.loads, verdict.stored, width, together=bool(result.findings))
     lines += format_notes("errors", facts.describe_errors(result.loads), width)
-    lines += format_advice(verdict, width)
-    return "\n".join(lines)
+    return [*lines, *format_advice(verdict, width)]
 
 
 def format_problems(found: Iterable[Problem], width: int) -> list[str]:
@@ -191,7 +203,7 @@ def build_section(results: Sequence[TestResult], *, verbosity: int, width: int =
         return []
     if verbosity < 0:
         return [_build_one_line(results, width)]
-    lines = [line for result in results for line in [*_build_block(result, verbosity, width), StyledLine("")]]
+    lines = [line for result in results for line in [*_build_guarded_block(result, verbosity, width), StyledLine("")]]
     return [*lines, *_build_totals(results, width)]
 
 
@@ -226,6 +238,17 @@ def _shorten_test_name(test: str) -> str:
     """Return a node id without its file and classes; a ``::`` inside the parameters is none of its own."""
     path, bracket, parameters = clean(test).partition("[")
     return path.rpartition("::")[2] + bracket + parameters
+
+
+def _build_guarded_block(result: TestResult, verbosity: int, width: int) -> list[StyledLine]:
+    """Return the block of one test; only its verdict if the rest cannot be built, so that other tests keep theirs."""
+    try:
+        return list(_build_block(result, verbosity, width))
+    except Exception as error:
+        word = result.verdict.word
+        title = StyledLine(_format_title(clean(result.test), word.value, width), _choose_style(word))
+        reason = wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2)
+        return [title, *_wrap_plain([*reason, *_format_fault(error, width)])]
 
 
 def _build_block(result: TestResult, verbosity: int, width: int) -> Iterator[StyledLine]:

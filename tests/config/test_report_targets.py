@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget, parse_report_target
 from pytest_ollama_perf.core.errors import ConfigError
-from pytest_ollama_perf.report.formats import load_writer
+from pytest_ollama_perf.report.formats import REPORT_WRITERS
 
 VALID = "valid types: json, html, markdown, openmetrics, csv, benchstat, bencher, github-bigger, github-smaller"
 
@@ -50,7 +50,7 @@ def test_a_type_whose_packages_are_missing_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("kind", REPORT_TYPES)
 def test_every_type_has_a_writer(kind):
-    assert callable(load_writer(kind))
+    assert callable(REPORT_WRITERS[kind])
 
 
 @pytest.mark.parametrize("path", [".", "/"])

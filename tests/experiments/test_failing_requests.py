@@ -23,7 +23,7 @@ from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext,
 from pytest_ollama_perf.harness.history import RunHistory
 from pytest_ollama_perf.harness.servers import TargetServer
 from pytest_ollama_perf.report.document import ReportMeta
-from pytest_ollama_perf.report.formats import _WRITER_LOCATIONS, SessionReports
+from pytest_ollama_perf.report.formats import REPORT_WRITERS, SessionReports
 from pytest_ollama_perf.report.terminal import build_section, format_failure
 
 EXPERIMENTS = {
@@ -126,7 +126,7 @@ def interrupt(name, made, load):
 def render_everywhere(evaluation: Evaluation) -> str:
     result = merge_evaluations(TEST, [evaluation])
     reports = SessionReports([result], ReportMeta(plugin_version="1", started_at=0.0))
-    for kind in _WRITER_LOCATIONS:
+    for kind in REPORT_WRITERS:
         assert reports.render(kind)
     json.loads(reports.render("json"))
     lines = [line.text for line in build_section([result], verbosity=2)]

@@ -11,14 +11,11 @@ import pytest
 from pytest_ollama_perf.cli import main
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 from pytest_ollama_perf.core.errors import MissingExtraError
-from pytest_ollama_perf.report.formats import load_writer
 
 # What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
-for _kind in REPORT_TYPES:
+for _name in ("integrations.github", "report.document", "report.exports", "report.html", "report.markdown"):
     with contextlib.suppress(MissingExtraError):
-        load_writer(_kind)
-for _name in ("integrations.github", "report.markdown", "report.markdown"):
-    importlib.import_module(f"pytest_ollama_perf.{_name}")
+        importlib.import_module(f"pytest_ollama_perf.{_name}")
 
 SOURCE = """
     @pytest.mark.ollama_load(model="tiny", requests=4, num_predict=4, min_tps=10**7)
