@@ -1,6 +1,6 @@
-"""A server that is faster than any client under test and keeps its own times; run in a process of its own.
+"""A server that is faster than any client under test and records its times; runs in a separate process.
 
-``POST`` of anything is answered with a stream of ``tokens`` lines, one token a chunk, the first ``first_s`` after the
+``POST`` of anything returns a stream of ``tokens`` lines, one token per chunk, the first ``first_s`` after the
 request was read and the others ``gap_s`` apart (0: as fast as the socket takes them). ``GET /times`` returns, and
 forgets, ``{"times": {request id: [read_ns, written_ns, arrived_ns]}, "cpu_s": ...}`` on the clock of
 ``time.perf_counter_ns``; ``arrived_ns`` is the kernel's stamp of the request, so that the server's own lateness shows.

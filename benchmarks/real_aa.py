@@ -15,9 +15,9 @@ and with longer runs, they differ less:
 
     taskset -c 0 COMMAND-THAT-SERVES -- python benchmarks/real_aa.py --requests 200
 
-What other programs take of the cores is printed beside every build: nobody can tell a slower model from a machine that
-is shared out. ``--quiet 0.2`` waits before every build, stored, unchanged or slowed, until they take less than that
-share, for ``--patience`` seconds at most. Exit status 1 when a bar is missed.
+The CPU share of other programs is printed for every build, because a busy machine looks like a slower model.
+``--quiet 0.2`` waits before every build, stored, unchanged or slowed, until they use less than that share, for at most
+``--patience`` seconds. Exit status 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Others:
                 return
 
     def _look(self) -> tuple[float, float, float]:
-        """Return time passed, CPU time of everybody and CPU time of ours, in seconds times cores, seconds, seconds."""
+        """Return the elapsed time in core seconds, the CPU seconds of all processes and those of this benchmark."""
         fields = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         ticks = os.sysconf("SC_CLK_TCK")
         own = os.times()
@@ -221,7 +221,7 @@ def verdict(unchanged: Sequence[Evaluation], slow: Sequence[Evaluation], given: 
 
 @contextlib.contextmanager
 def slowed(server: int, factor: float) -> Iterator[None]:
-    """Let the engines of process ``server`` run only ``1 / factor`` of the time; from a process of its own."""
+    """Let the engines of process ``server`` run only ``1 / factor`` of the time; runs in a separate process."""
     command = [sys.executable, __file__, "--throttle", str(server), "--factor", str(factor)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
         try:
@@ -231,7 +231,7 @@ def slowed(server: int, factor: float) -> Iterator[None]:
 
 
 def throttle(server: int, factor: float) -> None:
-    """Stop and continue the children of process ``server`` until told to stop."""
+    """Stop and continue the children of process ``server`` until stopped."""
     ended = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     stopped_s = PERIOD_S * (1 - 1 / factor)

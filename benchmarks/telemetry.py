@@ -1,10 +1,10 @@
-"""What does reading GPU and machine cost beside a load?
+"""What does reading GPU and host telemetry cost during a load?
 
     python benchmarks/telemetry.py [--seconds 10]
 
-Reads this machine's GPUs where there are any; else a stand-in whose calls take no time shows what is left: our own code
-and the two files of ``/proc``. Beside the sampler a thread keeps one core busy, as a load at its ceiling does, once
-with and once without it, and counts.
+Reads this machine's GPUs if there are any. Otherwise a stand-in whose calls take no time measures only the code of the
+plugin and the two files of ``/proc``. A thread keeps one core busy, as a load at its ceiling does, and counts: once with
+the sampler running and once without it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TURN_S = 0.5
 
 
 def counted(seconds):
-    """Return how far a busy thread counts in ``seconds`` of its own CPU time, per second of wall time."""
+    """Return how far a busy thread counts in ``seconds`` of its CPU time, per second of wall time."""
     stop, counts = threading.Event(), [0]
 
     def count():
@@ -66,7 +66,7 @@ def main():
         ratios.append(pair[0] / pair[1])
     ratios.sort()
     print(
-        f"a busy thread counts {ratios[len(ratios) // 2]:.3f} times as fast beside it (median of {len(ratios)} pairs)"
+        f"a busy thread counts {ratios[len(ratios) // 2]:.3f} times as fast with the sampler running (median of {len(ratios)} pairs)"
     )
     gpus.close()
 
