@@ -3,7 +3,7 @@
 The logarithm of a run's cost is the sum of
 
 - an autocorrelated normal part (AR 1), the machine's state from run to run;
-- slow runs, 8 to 20 % slower, that persist: one in two slow runs is followed by another (a hot GPU, another busy process);
+- slow runs, 8 to 20 % slower, that persist: one in two slow runs is followed by another (a hot GPU, a busy process);
 - optionally, a start mode: every load of the model lands in one of two modes;
 - optionally, drift.
 

@@ -2,10 +2,10 @@
 
     python benchmarks/store.py [--runs 10000] [--repeats 15] [--postgresql URL]
 
-Each store holds runs of 50 requests of 64 tokens, 20 runs per test, and one test with 1 000 runs. The benchmark reads the
-newest 20 runs of a test, cold (the first read by this process; the file cache may be warm) and repeatedly. PostgreSQL is
-measured if ``OLLAMA_PERF_TEST_POSTGRESQL`` or ``--postgresql`` names one (its tables ``ollama_perf_*`` are dropped). The
-exit status is 1 if a target is missed.
+Each store holds runs of 50 requests of 64 tokens, 20 runs per test, and one test with 1 000 runs. The benchmark reads
+the newest 20 runs of a test, cold (the first read by this process; the file cache may be warm) and repeatedly.
+PostgreSQL is measured if ``OLLAMA_PERF_TEST_POSTGRESQL`` or ``--postgresql`` names one (its tables ``ollama_perf_*``
+are dropped). The exit status is 1 if a target is missed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/telemetry.py [--seconds 10]
 
-Reads this machine's GPUs if there are any. Otherwise a stand-in whose calls take no time measures only the code of the
-plugin and the two files of ``/proc``. A thread keeps one core busy, as a load at its ceiling does, and counts: once with
-the sampler running and once without it.
+Reads this machine's GPUs if there are any. Otherwise a stand-in whose calls take no time measures only the code of
+the plugin and the two files of ``/proc``. A thread keeps one core busy, as a load at its ceiling does, and counts:
+once with the sampler running and once without it.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def main():
                 pair.append(counted(TURN_S))
         ratios.append(pair[0] / pair[1])
     ratios.sort()
-    print(
-        f"a busy thread counts {ratios[len(ratios) // 2]:.3f} times as fast with the sampler running (median of {len(ratios)} pairs)"
-    )
+    median = ratios[len(ratios) // 2]
+    print(f"a busy thread counts {median:.3f} times as fast with the sampler running (median of {len(ratios)} pairs)")
     gpus.close()
 
 
