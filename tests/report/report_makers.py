@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+import run_makers
 
 from pytest_ollama_perf.core.run import Fingerprint, Run
-from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
+from pytest_ollama_perf.core.sample import Counters, Outcome, Phase
 from pytest_ollama_perf.core.verdict import Verdict, VerdictRow, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
@@ -26,37 +27,24 @@ WORKLOAD = Workload(model="llama3.2:3b", concurrency=4, requests=20, warmup=4, n
 
 def sample(index, *, stage=Phase.MEASURED, outcome=Outcome.OK, **changes):
     """One request of 11 tokens: first token after 200 ms, then one each 10 ms, sent as its client's last one ended."""
-    client, turn = index % 4, index // 4
-    sent = START + turn * 300 * MS
-    ok = outcome is Outcome.OK
-    made = Sample(
-        index=index,
-        client=client,
-        url="http://gpu-box:11434",
-        request_id=f"r-{index}",
-        stage=stage,
-        outcome=outcome,
-        sent_ns=sent,
-        done_ns=sent + 300 * MS,
-        status=200,
-        first_token_ns=sent + 200 * MS if ok else None,
-        first_answer_ns=sent + 200 * MS if ok else None,
-        chunk_ns=tuple(sent + (200 + 10 * step) * MS for step in range(11)) if ok else (),
-        line_count=12 if ok else 0,
-        done_reason="length" if ok else "",
-        counters=COUNTERS if ok else Counters(),
+    sent = START // MS + index // 4 * 300
+    made = run_makers.sample(
+        index, client=index % 4, sent=sent, ttft=200, prompt=32, prefill=190, queue=8, url=URL, request_id=f"r-{index}"
     )
-    return msgspec.structs.replace(made, **changes)
+    lost = {} if outcome is Outcome.OK else UNANSWERED
+    return msgspec.structs.replace(made, stage=stage, outcome=outcome, **{"read_count": 0, **lost, **changes})
 
 
-COUNTERS = Counters(
-    total_duration_ns=299 * MS,
-    load_duration_ns=1 * MS,
-    prompt_eval_count=32,
-    prompt_eval_duration_ns=190 * MS,
-    eval_count=11,
-    eval_duration_ns=100 * MS,
-)
+URL = "http://gpu-box:11434"
+UNANSWERED = {
+    "first_token_ns": None,
+    "first_answer_ns": None,
+    "chunk_ns": (),
+    "line_count": 0,
+    "done_reason": "",
+    "counters": Counters(),
+}
+COUNTERS = sample(0).counters
 
 
 def load(samples=None, *, workload=WORKLOAD, fingerprint=FINGERPRINT, **run):
