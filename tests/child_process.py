@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
+import sys
+from collections.abc import Callable
 from types import TracebackType
 
 
@@ -19,3 +22,24 @@ class ChildProcess(subprocess.Popen[str]):
         if self.poll() is None:
             self.kill()
         super().__exit__(kind, value, traceback)
+
+
+def in_child_process(test: Callable[[], None]) -> Callable[[], None]:
+    """Run a test that sends signals to its process in a child process with the default SIGINT handler."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        code = _CHILD.format(path=sys.path, module=test.__module__, name=test.__name__)
+        with ChildProcess([sys.executable, "-c", code]) as process:
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+
+    return run
+
+
+_CHILD = """
+import importlib, signal, sys
+sys.path[:] = {path!r}
+signal.signal(signal.SIGINT, signal.default_int_handler)
+importlib.import_module({module!r}).{name}.__wrapped__()
+"""

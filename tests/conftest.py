@@ -1,4 +1,4 @@
-"""Shared by all tests: the real server, where there is one, and nothing else of the surroundings."""
+"""Shared by all tests: a clean environment, and the real server if there is one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Generator
 
 import hypothesis
 import pytest
+from pytest_runs import RunSource
 
-# A machine that is busy is no failure, and what a change did not touch must not fail it by chance.
+# Deadlines would make tests fail on a busy machine. In CI, there are more examples, the same in every run.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("here", deadline=None, max_examples=30)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 REAL_SERVER = os.environ.pop("OLLAMA_HOST", "")
 REQUIRED = os.environ.get("OLLAMA_PERF_REAL_SERVER") == "required"
-# pytest and this package write more in CI; what tests compare is what a person sees.
+# pytest and this package write more in CI; tests compare what is written outside CI.
 _SURROUNDINGS = ("OLLAMA_API_KEY", "PYTEST_ADDOPTS", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "CI", "BUILD_NUMBER")
 for _name in (*_SURROUNDINGS, "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
     os.environ.pop(_name, None)
@@ -35,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where the real server is required, a test that did without it has failed."""
+    """If the real server is required, a test that was skipped without it fails."""
     report = yield
     if REQUIRED and report.skipped and item.get_closest_marker("real_server"):
         report.outcome = "failed"
@@ -49,3 +50,17 @@ def real_server() -> str:
     if not REAL_SERVER:
         pytest.skip("no real server: set OLLAMA_HOST")
     return REAL_SERVER
+
+
+@pytest.fixture
+def isolated_pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A directory to run pytest in, 80 columns wide and without the plugins that happen to be installed."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    return pytester
+
+
+@pytest.fixture
+def run_source(isolated_pytester: pytest.Pytester) -> RunSource:
+    """Run pytest on a source in a child process, with this plugin."""
+    return RunSource(isolated_pytester)

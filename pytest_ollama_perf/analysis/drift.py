@@ -1,13 +1,15 @@
-"""Slow drift that no single comparison sees: a CUSUM (Page 1954) against a reference that stays where it was pinned.
+"""Slow drift that no single comparison detects: a CUSUM (Page 1954) against a fixed reference.
 
-The reference is the first runs of the epoch and never moves by itself; accepting a regression starts a new epoch.
+The reference is the first runs of the epoch. It never moves; accepting a regression starts a new epoch. Before there
+are enough later runs for the CUSUM, and to detect a reference that drifts itself, the first runs are tested for a
+trend (Mann 1945, Kendall 1975).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import msgspec
@@ -20,17 +22,29 @@ from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 
 REFERENCE_RUNS = 20
-"""How many runs, the first of the epoch, are the reference."""
+"""Number of runs, the first of the epoch, that form the reference."""
+
+TREND_RUNS = REFERENCE_RUNS + 100
+"""Number of runs that a drift is computed from: the reference and the newest ones."""
 
 _CLIP = 2.0
 _SLACK = 1.0
 _THRESHOLD = 6.0
 _RECENT_RUNS = 5
+_MIN_LATER_RUNS = 7
+"""The sum grows by at most 1 per run, so fewer later runs than this cannot exceed the threshold."""
+
+_MIN_SLOPE_RUNS = 8
+_SLOPE_Z = 3.29
+"""A trend in the reference counts above this many standard deviations: one-sided p = 0.0005."""
+
+_MIN_SLOPE_CHANGE = 0.02
+"""A trend in the reference counts if its runs became slower by at least 2 %."""
 
 
 @dataclass(frozen=True)
 class DriftPoint:
-    """A run's time (Unix seconds) and its cost (``run_value``)."""
+    """A run's start (Unix seconds) and its cost (``run_value``)."""
 
     at: float
     cost: float
@@ -38,34 +52,72 @@ class DriftPoint:
 
 @dataclass(frozen=True)
 class DriftResult:
-    """What the sum says after the last run.
+    """The state after the last run.
 
-    ``warns`` is set while it stands above the threshold; ``since`` is the time of the first run after it last stood at
-    0, ``slowdown`` how much the median of the newest five runs since then is above the reference (0.03: 3 % slower).
-    ``missing`` says how many runs the reference still lacks. ``sums`` has one value for each run after it.
+    ``warns`` is set if the runs drifted; ``since`` is the time of the first run that did, ``slowdown`` how much slower
+    the median of the newest five runs since then is (0.03: 3 %). ``missing`` is the number of runs that the reference
+    lacks, ``undecided`` the number of runs until the absence of a warning means something. ``detectable`` is the
+    slowdown that would have caused a warning. ``sums`` has the CUSUM after each run that follows the reference.
     """
 
     warns: bool = False
     since: float | None = None
     slowdown: float = 0.0
     missing: int = 0
+    undecided: int = 0
+    detectable: float | None = None
     sums: tuple[float, ...] = ()
 
 
 def detect_drift(points: Iterable[DriftPoint], rule: GateRule) -> DriftResult:
-    """Follow the runs of one epoch, oldest first. Runs without data (``NaN``) are passed over."""
+    """Follow the runs of one epoch, oldest first. Runs without data (``NaN``) are skipped."""
     runs = [point for point in points if not math.isnan(point.cost)]
-    reference = fit_baseline((run.cost for run in runs[:REFERENCE_RUNS]), rule)
-    if len(runs) < REFERENCE_RUNS or reference is None:
-        return DriftResult(missing=max(1, REFERENCE_RUNS - len(runs)))
-    later = runs[REFERENCE_RUNS:]
+    early, later = runs[:REFERENCE_RUNS], runs[REFERENCE_RUNS:]
+    found = _detect_early_drift(early, later)
+    reference = fit_baseline((run.cost for run in early), rule)
+    if len(early) < REFERENCE_RUNS or reference is None:
+        missing = max(1, REFERENCE_RUNS - len(early))
+        return replace(found, missing=missing, undecided=missing + _MIN_LATER_RUNS)
     sums = _compute_cusum(later, reference)
+    found = replace(
+        found,
+        sums=sums,
+        undecided=max(0, _MIN_LATER_RUNS - len(later)),
+        detectable=math.expm1(_CLIP * reference.sd),
+    )
     start = _find_start(sums)
-    if start == len(sums):
-        return DriftResult(sums=sums)
+    if found.warns or start == len(sums):
+        return found
     recent = median(run.cost for run in later[start:][-_RECENT_RUNS:])
-    slowdown = math.inf if recent == math.inf else math.expm1(recent - reference.mean)
-    return DriftResult(sums[-1] > _THRESHOLD, later[start].at, slowdown, sums=sums)
+    return replace(
+        found,
+        warns=sums[-1] > _THRESHOLD,
+        since=later[start].at,
+        slowdown=_to_slowdown(recent - reference.mean),
+    )
+
+
+def _detect_early_drift(early: Sequence[DriftPoint], later: Sequence[DriftPoint]) -> DriftResult:
+    """Test whether the first runs of the epoch became slower from run to run."""
+    costs = [run.cost for run in early]
+    if len(costs) < _MIN_SLOPE_RUNS or _compute_trend_z(costs) < _SLOPE_Z:
+        return DriftResult()
+    begin = median(costs[:_RECENT_RUNS])
+    if median(costs[-_RECENT_RUNS:]) - begin < math.log1p(_MIN_SLOPE_CHANGE):
+        return DriftResult()
+    recent = median(run.cost for run in (*early, *later)[-_RECENT_RUNS:])
+    return DriftResult(warns=True, since=early[0].at, slowdown=_to_slowdown(recent - begin))
+
+
+def _compute_trend_z(values: Sequence[float]) -> float:
+    """Return the Mann-Kendall statistic of a rising trend in standard deviations."""
+    count = len(values)
+    score = sum((later > value) - (later < value) for at, value in enumerate(values) for later in values[at + 1 :])
+    return (score - 1) / math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+
+
+def _to_slowdown(difference: float) -> float:
+    return math.inf if difference == math.inf else math.expm1(difference)
 
 
 def _compute_cusum(runs: Iterable[DriftPoint], reference: BaselineFit) -> tuple[float, ...]:
@@ -78,22 +130,22 @@ def _compute_cusum(runs: Iterable[DriftPoint], reference: BaselineFit) -> tuple[
 
 
 def _find_start(sums: tuple[float, ...]) -> int:
-    """Return the index of the first run after the sum last stood at 0; ``len(sums)`` where it stands there now."""
+    """Return the index of the first run after the sum was last 0; ``len(sums)`` if it is 0 now."""
     return next((index + 1 for index in range(len(sums) - 1, -1, -1) if sums[index] == 0.0), 0)
 
 
 VIEW_METRICS = ("tps", "ttft", "latency")
-"""The numbers that are told of."""
+"""Metrics whose drift is computed."""
 
 MAX_VIEW_RUNS = 60
 MAX_ORDER_STATISTICS = 101
 
 
 class HistoryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. ``values`` holds its run values by metric, in the metric's own unit; ``None`` where it has none.
+    """One run. ``values`` has its value of each metric in the metric's unit; ``None`` if it has none.
 
-    ``epoch`` counts up with every border; ``border`` says in words what that was; ``compared`` tells whether the new
-    runs were judged against it, ``outlier`` in which metrics it was left out of that.
+    ``epoch`` increases with every border, and ``border`` describes what caused it. ``compared`` is set if the new runs
+    were compared with this one; ``outlier`` lists the metrics in which it was excluded as an outlier.
     """
 
     id: str
@@ -107,8 +159,8 @@ class HistoryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetricDrift(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the trend of a metric stands: ``reference`` is the mean of the epoch's first runs, ``None`` as long as
-    there are too few of them; ``slowdown`` and ``since`` (Unix seconds) are set where the newest runs are away from it.
+    """The drift of a metric: ``reference`` is the mean of the epoch's first runs, ``None`` until there are enough of
+    them; ``slowdown`` and ``since`` (Unix seconds) are set if the newest runs differ from it.
     """
 
     reference: float | None = None
@@ -119,10 +171,10 @@ class MetricDrift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
-    """All runs, oldest first, the new ones last, and the requests of those compared with.
+    """The newest runs, oldest first, the new ones last, and the requests of the baseline.
 
-    ``baseline`` holds by metric up to 101 evenly spread order statistics of all their requests, ``None`` for a failed
-    request's infinite time.
+    ``baseline`` has for each metric up to 101 evenly spaced order statistics of all its requests; ``None`` stands for
+    the infinite time of a failed request.
     """
 
     runs: tuple[HistoryRun, ...]
@@ -131,7 +183,7 @@ class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_history_view(history: StoredRuns, now: Sequence[Run]) -> HistoryView:
-    """Return the past that ``now``, at least one new run, was judged against."""
+    """Return the history that ``now``, at least one new run, was compared with."""
     compared = select_baseline(history, now[0], GATE_PARAMETERS.window).runs
     comparable = [*select_baseline(history, now[0]).runs, *now]
     shown = [*history.runs, *now][-MAX_VIEW_RUNS:]
@@ -181,7 +233,7 @@ def _get_run_value(evidence: RunEvidence, name: str) -> float | None:
 
 
 def _find_outliers(stored: Sequence[RunEvidence]) -> dict[str, tuple[str, ...]]:
-    """Return by run the metrics in which the comparison left it out."""
+    """Return for each run the metrics in which it was excluded as an outlier."""
     found: dict[str, tuple[str, ...]] = {}
     for name in VIEW_METRICS:
         costs = {run.run: run.compute_cost(POLICIES[name]) for run in stored}

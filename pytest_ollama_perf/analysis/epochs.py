@@ -261,12 +261,17 @@ def select_baseline(history: StoredRuns, now: Run, limit: int | None = None) -> 
 
     Runs of another machine or model in between are passed over: two runners that take turns both keep a history.
     """
-    current = [run for run in select_current_epoch(history) if run.id != now.id]
+    current = [run for run in select_current_epoch(history) if run.id != now.id and has_success(run)]
     fit = [run for run in current if is_comparable(run, now)]
     fit = fit[-limit:] if limit else fit
     apart = tuple(run for run in current if not is_comparable(run, now))
     nearest = fit or apart
     return BaselineRuns(runs=tuple(fit), apart=apart, changed=compare_runs(nearest[-1], now) if nearest else ())
+
+
+def has_success(run: Run) -> bool:
+    """Whether a run can be part of a baseline: one of its measured requests succeeded."""
+    return any(sample.ok for sample in run.measured) or not run.samples
 
 
 def select_current_epoch(history: StoredRuns) -> tuple[Run, ...]:

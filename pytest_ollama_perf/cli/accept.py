@@ -10,13 +10,11 @@ from pytest_ollama_perf.cli.common import add_store_options, find_test
 from pytest_ollama_perf.core.errors import ConfigError
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``accept`` to the command line."""
-    parser = subparsers.add_parser(
-        "accept",
-        help="take a regression as the new normal",
-        description="Start a new epoch of a test: its newest regressed runs become the baseline, older ones are none "
-        "any more. They stay in the history, and so does the reason.",
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``accept``."""
+    parser.description = (
+        "Start a new epoch of a test: its newest regressed runs become the baseline, older ones are none "
+        "any more. They stay in the history, and so does the reason."
     )
     parser.add_argument("test", metavar="TEST", help="a node id, or the end of one, as in test_chat_speed")
     parser.add_argument("--why", required=True, metavar="REASON", help="kept in the history")

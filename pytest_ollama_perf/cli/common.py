@@ -1,13 +1,14 @@
-"""Options that say where the history is, and finding in it what a person means."""
+"""Options, output and look-ups that several subcommands share."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,13 @@ from pytest_ollama_perf.report.tables import truncate_middle
 if TYPE_CHECKING:
     from pytest_ollama_perf.config.settings import Option
     from pytest_ollama_perf.core.run import Run
+    from pytest_ollama_perf.core.workload import Workload
     from pytest_ollama_perf.store.base import Store
 
 
 _MAX_LISTED = 10
+_LEADING_FIELDS = ("cold", "concurrency", "rate")
+"""Fields that name a load before all others, if they differ."""
 
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:
@@ -37,17 +41,17 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         default=DEFAULT_STORE,
-        metavar="PLACE",
-        help=f"where the history is kept: a folder (default: {DEFAULT_STORE}) or a database URL",
+        metavar="STORE",
+        help=f"the history: a directory (default: {DEFAULT_STORE}) or a database URL",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def find_test(store: Store, text: str) -> str:
-    """Return the node id that ``text`` means: itself, or the only one that ends with it, parameters left out or not.
+    """Return the node id that ``text`` names: the id itself or the end of one, with or without its parameters.
 
     Raises:
-        ConfigError: none or several; the message names what is near.
+        ConfigError: no test or several match; the message suggests similar ones.
     """
     tests = store.list_tests()
     for means in (_is_same_test, _has_suffix, _has_suffix_without_parameters):
@@ -55,7 +59,9 @@ def find_test(store: Store, text: str) -> str:
         if len(found) == 1:
             return found[0]
         if found:
-            raise ConfigError(f"'{sanitize(text)}' means {len(found)} tests, name one of them: {_format_names(found)}")
+            raise ConfigError(
+                f"'{sanitize(text)}' matches {len(found)} tests; give one of them: {_format_names(found)}"
+            )
     raise ConfigError(_describe_unknown_test(store, tests, text))
 
 
@@ -91,11 +97,11 @@ def _format_names(tests: Iterable[str]) -> str:
 
 
 def find_run(store: Store, text: str) -> Run:
-    """Return the run that ``text`` means: a file, the id of a run, or the beginning of one.
+    """Return the run that ``text`` names: a file, the id of a run, or the beginning of an id.
 
     Raises:
-        ConfigError: none or several.
-        StoreError: it is damaged.
+        ConfigError: no run or several match.
+        StoreError: the record is damaged.
     """
     if Path(text).is_file():
         return read_run(Path(text))
@@ -103,7 +109,7 @@ def find_run(store: Store, text: str) -> Run:
         return run
     found = store.find_run_ids(text) if text else ()
     if len(found) > 1:
-        raise ConfigError(f"'{sanitize(text)}' begins {len(found)} runs: {_format_names(found)}")
+        raise ConfigError(f"{len(found)} run ids begin with '{sanitize(text)}': {_format_names(found)}")
     whole = store.read_run(found[0]) if found else None
     if whole is None:
         raise ConfigError(
@@ -113,27 +119,27 @@ def find_run(store: Store, text: str) -> Run:
 
 
 def read_run(path: Path) -> Run:
-    """Return the run in a record's file; ``CorruptRecord`` or ``NewerSchema`` where it is none."""
+    """Return the run in a record's file; ``CorruptRecordError`` or ``NewerSchemaError`` if it cannot be read."""
     from pytest_ollama_perf.store.record import read_run
 
     return read_run(path)
 
 
 def add_gate_options(parser: argparse.ArgumentParser, *, than: str) -> None:
-    """Add ``--metric`` and ``--margin``; ``than`` is what a run may be worse than."""
+    """Add ``--metric`` and ``--margin``; ``than`` names the baseline in the help."""
     parser.add_argument(
         "--metric",
         action="append",
         default=[],
         metavar="NAME",
-        help="judge this metric (tps, ttft, latency, ttft.p95, ...); may be repeated; default: those that gate",
+        help="judge this metric (tps, ttft, latency, ttft.p95, ...); repeatable; default: tps and ttft",
     )
     parser.add_argument(
         "--margin",
         action="append",
         default=[],
         metavar="METRIC=PERCENT",
-        help=f"how much worse than {than} is accepted, as in tps=5%%; may be repeated",
+        help=f"accepted change for the worse against {than}, for example tps=5%%; repeatable",
     )
 
 
@@ -143,16 +149,18 @@ _PLAIN_BARS = "_.-=+*%#"
 
 
 def open_console() -> Console:
-    """Return where to print: 80 columns without colour, or a terminal as it is."""
+    """Return a console for standard output: a terminal as it is, otherwise without colour and 80 columns wide, or
+    ``COLUMNS`` if that is set."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    width = None if sys.stdout.isatty() else _WIDTH
+    columns = os.environ.get("COLUMNS", "")
+    width = None if sys.stdout.isatty() else int(columns) if columns.isdecimal() and int(columns) >= _WIDTH else _WIDTH
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_json(body: object) -> None:
-    """Print ``body``; numbers that do not exist become null."""
+    """Print ``body`` as JSON; NaN becomes null."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(body), indent=2).decode() + "\n")
 
 
@@ -163,25 +171,57 @@ def warn(texts: Iterable[str]) -> None:
 
 
 def build_text(text: str, style: str = "") -> Text:
-    """Return harmless text of one style, to be wrapped where the line ends."""
+    """Return sanitized text of one style; the console wraps it."""
     return Text(sanitize(text, 2000), style=style)
 
 
 def shorten_test_id(test: str, width: int) -> Text:
-    """Return a node id in ``width`` columns (at least 14); both of its ends are what people know it by."""
+    """Return a node id in ``width`` columns (at least 14); it is cut in the middle."""
     return Text(truncate_middle(sanitize(test, 2000), max(14, width)))
 
 
 def build_table(*columns: str, header: bool = True, left: int = 1) -> Table:
-    """Return a table without lines: the first ``left`` columns to the left, the others to the right."""
+    """Return a table without lines; the first ``left`` columns are left-aligned, the others right-aligned."""
     found = Table(box=None, show_header=header, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for number, name in enumerate(columns):
         found.add_column(name, justify="left" if number < left else "right", no_wrap=number >= left, overflow="fold")
     return found
 
 
+def label_loads(workloads: Mapping[str, Workload]) -> dict[str, str]:
+    """Return for each identity what distinguishes its load from the others: ``concurrency=4``, ``cold``.
+
+    A single load has an empty label.
+    """
+    from pytest_ollama_perf.core.workload import collect_identity_fields
+
+    fields = {identity: collect_identity_fields(workload) for identity, workload in workloads.items()}
+    names = dict.fromkeys(name for each in fields.values() for name in each)
+    differing = [name for name in names if len({repr(each.get(name)) for each in fields.values()}) > 1]
+    chosen = _choose_fields(sorted(differing, key=lambda name: name not in _LEADING_FIELDS), fields)
+    return {
+        identity: ", ".join(_format_field(name, each.get(name)) for name in chosen) for identity, each in fields.items()
+    }
+
+
+def _choose_fields(names: Sequence[str], fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return as many of ``names`` as are needed to distinguish all loads."""
+    chosen: list[str] = []
+    for name in names:
+        if len({repr([each.get(one) for one in chosen]) for each in fields.values()}) == len(fields):
+            break
+        chosen.append(name)
+    return chosen
+
+
+def _format_field(name: str, value: object) -> str:
+    if name == "cold":
+        return "cold" if value else "warm"
+    return sanitize(f"{name}={getattr(value, 'value', value)}", 60)
+
+
 def draw_sparkline(values: Sequence[float]) -> str:
-    """Return one bar per value between the lowest and the highest; a blank for a value that does not exist."""
+    """Return one bar per value, scaled from the lowest to the highest; a blank for a missing value."""
     bars = _BARS if "utf" in (sys.stdout.encoding or "").lower() else _PLAIN_BARS
     known = [value for value in values if math.isfinite(value)]
     if not known:
@@ -219,7 +259,7 @@ SERVER_SETTINGS = ("url", "header", "ca-file", "insecure", "server-env")
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Add them to a command."""
+    """Add the options that say how a server is reached."""
     from pytest_ollama_perf.config.settings import OPTIONS
 
     group = parser.add_argument_group("the server")

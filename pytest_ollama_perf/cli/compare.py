@@ -48,26 +48,17 @@ read or compared
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``compare`` to the command line."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="is B slower than A? two runs, or two stores",
-        description="Judge B against A: two runs, or two stores.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``compare``."""
+    parser.description = "Judge B against A: two runs, or two stores."
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("before", metavar="A", help="the baseline")
     parser.add_argument("after", metavar="B", help="what is judged")
     add_gate_options(parser, than="A")
     parser.add_argument("--strict", action="store_true", help="exit with 1 also where nothing can be told (unsure)")
     add_store_options(parser)
     parser.set_defaults(run=main)
-
-
-def main(options: argparse.Namespace) -> int:
-    """Compare. What that needs is imported here: other commands start without scipy."""
-    return run_compare(options)
 
 
 _STYLES = {
@@ -112,7 +103,7 @@ class _PairedRuns:
     damaged: list[str] = field(default_factory=list)
 
 
-def run_compare(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Compare A and B; the status is for CI: 1 where a test regressed, 2 where something could not be compared."""
     margins = dict(parse_margin(text, "--margin") for text in options.margin)
     for name in (*options.metric, *margins):

@@ -56,15 +56,11 @@ DOCTOR_LOAD_OPTIONS = (
 """Marker arguments that are options here."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``doctor`` to the command line."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="what this machine can measure, and its own noise",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``doctor``."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", metavar="NAME", help="the model (default: the only one the server has)")
     parser.add_argument(
         "--sessions",
@@ -79,16 +75,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=main)
 
 
-def main(options: argparse.Namespace) -> int:
-    """Examine. What that needs is imported here: other commands start without it."""
-    return run_doctor(options)
-
-
 _OPEN_LOOP_CONNECTIONS = 256
 _SHOWN_METRICS = ("tps", "ttft")
 
 
-def run_doctor(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Examine client and server, and say what was found."""
     if options.sessions < MIN_SESSIONS:
         raise ConfigError(f"--sessions {options.sessions}: expected {MIN_SESSIONS} or more")

@@ -12,16 +12,12 @@ from pytest_ollama_perf.report.document import parse_document, write_report
 from pytest_ollama_perf.report.formats import REPORT_WRITERS
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``export`` to the command line."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``export``."""
     from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 
     kinds = [kind for kind in REPORT_TYPES if kind != "json"]
-    parser = subparsers.add_parser(
-        "export",
-        help="a JSON report in the format of another tool",
-        description="Write the JSON report of a session (--ollama-report json:PATH) in the format of another tool.",
-    )
+    parser.description = "Write the JSON report of a session (--ollama-report json:PATH) in the format of another tool."
     parser.add_argument("format", metavar="FORMAT", choices=kinds, help=", ".join(kinds))
     parser.add_argument("result", metavar="RESULT.json", help="the JSON report; - reads it from standard input")
     parser.add_argument("-o", "--output", default="-", metavar="FILE", help="default: standard output")

@@ -1,11 +1,11 @@
-"""``pytest-ollama-perf history``: what is stored, of every test or of one."""
+"""``pytest-ollama-perf history``: the stored runs of all tests or of one."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, RenderableType
 
@@ -18,6 +18,7 @@ from pytest_ollama_perf.cli.common import (
     find_test,
     format_day,
     format_minute,
+    label_loads,
     open_console,
     print_json,
     shorten_test_id,
@@ -25,6 +26,7 @@ from pytest_ollama_perf.cli.common import (
 )
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.workload import compute_identity
 from pytest_ollama_perf.metrics.definitions import METRICS, Unit
 from pytest_ollama_perf.metrics.format import format_value
 from pytest_ollama_perf.metrics.summary import Summary, summarise
@@ -32,60 +34,101 @@ from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import Store
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``history`` to the command line."""
-    parser = subparsers.add_parser(
-        "history",
-        help="the stored runs of every test, or of one",
-        description="Show the stored runs: a line for every test or, of one test, a line for every run. Times are UTC.",
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``history``."""
+    parser.description = (
+        "Show the stored runs: one line for each test and load, or all runs of one test. Times are UTC. "
+        "The exit status is 2 if a record cannot be read."
     )
-    parser.add_argument("test", nargs="?", metavar="TEST", help="a node id, or the end of one, as in test_chat_speed")
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="how many runs, the newest (default 20)")
+    parser.add_argument(
+        "test", nargs="?", metavar="TEST", help="a node id or the end of one, for example test_chat_speed"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="show the newest N runs of each load (default: 20)"
+    )
     add_store_options(parser)
     parser.set_defaults(run=main)
 
 
-def main(options: argparse.Namespace) -> int:
-    """Show what is stored. What that needs is imported here: other commands start without it."""
-    return run_history(options)
-
-
 LISTED_METRICS = (("tps", ""), ("ttft", "p50"), ("latency", "p50"))
-"""The numbers of a run that a list has room for."""
+"""The metrics of a run that a list shows."""
 
 _OTHER_COLUMNS = 62
+_LOAD_WIDTH = 16
 _UNIT_SUFFIXES = {Unit.SECONDS: "s", Unit.TOKENS_PER_SECOND: ""}
-"""What the name of a number says of its unit; tps is its own."""
+"""The unit in the name of a number in JSON; tps is a unit itself."""
 
 
-def run_history(options: argparse.Namespace) -> int:
-    """Print every test, or the runs of one."""
+def main(options: argparse.Namespace) -> int:
+    """Print every test, or the runs of one; return 2 if a record could not be read."""
     if options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: expected 1 or more")
     store = open_store(options.store)
-    if options.test is None:
-        _print_tests(store, options)
-    else:
-        _print_test(store, find_test(store, options.test), options)
-    store.close()
-    return 0
-
-
-def _print_tests(store: Store, options: argparse.Namespace) -> None:
-    histories = {test: store.read_history(test, limit=options.limit) for test in store.list_tests()}
+    tests = store.list_tests() if options.test is None else (find_test(store, options.test),)
+    histories = [_read_test(store, test, options.limit) for test in tests]
     if options.json:
-        print_json([_build_test_json(store, test, history, options.limit) for test, history in histories.items()])
-        return
+        found = [_build_test_json(history) for history in histories]
+        print_json(found if options.test is None else found[0])
+    elif options.test is None:
+        _print_tests(store, histories)
+    else:
+        _print_test(histories[0])
+    store.close()
+    damaged = list(dict.fromkeys(text for history in histories for text in history.damaged))
+    warn(damaged)
+    return 2 if damaged else 0
+
+
+class LoadHistory(NamedTuple):
+    """The runs of one load of a test, and its label if the test has several loads."""
+
+    label: str
+    saved: StoredRuns
+    waiting: tuple[Run, ...]
+
+
+class TestHistory(NamedTuple):
+    """All loads of a test: the levels of a sweep, cold and warm, or just one."""
+
+    test: str
+    loads: tuple[LoadHistory, ...]
+    waiting: tuple[Run, ...]
+    acceptances: tuple[Acceptance, ...]
+    damaged: tuple[str, ...]
+
+
+def _read_test(store: Store, test: str, limit: int) -> TestHistory:
+    pending = store.read_pending(test, limit=limit)
+    saved = {
+        identity: store.read_history(test, identity=identity, limit=limit) for identity in store.list_workloads(test)
+    }
+    saved = saved or {"": store.read_history(test, limit=limit)}
+    waiting: dict[str, list[Run]] = {identity: [] for identity in saved}
+    for run in pending.runs:
+        waiting.setdefault(compute_identity(run.workload), []).append(run)
+    known = {name: (*history.runs, *waiting[name]) for name, history in saved.items()}
+    labels = label_loads({name: runs[-1].workload for name, runs in known.items() if runs})
+    loads = [LoadHistory(labels[name], saved[name], tuple(waiting[name])) for name in saved if name in labels]
+    damaged = [text for history in (*saved.values(), pending) for text in history.damaged]
+    return TestHistory(test, tuple(loads), pending.runs, pending.acceptances, tuple(dict.fromkeys(damaged)))
+
+
+def _print_tests(store: Store, histories: Sequence[TestHistory]) -> None:
     out = open_console()
     if not histories:
         out.print(build_text(f"no run is stored in {store.name} yet: run pytest with --ollama-save"))
         return
-    rows = build_table("test", "runs", "newest (UTC)", "tps", "", "ttft p50")
-    rows.columns[4].justify = "left"
-    for test, history in histories.items():
-        rows.add_row(shorten_test_id(test, out.width - _OTHER_COLUMNS), *_format_newest(history))
+    several = any(len(history.loads) > 1 for history in histories)
+    rows = build_table("test", *(["load"] if several else []), "runs", "newest (UTC)", "tps", "", "ttft p50")
+    rows.columns[-2].justify = "left"
+    if several:
+        rows.columns[1].justify = "left"
+    width = out.width - _OTHER_COLUMNS - (_LOAD_WIDTH if several else 0)
+    for history in histories:
+        for load in history.loads or (LoadHistory("", StoredRuns(), ()),):
+            label = [load.label] if several else []
+            rows.add_row(shorten_test_id(history.test, width), *label, *_format_newest(load.saved))
     out.print(rows)
-    warn(text for history in histories.values() for text in history.damaged)
 
 
 def _format_newest(history: StoredRuns) -> tuple[str, ...]:
@@ -103,26 +146,24 @@ def _format_newest(history: StoredRuns) -> tuple[str, ...]:
     )
 
 
-def _print_test(store: Store, test: str, options: argparse.Namespace) -> None:
-    if options.json:
-        print_json(_build_test_json(store, test, store.read_history(test, limit=options.limit), options.limit))
-        return
-    history, waiting = store.read_history(test, limit=options.limit), store.read_pending(test, limit=options.limit)
+def _print_test(history: TestHistory) -> None:
     out = open_console()
-    out.print(build_text(test, "bold"))
-    _print_epochs(out, history)
-    if waiting.runs:
-        out.print(build_text(f"regressed, kept apart until accepted ({len(waiting.runs)}):", "red"))
-        out.print(_build_rows([(run, "regressed") for run in waiting.runs], header=not history.runs))
-    if not history.runs and not waiting.runs:
+    out.print(build_text(history.test, "bold"))
+    for load in history.loads:
+        if load.label:
+            out.print(build_text(f"{load.label}:", "bold"))
+        _print_epochs(out, load.saved)
+        if load.waiting:
+            out.print(build_text(f"regressed, not part of the baseline until accepted ({len(load.waiting)}):", "red"))
+            out.print(_build_rows([(run, "regressed") for run in load.waiting], header=not load.saved.runs))
+        for bars in _draw_sparklines(load.saved.runs):
+            out.print(bars)
+    if not history.loads:
         out.print(build_text("no run can be read"))
-    for bars in _draw_sparklines(history.runs):
-        out.print(bars)
-    warn(dict.fromkeys((*history.damaged, *waiting.damaged)))
 
 
 def _print_epochs(out: Console, history: StoredRuns) -> None:
-    """Print the runs, and before the first run of an epoch why it is one."""
+    """Print the runs, and before the first run of an epoch what started it."""
     accepted = {run for item in history.acceptances for run in item.runs}
     group: list[tuple[Run, str]] = []
     header = True
@@ -168,29 +209,36 @@ def _draw_sparklines(runs: Sequence[Run]) -> Iterator[RenderableType]:
 
 
 def get_number(found: Summary, metric: str, stat: str) -> float:
-    """Return a number of a summary, ``NaN`` where it does not exist."""
+    """Return a number of a summary, ``NaN`` if it does not exist."""
     summary = found.metrics.get(metric)
     value = summary.get(stat) if summary else None
     return math.nan if value is None else value
 
 
-def _build_test_json(store: Store, test: str, history: StoredRuns, limit: int) -> dict[str, Any]:
-    waiting = store.read_pending(test, limit=limit)
-    accepted = {run for item in history.acceptances for run in item.runs}
-    edges = find_epoch_starts(history)
-    runs = [
-        _build_run_json(
+def _build_test_json(history: TestHistory) -> dict[str, Any]:
+    return {
+        "test": history.test,
+        "runs": [run for load in history.loads for run in _list_saved_json(load)],
+        "regressed": [
+            {"load": load.label, **_build_run_json(run, "regressed", [])}
+            for load in history.loads
+            for run in load.waiting
+        ],
+        "acceptances": history.acceptances,
+        "damaged": history.damaged,
+    }
+
+
+def _list_saved_json(load: LoadHistory) -> list[dict[str, Any]]:
+    accepted = {run for item in load.saved.acceptances for run in item.runs}
+    edges = find_epoch_starts(load.saved)
+    return [
+        {"load": load.label}
+        | _build_run_json(
             run, "accepted" if run.id in accepted else "saved", [_format_border(reason)[3:] for reason in reasons]
         )
-        for run, reasons in zip(history.runs, edges, strict=True)
+        for run, reasons in zip(load.saved.runs, edges, strict=True)
     ]
-    return {
-        "test": test,
-        "runs": runs,
-        "regressed": [_build_run_json(run, "regressed", []) for run in waiting.runs],
-        "acceptances": history.acceptances,
-        "damaged": list(dict.fromkeys((*history.damaged, *waiting.damaged))),
-    }
 
 
 def _build_run_json(run: Run, kind: str, border: Sequence[str]) -> dict[str, Any]:

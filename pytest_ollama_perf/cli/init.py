@@ -43,15 +43,11 @@ INIT_LOAD_OPTIONS = ("endpoint", "requests", "num_predict", "num_ctx", "prompt_w
 """Marker arguments that are options here; they are written into the contract."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``init`` to the command line."""
-    parser = subparsers.add_parser(
-        "init",
-        help="write a contract file from measured values",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``init``."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", metavar="NAME", help="the model (default: the only one the server has)")
     parser.add_argument(
         "--concurrency",
@@ -71,16 +67,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=main)
 
 
-def main(options: argparse.Namespace) -> int:
-    """Measure and write. What that needs is imported here: other commands start without it."""
-    return run_init(options)
-
-
 class _InvalidRunError(Exception):
     """A run that says nothing of the server; the message says why."""
 
 
-def run_init(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Measure, write, and say what was written."""
     if options.runs < 1:
         raise ConfigError(f"--runs {options.runs}: expected 1 or more")

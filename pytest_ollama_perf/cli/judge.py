@@ -42,15 +42,11 @@ exit status: 0, 1 where a test regressed (not with --batch), 2 where something c
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``judge`` to the command line."""
-    parser = subparsers.add_parser(
-        "judge",
-        help="judge recorded runs against a history, without a server",
-        description="Judge run records, recorded or simulated, without a server.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``judge``."""
+    parser.description = "Judge run records, recorded or simulated, without a server."
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--history", metavar="DIR", type=Path, help="folder (or file) of stored runs")
     parser.add_argument(
         "--candidates", metavar="DIR", type=Path, help="folder (or file) of one to three new runs per test"
@@ -71,11 +67,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=main)
 
 
-def main(options: argparse.Namespace) -> int:
-    """Judge what the options name. What judging needs is imported here: other commands start without scipy."""
-    return run_judge(options)
-
-
 _UNREADABLE_ERRORS = (
     OllamaPerfError,
     OSError,
@@ -87,7 +78,7 @@ _UNREADABLE_ERRORS = (
 )
 
 
-def run_judge(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Judge what the options name."""
     _validate_options(options)
     if options.batch is None:

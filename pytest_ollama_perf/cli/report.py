@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``report`` to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help="an HTML page from a JSON report",
-        description="Make the HTML page of a session from its JSON report (--ollama-report json:PATH).",
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``report``."""
+    parser.description = "Make the HTML page of a session from its JSON report (--ollama-report json:PATH)."
     parser.add_argument("result", metavar="RESULT.json", help="the JSON report; - reads it from standard input")
     parser.add_argument("-o", "--output", default="ollama-perf.html", metavar="FILE", help="default: ollama-perf.html")
     parser.set_defaults(run=main)

@@ -25,25 +25,18 @@ from pytest_ollama_perf.metrics.summary import Summary, summarise
 from pytest_ollama_perf.store import open_store
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``show`` to the command line."""
-    parser = subparsers.add_parser(
-        "show", help="everything about one stored run", description="Show one run: its load, its server, its numbers."
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``show``."""
+    parser.description = "Show one run: its load, its server, its numbers."
     parser.add_argument("wanted", metavar="RUN", help="the id of a run (or its beginning) or the file of a record")
     add_store_options(parser)
     parser.set_defaults(run=main)
 
 
-def main(options: argparse.Namespace) -> int:
-    """Show the run. What that needs is imported here: other commands start without it."""
-    return run_show(options)
-
-
 _SHOWN_STATS = ("p50", "p95", "p99", "min", "max")
 
 
-def run_show(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Print the run."""
     store = open_store(options.store)
     found = find_run(store, options.wanted)

@@ -20,15 +20,11 @@ Serve a simulated Ollama: its routes, slots, queue, scheduler, prompt cache and 
 simulate as options or as one sim: URL, the form that --ollama-url takes."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand to the command line."""
-    parser = subparsers.add_parser(
-        "simulate",
-        help="serve a simulated Ollama",
-        description=_DESCRIPTION,
-        epilog=_build_epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``simulate``."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _build_epilog()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("url", nargs="?", metavar="SIM_URL", help="for example 'sim:?slots=4&tps=80'")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=11434, help="port to serve on; 0: any free one (default: 11434)")

@@ -9,8 +9,15 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from pytest_ollama_perf.analysis.drift import DriftPoint, HistoryView, build_history_view, detect_drift
-from pytest_ollama_perf.analysis.epochs import BaselineRuns, RunKind, StoredRuns, select_baseline
+from pytest_ollama_perf.analysis.drift import (
+    MAX_VIEW_RUNS,
+    REFERENCE_RUNS,
+    DriftPoint,
+    HistoryView,
+    build_history_view,
+    detect_drift,
+)
+from pytest_ollama_perf.analysis.epochs import BaselineRuns, RunKind, StoredRuns, has_success, select_baseline
 from pytest_ollama_perf.analysis.gate import ErrorBudget, GateRule
 from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
 from pytest_ollama_perf.analysis.regression import TestVerdict, judge_test
@@ -55,14 +62,38 @@ class RunHistory:
         self._store: Store = open_store(settings.store)
         self._error_budget = ErrorBudget(pairs)
         self.unsaved: list[str] = []
+        self.damaged: dict[str, None] = {}
+        self._completed: dict[bytes, StoredRuns] = {}
 
     def close(self) -> None:
         """Give back the store."""
         self._store.close()
 
     def load_runs(self, test: str, workload: Workload) -> StoredRuns:
-        """Return every stored run of the test's load, oldest first."""
-        return self._store.read_history(test, identity=compute_identity(workload), limit=None)
+        """Return the newest stored runs of the test's load, oldest first.
+
+        Older ones are read when a comparison needs them: only then it is known which runs are comparable.
+        """
+        history = self._store.read_history(test, identity=compute_identity(workload), limit=MAX_VIEW_RUNS)
+        self.damaged |= dict.fromkeys(history.damaged)
+        return history
+
+    def _complete(self, history: StoredRuns, run: Run) -> StoredRuns:
+        """Add the older runs that a comparison with ``run`` needs: its baseline, and the reference of its drift."""
+        if len(history.runs) >= history.total:
+            return history
+        key = msgspec.json.encode((run.test, run.workload, run.fingerprint))
+        if key not in self._completed:
+            self._completed[key] = self._store.read_comparable(
+                run.test, run, first=REFERENCE_RUNS, newest=HISTORY_LIMIT
+            )
+        older = self._completed[key]
+        runs = {one.id: one for one in (*older.runs, *history.runs)}
+        return msgspec.structs.replace(
+            history,
+            runs=tuple(sorted(runs.values(), key=lambda one: (one.started_at, one.id))),
+            damaged=tuple(dict.fromkeys((*history.damaged, *older.damaged))),
+        )
 
     def is_active_for(self, history: StoredRuns) -> bool:
         """Whether this test is to be judged by history: there is some, or it is to be made or required."""
@@ -81,12 +112,17 @@ class RunHistory:
         """
         if gating is not None and not gating:
             return HistoryComparison(VerdictStatus.OK, "", (), (), needs_more_runs=False)
+        history = self._complete(history, runs[0])
         found = self._compare_runs(history, runs, margins, gating)
         return replace(found, history_view=build_history_view(history, runs)) if self._settings.reports else found
 
     def _compare_runs(
         self, history: StoredRuns, runs: Sequence[Run], margins: Mapping[str, float], gating: Sequence[str] | None
     ) -> HistoryComparison:
+        if history.unreadable_acceptances:
+            return _build_invalid(
+                f"the baseline is unknown because an acceptance cannot be read: {history.unreadable_acceptances[0]}"
+            )
         baseline = select_baseline(history, runs[0], HISTORY_LIMIT)
         if not baseline.runs:
             return _build_uncompared(history, baseline)
@@ -125,6 +161,8 @@ class RunHistory:
     ) -> Verdict:
         """Keep what is to be kept, and return the verdict with what the past adds to it."""
         self._error_budget = self._error_budget.spend(compared.regressed_pairs)
+        history = self._complete(history, runs[0])
+        self.damaged |= dict.fromkeys(history.damaged)
         whole = _merge_verdicts(
             verdict, compared, len(select_baseline(history, runs[0], HISTORY_LIMIT).runs), _list_damage(history)
         )
@@ -137,19 +175,18 @@ class RunHistory:
         )
 
     def store_runs(self, verdict: Verdict, runs: Sequence[Run], kind: RunKind = RunKind.SAVED) -> Verdict:
-        """Store valid runs if ``--ollama-save`` is set; the verdict then names what could not be stored.
-
-        A run without a successful request is never stored: it could only serve as a baseline that says nothing.
-        """
+        """Store valid runs with a successful request, if enabled; the verdict names what could not be stored."""
         if not self._settings.save or not verdict.is_usable:
             return verdict
+        kept = [run for run in runs if has_success(run)]
+        if len(kept) < len(runs):
+            verdict = _add_unsaved(verdict, "no request of this run succeeded, so it cannot be a baseline")
         try:
-            for run in filter(_has_success, runs):
+            for run in kept:
                 self._store.add(run, kind)
         except StoreError as error:
             self.unsaved.append(str(error))
-            lost = Problem(code=ProblemCode.NOT_SAVED, text=str(error), invalidates=False)
-            return msgspec.structs.replace(verdict, problems=(*verdict.problems, lost))
+            return _add_unsaved(verdict, str(error))
         return verdict
 
     def _format_accept_command(self, test: str) -> str:
@@ -157,10 +194,6 @@ class RunHistory:
         named = "<as --ollama-store>" if "://" in self._settings.store else shlex.quote(self._settings.store)
         where = "" if self._settings.store == DEFAULT_STORE else f" --store {named}"
         return f'pytest-ollama-perf accept {shlex.quote(test)} --why "..."{where}'
-
-
-def _has_success(run: Run) -> bool:
-    return any(sample.ok for sample in run.measured)
 
 
 def count_gating_pairs(margins: Mapping[str, float]) -> int:
@@ -187,17 +220,20 @@ def find_drift(history: StoredRuns, runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
+def _build_invalid(reason: str) -> HistoryComparison:
+    return HistoryComparison(VerdictStatus.INVALID, reason, (), (), needs_more_runs=False)
+
+
+def _add_unsaved(verdict: Verdict, reason: str) -> Verdict:
+    lost = Problem(code=ProblemCode.NOT_SAVED, text=reason, invalidates=False)
+    return msgspec.structs.replace(verdict, problems=(*verdict.problems, lost))
+
+
 def _build_uncompared(history: StoredRuns, baseline: BaselineRuns) -> HistoryComparison:
     """Nothing to compare with, for one of three reasons that must not be mistaken for each other."""
     changed = tuple(map(str, baseline.changed))
     if history.damaged and not history.runs:
-        return HistoryComparison(
-            VerdictStatus.INVALID,
-            f"the history of this test cannot be read: {history.damaged[0]}",
-            (),
-            (),
-            needs_more_runs=False,
-        )
+        return _build_invalid(f"the history of this test cannot be read: {history.damaged[0]}")
     if baseline.is_incomparable:
         apart = ", ".join(str(change) for change in baseline.changed if change.separates)
         return HistoryComparison(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ HISTORY_LIMIT = 20
 """Number of runs that form a baseline."""
 
 REPAIR_REASON = "rebuilt by pytest-ollama-perf repair: the record of this acceptance was unreadable"
+_LEFT = "left as it is: upgrade pytest-ollama-perf"
 _MAX_TIMESTAMP_S = 253402300799.0
 
 
@@ -66,8 +67,9 @@ class Store(Protocol):
     def find_damage(self, *, repair: bool = False) -> tuple[Damage, ...]:
         """Check every record; with ``repair`` move the unreadable ones out of the history."""
 
-    def prune(self, test: str, select: Callable[[Sequence[RunEntry]], Sequence[RunEntry]], *, dry_run: bool) -> int:
-        """Delete the runs of ``test`` that ``select`` returns; return their number."""
+    def prune(self, test: str, *, builds: int | None = None, before: float | None = None, dry_run: bool = False) -> int:
+        """Delete runs that started before a time (Unix seconds), or that are not of the newest ``builds`` sessions of
+        their workload; return their number."""
 
     def close(self) -> None:
         """Release connections and files."""
@@ -106,6 +108,7 @@ class Damage(NamedTuple):
     test: str
     text: str
     action: str
+    is_repaired: bool
 
 
 class BaseStore(ABC):
@@ -227,10 +230,13 @@ class BaseStore(ABC):
         """Check every record; with ``repair`` move the unreadable ones out of the history."""
         return tuple(damage for test in self.list_tests() for damage in self._check_test(test, repair=repair))
 
-    def prune(self, test: str, select: Callable[[Sequence[RunEntry]], Sequence[RunEntry]], *, dry_run: bool) -> int:
-        """Delete the runs of ``test`` that ``select`` returns; return their number."""
-        entries = [entry for entry in self._list_unique_entries(test) if entry.stamp]
-        chosen = select(entries)
+    def prune(self, test: str, *, builds: int | None = None, before: float | None = None, dry_run: bool = False) -> int:
+        """Delete runs that started before a time (Unix seconds), or that are not of the newest ``builds`` sessions of
+        their workload; return their number."""
+        entries = [entry for entry in self._list_entries(test) if entry.stamp]
+        chosen = [] if before is None else [entry for entry in entries if entry.stamp < format_stamp(before)]
+        if builds is not None:
+            chosen += self._select_old_builds(test, entries, builds)
         if not dry_run:
             self._delete(test, chosen)
         return len(chosen)
@@ -238,6 +244,21 @@ class BaseStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release connections and files."""
+
+    def _select_old_builds(self, test: str, entries: Sequence[RunEntry], builds: int) -> list[RunEntry]:
+        """Return the readable entries that are not of the newest ``builds`` sessions of their workload."""
+        sessions: dict[str, dict[str, None]] = {}
+        old = []
+        newest_first = sorted(entries, key=lambda entry: entry.sort_key, reverse=True)
+        for entry, data in self._read_records(test, newest_first):
+            header = None if isinstance(data, StoreError) else decode_header(data)
+            if header is not None:
+                seen = sessions.setdefault(entry.identity, {})
+                if header.session not in seen and len(seen) >= builds:
+                    old.append(entry)
+                else:
+                    seen[header.session] = None
+        return old
 
     def _list_unique_entries(self, test: str) -> list[RunEntry]:
         """Return the runs of ``test``, oldest first; a run that was stored twice is listed once, as saved."""
@@ -313,26 +334,27 @@ class BaseStore(ABC):
             try:
                 self._decode_run(test, entry, data)
             except StoreError as error:
-                yield Damage(test, str(error), self._repair_run(test, entry, error) if repair else "")
+                yield Damage(test, str(error), *(self._repair_run(test, entry, error) if repair else ("", False)))
         for accepted in self._list_acceptances(test):
             try:
                 self._decode_acceptance(test, accepted)
             except StoreError as error:
-                yield Damage(test, str(error), self._repair_acceptance(test, accepted, error) if repair else "")
+                done = self._repair_acceptance(test, accepted, error) if repair else ("", False)
+                yield Damage(test, str(error), *done)
 
-    def _repair_run(self, test: str, entry: RunEntry, error: StoreError) -> str:
+    def _repair_run(self, test: str, entry: RunEntry, error: StoreError) -> tuple[str, bool]:
         if isinstance(error, NewerSchemaError):
-            return "left as it is: upgrade pytest-ollama-perf"
-        return f"moved to {self._set_aside(test, entry.location, is_run=True)}"
+            return _LEFT, False
+        return f"moved to {self._set_aside(test, entry.location, is_run=True)}", True
 
-    def _repair_acceptance(self, test: str, entry: AcceptanceEntry, error: StoreError) -> str:
+    def _repair_acceptance(self, test: str, entry: AcceptanceEntry, error: StoreError) -> tuple[str, bool]:
         """Replace it by an acceptance at the same time, so that runs from before it stay out of the baseline."""
         if isinstance(error, NewerSchemaError):
-            return "left as it is: upgrade pytest-ollama-perf"
+            return _LEFT, False
         at = datetime.now(timezone.utc).timestamp() if entry.at is None else entry.at
         self.add_acceptance(Acceptance(test=test, at=at, why=REPAIR_REASON))
         moved = self._set_aside(test, entry.location, is_run=False)
-        return f"moved to {moved}; the epoch now starts at the first run saved after {format_stamp(at)}"
+        return f"moved to {moved}; the epoch now starts with the first run saved after {format_stamp(at)}", True
 
 
 def find_newest_session(pending: StoredRuns) -> tuple[str, ...]:

@@ -90,6 +90,7 @@ class _RunHeader(msgspec.Struct, frozen=True):
     id: str
     workload: Workload
     fingerprint: Fingerprint
+    session: str = ""
     started_at: float = 0.0
 
 
@@ -99,7 +100,13 @@ def decode_header(data: bytes) -> Run | None:
         header = msgspec.json.decode(data, type=_RunHeader)
     except DECODE_ERRORS:
         return None
-    return Run(id=header.id, workload=header.workload, fingerprint=header.fingerprint, started_at=header.started_at)
+    return Run(
+        id=header.id,
+        session=header.session,
+        started_at=header.started_at,
+        workload=header.workload,
+        fingerprint=header.fingerprint,
+    )
 
 
 def read_run(path: Path) -> Run:

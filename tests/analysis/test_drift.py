@@ -61,6 +61,45 @@ def test_runs_without_data_are_passed_over():
     assert detect_drift(with_gaps, RULE).sums == detect_drift(points(0.05, 0.05), RULE).sums
 
 
+def build_rising(count, step=0.01, noise=0.004, seed=1):
+    rng = np.random.default_rng(seed)
+    return [
+        DriftPoint(run * DAY, cost)
+        for run, cost in enumerate((step * np.arange(count) + rng.normal(0, noise, count)).tolist())
+    ]
+
+
+def test_a_reference_that_drifts_itself_warns_long_before_it_is_complete():
+    found = detect_drift(build_rising(12), RULE)
+    assert found.warns
+    assert found.since == 0.0
+    assert found.missing == 8
+    assert 0.05 < found.slowdown < 0.12
+    assert detect_drift(build_rising(40), RULE).slowdown > 0.35
+    assert not detect_drift(build_rising(12, step=-0.01), RULE).warns, "faster is no drift"
+
+
+def test_steady_runs_that_are_too_few_are_undecided():
+    assert [detect_drift(points()[:count], RULE).undecided for count in (0, 13, 20)] == [27, 14, 7]
+    assert [detect_drift(points(*[0.0] * count), RULE).undecided for count in (6, 7, 30)] == [1, 0, 0]
+
+
+def test_what_would_have_been_detected_is_two_deviations_of_the_reference():
+    assert detect_drift(points(*[0.0] * 7), RULE).detectable == pytest.approx(math.expm1(2 * sd()))
+    shifted = detect_drift(points(*[2 * sd()] * 7), RULE)
+    assert shifted.warns
+
+
+def test_independent_runs_rarely_look_like_a_drifting_reference():
+    rng = np.random.default_rng(7)
+    warned = 0
+    for _ in range(1000):
+        costs = rng.normal(0, 0.016, 20).tolist()
+        early = [detect_drift([DriftPoint(0.0, cost) for cost in costs[:count]], RULE) for count in range(8, 21)]
+        warned += any(found.warns for found in early)
+    assert warned <= 10
+
+
 def test_drift_of_one_percent_a_week_is_found_where_every_single_run_would_pass():
     rng = np.random.default_rng(5)
     weeks = []

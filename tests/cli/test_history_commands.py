@@ -17,6 +17,7 @@ from pytest_ollama_perf import cli
 from pytest_ollama_perf.analysis.epochs import RunKind
 from pytest_ollama_perf.core.run import Fingerprint, Run
 from pytest_ollama_perf.core.sample import Sample
+from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.record import encode_run
 
@@ -122,7 +123,7 @@ def test_history_of_one_test(shelf: Shelf) -> None:
         "1970-01-03 00:00 c0ffee0 saved bbbbbbbb 88 /s 100 ms 225 ms",
         "-- driver 550 -> 570",
         "1970-01-04 00:00 c0ffee0 saved cccccccc 220 /s 100 ms 150 ms",
-        "regressed, kept apart until accepted (1):",
+        "regressed, not part of the baseline until accepted (1):",
         "1970-01-05 00:00 c0ffee0 regressed dddddddd 55 /s 100 ms 300 ms",
         "tps ▂▁█ 88 /s .. 220 /s",
         "ttft p50 ▅▅▅ 100 ms .. 100 ms",
@@ -164,6 +165,7 @@ def test_history_as_json(shelf: Shelf) -> None:
     assert found["test"] == CHAT
     first, second = found["runs"]
     assert first == {
+        "load": "",
         "run": "a",
         "started_at": 1.5,
         "git_commit": "c0ffee" + "0" * 34,
@@ -205,7 +207,7 @@ def test_a_test_is_known_by_any_unique_end(shelf: Shelf) -> None:
     for words in ("test_two", "test_x.py::test_two", "test_two[3]"):
         assert shelf.json("history", words)["test"] == "b/test_x.py::test_two[3]"
     assert shelf.error("history", "test_one") == (
-        "'test_one' means 2 tests, name one of them: a/test_x.py::T::test_one[1], b/test_x.py::T::test_one[2]"
+        "'test_one' matches 2 tests; give one of them: a/test_x.py::T::test_one[1], b/test_x.py::T::test_one[2]"
     )
     assert (
         shelf.error("history", "est_two[3]")
@@ -219,8 +221,8 @@ def test_damaged_records_are_named_beside_the_rest(shelf: Shelf) -> None:
     victim = next(shelf.place.glob("*/*-r02.json"))
     victim.write_bytes(victim.read_bytes()[:100])
     for command in (["history"], ["history", "test_chat_speed"], ["trend"]):
-        assert f"{victim.name} is damaged or foreign" in shelf.warnings(*command)
-    found = shelf.json("history", "test_chat_speed")
+        assert f"{victim.name} is damaged or foreign" in shelf.warnings(*command, status=2)
+    found = shelf.json("history", "test_chat_speed", status=2)
     assert [run["run"] for run in found["runs"]] == ["r01", "r03"]
     assert len(found["damaged"]) == 1
 
@@ -272,7 +274,7 @@ def test_a_run_without_a_success_has_no_numbers(shelf: Shelf) -> None:
 def test_show_needs_one_run(shelf: Shelf) -> None:
     shelf.put("abc1")
     shelf.put("abc2")
-    assert shelf.error("show", "abc") == "'abc' begins 2 runs: abc1, abc2"
+    assert shelf.error("show", "abc") == "2 run ids begin with 'abc': abc1, abc2"
     assert shelf.error("show", "zz") == (
         f"no run 'zz' in {shelf.place}: give the id that history shows, or the file of a record"
     )
@@ -318,16 +320,82 @@ def test_trend_finds_slow_drift_and_stays_green(shelf: Shelf) -> None:
     assert (tps["metric"], tps["warns"], tps["runs"], tps["missing"]) == ("tps", True, 35, 0)
     assert tps["slowdown"] == pytest.approx(0.05, abs=0.01)
     assert tps["since"] == 21 * DAY
-    assert (ttft["metric"], ttft["warns"], ttft["text"]) == ("ttft", False, "steady")
-    out = shelf.call("trend", "test_chat_speed")
+    assert (ttft["metric"], ttft["warns"], ttft["text"]) == ("ttft", False, "no drift above 3.76 %")
+    out = words(shelf.call("trend", "test_chat_speed"))
     assert "slower since 1970-01-22" in out
-    assert "steady" in out
+    assert "no drift above 3.76 %" in out
 
 
 def test_trend_says_how_many_runs_are_missing(shelf: Shelf) -> None:
     shelf.many(3)
-    assert "needs 17 more runs" in shelf.call("trend", "--metric", "latency")
+    assert "cannot tell yet (24 more runs)" in shelf.call("trend", "--metric", "latency")
     assert shelf.error("trend", "--metric", "latenzy").endswith("did you mean 'latency'?")
+
+
+def test_history_and_trend_keep_the_levels_of_a_sweep_apart(shelf: Shelf) -> None:
+    for level, step in ((1, 10.0), (4, 20.0)):
+        load = {"model": "m", "concurrency": level, "num_predict": 11, "requests": 20}
+        for number in range(3):
+            shelf.put(f"c{level}-{number}", step, started_at=float(number * DAY), workload=Workload(**load))
+    out = words(shelf.call("history", "test_chat_speed"))
+    assert "concurrency=1: started" in out
+    assert "concurrency=4: started" in out
+    rows = [line.split() for line in lines(shelf.call("history"))[1:]]
+    assert [(row[1], row[2], row[4]) for row in rows] == [("concurrency=1", "3", "110"), ("concurrency=4", "3", "55")]
+    assert {row["load"]: row["runs"] for row in shelf.json("trend")} == {"concurrency=1": 3, "concurrency=4": 3}
+    assert [run["load"] for run in shelf.json("history", "test_chat_speed")["runs"]][::3] == [
+        "concurrency=1",
+        "concurrency=4",
+    ]
+    assert "concurrency=4" in shelf.call("trend")
+
+
+def test_history_and_trend_keep_cold_and_warm_apart(shelf: Shelf) -> None:
+    for cold in (True, False):
+        load = Workload(model="m", num_predict=11, requests=1 if cold else 20, cold=cold)
+        shelf.put(f"cold-{cold}", started_at=float(cold), workload=load)
+    assert [row["load"] for row in shelf.json("trend", "--metric", "ttft")] == ["warm", "cold"]
+
+
+def test_repair_moves_damaged_records_and_lists_them(shelf: Shelf) -> None:
+    shelf.many(3)
+    victim = next(shelf.place.glob("*/*-r02.json"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    out = words(shelf.call("repair", "--dry-run", status=2))
+    assert f"{victim.name} is damaged" in out
+    assert out.endswith("1 unreadable record")
+    assert victim.exists()
+    assert shelf.call("repair").endswith("1 repaired\n")
+    assert shelf.call("repair") == "0 unreadable records\n"
+    assert not victim.exists()
+    assert [path.name for path in shelf.place.glob("*/damaged/*")] == [victim.name]
+    shelf.call("history")
+
+
+def test_prune_keeps_the_newest_builds(shelf: Shelf) -> None:
+    shelf.many(5)
+    assert shelf.call("prune", "--keep", "2", "--dry-run").endswith("3 runs would be deleted\n")
+    assert shelf.call("prune", "test_chat_speed", "--keep", "2").endswith("3 runs deleted\n")
+    assert [run["run"] for run in shelf.json("history", "test_chat_speed")["runs"]] == ["r04", "r05"]
+    assert shelf.json("prune", "--days", "1e4") == {CHAT: 2}, "they started in 1970"
+    assert "expected 1 or more" in shelf.error("prune", "--keep", "0")
+    assert "--days inf: expected" in shelf.error("prune", "--days", "inf")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_output_that_cannot_be_written_is_one_line(shelf: Shelf) -> None:
+    shelf.many(2)
+    command = [sys.executable, "-m", "pytest_ollama_perf", "history", "--store", str(shelf.place)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "pytest-ollama-perf: output: No space left on device\n")
+
+
+@pytest.mark.parametrize("at", [1e300, -1e300, 1e18, -5.0])
+def test_an_absurd_time_is_shown_as_unknown(shelf: Shelf, at: float) -> None:
+    shelf.put("a", started_at=at)
+    for command in (["history"], ["history", "test_chat_speed"], ["show", "a"], ["trend"], ["prune", "--keep", "1"]):
+        shelf.call(*command)
 
 
 def test_two_runs_are_compared(shelf: Shelf) -> None:
@@ -425,7 +493,7 @@ def test_commands_start_without_what_only_judging_needs() -> None:
     script = """
 import sys
 from pytest_ollama_perf import cli
-cli.build_parser()
+cli.build_parser(only="")
 print(sorted({'scipy', 'numpy', 'rich', 'sqlalchemy', 'httpx'} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -6,22 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 from contract_runs import Contracts
+from pytest_runs import start_fast_simulator
 
-# What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
-from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
-from pytest_ollama_perf.simulator.url import read_settings
+from pytest_ollama_perf.simulator.process import RunningSimulator
 
 
 @pytest.fixture(scope="session")
 def sim() -> Iterator[RunningSimulator]:
-    """A simulator that answers at once."""
-    words = {"slots": 4, "tps": 4000, "prefill_tps": 100_000, "load_time": 0, "overhead": 0, "models": "tiny"}
-    with start_simulator(read_settings(words)) as running:
+    """A simulator that answers without delay."""
+    with start_fast_simulator() as running:
         yield running
 
 
 @pytest.fixture
-def contracts(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, sim: RunningSimulator) -> Contracts:
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-    return Contracts(pytester, sim.url)
+def contracts(isolated_pytester: pytest.Pytester, sim: RunningSimulator) -> Contracts:
+    return Contracts(isolated_pytester, sim.url)

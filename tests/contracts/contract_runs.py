@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 import pytest
+from pytest_runs import PLUGIN
 
 
 class Contracts:
@@ -20,7 +21,7 @@ class Contracts:
         (self.path / name).write_text(textwrap.dedent(text), encoding="utf-8")
 
     def run(self, *arguments: str, cache: bool = False, url: str = "") -> pytest.RunResult:
-        plugins = ["-p", "pytest_ollama_perf.plugin", *([] if cache else ["-p", "no:cacheprovider"])]
+        plugins = [*PLUGIN, *([] if cache else ["-p", "no:cacheprovider"])]
         where = [f"--ollama-url={url or self.url}", "--ollama-report=json:report.json"]
         return self._pytester.runpytest_inprocess(*plugins, *where, *arguments)
 

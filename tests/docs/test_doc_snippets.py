@@ -144,19 +144,12 @@ def test_json_is_json(block: Block) -> None:
         json.loads(text)
 
 
-@pytest.fixture
-def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A pytest with no plugin but ours."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    return pytester
-
-
 @pytest.mark.parametrize(
     "line", ["pytest --ollama-sav", "pytest --ollama-report=htm:x", "pytest-ollama-perf acept x", "ls"]
 )
-def test_a_command_that_nobody_knows_is_noticed(line: str, alone: pytest.Pytester) -> None:
+def test_a_command_that_nobody_knows_is_noticed(line: str, isolated_pytester: pytest.Pytester) -> None:
     with pytest.raises((pytest.UsageError, SystemExit, AssertionError)):
-        _check(line, alone, "here")
+        _check(line, isolated_pytester, "here")
 
 
 def _script_lines(value: object) -> list[str]:
@@ -173,19 +166,19 @@ def _lines(script: object) -> list[str]:
 
 
 @pytest.mark.parametrize("block", every("yaml"), ids=_id)
-def test_workflows_are_yaml_and_call_us_with_options_that_exist(block: Block, alone: pytest.Pytester) -> None:
+def test_workflows_are_yaml_with_options_that_exist(block: Block, isolated_pytester: pytest.Pytester) -> None:
     yaml = pytest.importorskip("yaml")
     lines = _script_lines(yaml.safe_load(block.text))
     assert [line for line in lines if line.startswith("pytest ")]
     for line in lines:
-        _check(line, alone, block.where)
+        _check(line, isolated_pytester, block.where)
 
 
 @pytest.mark.parametrize("block", [block for block in every("console") if block.why], ids=_id)
-def test_commands_that_are_not_run_have_options_that_exist(block: Block, alone: pytest.Pytester) -> None:
+def test_commands_that_are_not_run_have_options_that_exist(block: Block, isolated_pytester: pytest.Pytester) -> None:
     for command in commands(block):
         assert not command.shown.strip(), "what is not run can show nothing"
-        _check(command.line, alone, block.where)
+        _check(command.line, isolated_pytester, block.where)
 
 
 def _check(line: str, pytester: pytest.Pytester, where: str) -> None:

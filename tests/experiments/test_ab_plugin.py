@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
-from pathlib import Path
-
 import pytest
 
 from pytest_ollama_perf.simulator.process import start_simulator
@@ -22,23 +18,6 @@ def urls():
         yield one.url, other.url
 
 
-@pytest.fixture
-def run(pytester, monkeypatch):
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(source, *arguments):
-        pytester.makepyfile(test_it="import pytest\n" + textwrap.dedent(source))
-        plugins = ["-p", "pytest_ollama_perf.plugin", "-p", "no:cacheprovider"]
-        return pytester.runpytest_subprocess(*plugins, "--ollama-report=json:report.json", *arguments)
-
-    return run
-
-
-def report():
-    return json.loads(Path("report.json").read_text(encoding="utf-8"))["tests"]
-
-
 MARKED = """
     @pytest.mark.ollama_ab(num_predict=16, max_regression={"tps": "10%"})
     def test_upgrade(ollama_ab):
@@ -46,9 +25,9 @@ MARKED = """
 """
 
 
-def test_a_slower_server_fails_the_test_with_both_numbers(run, urls):
+def test_a_slower_server_fails_the_test_with_both_numbers(run_source, urls):
     fast, slow = urls
-    result = run(MARKED, f"--ollama-url={slow}", f"--ollama-baseline-url={fast}")
+    result = run_source(MARKED, f"--ollama-url={slow}", f"--ollama-baseline-url={fast}")
     result.assert_outcomes(failed=1)
     result.stdout.re_match_lines(
         [
@@ -65,10 +44,11 @@ def test_a_slower_server_fails_the_test_with_both_numbers(run, urls):
     assert max(len(line) for line in result.outlines if not line.startswith("rootdir")) <= 80
 
 
-def test_the_comparison_stands_in_the_report(run, urls):
+def test_the_comparison_stands_in_the_report(run_source, urls):
     fast, slow = urls
-    run(MARKED, f"--ollama-url={slow}", f"--ollama-baseline-url={fast}").assert_outcomes(failed=1)
-    (test,) = report()
+    result = run_source(MARKED, f"--ollama-url={slow}", f"--ollama-baseline-url={fast}")
+    result.assert_outcomes(failed=1)
+    (test,) = result.tests
     (found,) = test["findings"]
     assert (test["verdict"], found["kind"], found["blocks"]) == ("regressed", "ab_comparison", 4)
     assert (found["rows"][0]["metric"], found["rows"][0]["word"]) == ("tps", "regressed")
@@ -76,7 +56,7 @@ def test_the_comparison_stands_in_the_report(run, urls):
     assert {sample["url"] for load in test["loads"][:8] for sample in load["samples"]} == {fast}
 
 
-def test_code_compares_too_and_goes_on_where_nothing_is_checked(run, urls):
+def test_code_compares_too_and_goes_on_where_nothing_is_checked(run_source, urls):
     fast, slow = urls
     source = f"""
         def test_it(ollama):
@@ -86,12 +66,12 @@ def test_code_compares_too_and_goes_on_where_nothing_is_checked(run, urls):
             assert ab.comparison.word == "faster"
             assert ab.tps.value > ab.tps.baseline
     """
-    result = run(source, f"--ollama-url={fast}")
+    result = run_source(source, f"--ollama-url={fast}")
     result.assert_outcomes(passed=1)
     result.stdout.re_match_lines([r"test_it.py::test_it +ok$", rf"  baseline: at {slow}$"])
 
 
-def test_async_code_compares_too(run, urls):
+def test_async_code_compares_too(run_source, urls):
     fast, slow = urls
     source = f"""
         import asyncio
@@ -110,36 +90,38 @@ def test_async_code_compares_too(run, urls):
             assert turns > 5
             assert ab.tps.change < -0.2
     """
-    run(source, f"--ollama-url={fast}").assert_outcomes(passed=1)
+    run_source(source, f"--ollama-url={fast}").assert_outcomes(passed=1)
 
 
-def test_wrong_words_end_the_session_before_the_first_test(run, urls):
-    result = run("@pytest.mark.ollama_ab(baselin={})\ndef test_it(): pass\n", f"--ollama-url={urls[0]}")
+def test_wrong_words_end_the_session_before_the_first_test(run_source, urls):
+    result = run_source("@pytest.mark.ollama_ab(baselin={})\ndef test_it(): pass\n", f"--ollama-url={urls[0]}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*unknown argument 'baselin'; did you mean 'baseline'?*"])
 
 
 @pytest.mark.real_server
-def test_the_real_server_does_not_differ_from_itself(run, real_server):
+def test_the_real_server_does_not_differ_from_itself(run_source, real_server):
     source = """
         @pytest.mark.ollama_ab(baseline={}, candidate={}, model="tiny", num_predict=8, max_regression="80%")
         def test_same(ollama_ab):
             assert {problem.name for problem in ollama_ab.verdict.problems} >= {"nothing to compare"}
     """
-    run(source, f"--ollama-url={real_server}").assert_outcomes(passed=1)
-    (test,) = report()
+    result = run_source(source, f"--ollama-url={real_server}")
+    result.assert_outcomes(passed=1)
+    (test,) = result.tests
     assert test["verdict"] in {"ok", "unsure", "faster"}
 
 
 @pytest.mark.real_server
-def test_the_real_server_is_slower_with_a_bigger_model(run, real_server):
+def test_the_real_server_is_slower_with_a_bigger_model(run_source, real_server):
     source = """
         @pytest.mark.ollama_ab(baseline={"model": "tiny"}, candidate={"model": "mid"}, num_predict=8)
         def test_bigger():
             pass
     """
-    run(source, f"--ollama-url={real_server}").assert_outcomes(failed=1)
-    (test,) = report()
+    result = run_source(source, f"--ollama-url={real_server}")
+    result.assert_outcomes(failed=1)
+    (test,) = result.tests
     assert test["verdict"] == "regressed"
     assert test["findings"][0]["rows"][0]["change"] < -0.5
     assert "parameters 918K -> 25.70M" in test["changed"]

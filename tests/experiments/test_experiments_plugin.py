@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from pathlib import Path
 
 import pytest
+from pytest_runs import read_tests
 
 from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
 
 UNHURRIED = {"slots": 2, "tps": 100, "prefill_tps": 400, "load_time": "500ms", "models": "tiny,mid"}
 """Slow enough that a busy machine's client is none of the trouble: 0.1 s to the first token."""
-
-
-@pytest.fixture
-def run(pytester, monkeypatch):
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(source, *arguments):
-        pytester.makepyfile(test_it="import pytest\n" + textwrap.dedent(source))
-        plugins = ["-p", "pytest_ollama_perf.plugin", "-p", "no:cacheprovider", "-p", "anyio"]
-        return pytester.runpytest_subprocess(*plugins, "--ollama-report=json:report.json", *arguments)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +21,7 @@ def url():
 
 
 def report():
-    tests = json.loads(Path("report.json").read_text(encoding="utf-8"))["tests"]
-    return {test["test"].rpartition("::")[2]: test for test in tests}
+    return {test["test"].rpartition("::")[2]: test for test in read_tests(Path())}
 
 
 EXPERIMENTS = """
@@ -79,8 +64,8 @@ EXPERIMENTS = """
 """
 
 
-def test_experiments_run_from_markers_and_from_code(run, url):
-    result = run(EXPERIMENTS, f"--ollama-url={url}", "--ollama-model=tiny")
+def test_experiments_run_from_markers_and_from_code(run_source, url):
+    result = run_source(EXPERIMENTS, "-p", "anyio", f"--ollama-url={url}", "--ollama-model=tiny")
     out = result.stdout.str()
     assert result.parseoutcomes() == {"passed": 3, "failed": 2}, out
     found = report()
@@ -104,8 +89,8 @@ def test_experiments_run_from_markers_and_from_code(run, url):
     assert all(len(line) <= 80 for line in out[out.rindex("= ollama =") :].splitlines())
 
 
-def test_words_are_read_before_the_first_test(run):
-    result = run(
+def test_words_are_read_before_the_first_test(run_source):
+    result = run_source(
         """
         @pytest.mark.ollama_sweep(concurrency=4)
         def test_a():
@@ -127,8 +112,8 @@ def test_words_are_read_before_the_first_test(run):
     assert "test_it.py::test_c: uses the fixture ollama_cold_start without the marker" in told
 
 
-def test_the_markers_explain_themselves(run):
-    out = run("", "--markers").stdout.str()
+def test_the_markers_explain_themselves(run_source):
+    out = run_source("", "--markers").stdout.str()
     for marker in (
         "ollama_sweep(concurrency=[1, 2, 4, 8], min_knee=4)",
         "ollama_max_concurrency(",
@@ -163,8 +148,8 @@ REAL = """
 
 
 @pytest.mark.real_server
-def test_every_experiment_runs_on_the_real_server(run, real_server):
-    result = run(REAL, f"--ollama-url={real_server}")
+def test_every_experiment_runs_on_the_real_server(run_source, real_server):
+    result = run_source(REAL, "-p", "anyio", f"--ollama-url={real_server}")
     assert result.parseoutcomes() == {"passed": 4}, result.stdout.str()
     found = report()
     assert {test["verdict"] for test in found.values()} == {"ok"}

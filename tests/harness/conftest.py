@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
 
 import pytest
+from pytest_runs import RunSource
 
 from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
@@ -33,18 +32,12 @@ def slow_to_load() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def run(pytester, monkeypatch):
-    """Run pytest on a source; the outcome has the report's one test as ``test``."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("COLUMNS", "80")
+def run(run_source: RunSource) -> Callable[..., Any]:
+    """Run pytest on a source against servers; the outcome has the report's one test as ``test``."""
 
-    def run(source, urls, *arguments):
-        pytester.makepyfile(test_it="import pytest\n" + textwrap.dedent(source))
-        plugins = ["-p", "pytest_ollama_perf.plugin", "-p", "no:cacheprovider", "--ollama-report=json:report.json"]
-        given = [f"--ollama-url={url}" for url in urls]
-        result = pytester.runpytest_subprocess(*plugins, *given, *arguments)
-        report = Path("report.json")
-        result.test = json.loads(report.read_text(encoding="utf-8"))["tests"][0] if report.exists() else None
+    def run(source: str, urls: list[str], *arguments: str) -> Any:
+        result = run_source(source, *(f"--ollama-url={url}" for url in urls), *arguments)
+        result.test = result.tests[0] if result.tests else None
         return result
 
     return run

@@ -14,9 +14,11 @@ from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Fingerprint
-from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.core.sample import Outcome
+from pytest_ollama_perf.core.verdict import ProblemCode, VerdictStatus
 from pytest_ollama_perf.harness.evaluation import ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import RunHistory
+from pytest_ollama_perf.store import base as store_base
 from pytest_ollama_perf.store.directory import DirectoryStore
 
 TEST = "tests/test_chat.py::test_speed"
@@ -50,7 +52,7 @@ class ScriptedBench:
         number = next(NUMBERS)
         speed = dict(self.speeds.pop(0))
         failed = speed.pop("fail", False)
-        samples = one_after_another(20, tokens=64, **speed)
+        samples = one_after_another(20, **{"tokens": 64} | speed)
         if failed:
             samples = [failure(index, sent=index) for index in range(20)]
         run = run_of(*samples, test=test, fingerprint=self.fingerprint, started_at=1_790_000_000.0 + 1000 * number)
@@ -260,6 +262,67 @@ def test_a_damaged_record_among_others_is_named_and_the_others_count(tmp_path):
     trial, _, _ = trial_of(settings_in(tmp_path), steady(1))
     assert trial.verdict.word is VerdictStatus.OK
     assert [problem.name for problem in trial.verdict.problems] == ["damaged history"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"schema": 9}'])
+def test_an_unreadable_acceptance_makes_the_verdict_invalid(tmp_path, content):
+    """Without the acceptance, slow and fast epochs would form one baseline that is too noisy to detect anything."""
+    saved(tmp_path)
+    DirectoryStore(tmp_path / "history").accept(TEST, why="agreed", who="", at=1_790_000_000.0)
+    file = next((tmp_path / "history").glob("*/epochs/*.json"))
+    file.write_text(content)
+    before = kept(tmp_path)
+    trial, _, _ = trial_of(settings_in(tmp_path, save=True), steady(0))
+    assert trial.verdict.word is VerdictStatus.INVALID
+    assert "an acceptance cannot be read" in trial.verdict.reason
+    assert file.name in trial.verdict.reason
+    assert kept(tmp_path) == before
+
+
+def test_a_run_without_a_success_is_never_stored(tmp_path):
+    failed = {"outcome": Outcome.REFUSED}
+    trial, _, past = trial_of(settings_in(tmp_path, save=True), failed)
+    assert kept(tmp_path) == 0
+    assert [problem.text for problem in trial.verdict.problems if problem.code is ProblemCode.NOT_SAVED] == [
+        "no request of this run succeeded, so it cannot be a baseline"
+    ]
+    assert past.unsaved == []
+
+
+def test_a_stored_run_without_a_success_is_no_baseline(tmp_path):
+    store = DirectoryStore(tmp_path / "history")
+    bench = ScriptedBench(settings_in(tmp_path), [{"outcome": Outcome.REFUSED}])
+    store.add(bench.measure(build_load_spec({"model": "m"}).workload, TEST, fresh=True, listener=None))
+    trial, _, _ = trial_of(settings_in(tmp_path, save=True), USUAL)
+    assert trial.verdict.word is VerdictStatus.NEW
+
+
+def test_a_long_history_is_not_read_completely(tmp_path, monkeypatch):
+    saved(tmp_path, 2)
+    store = DirectoryStore(tmp_path / "history")
+    template = store.read_history(TEST).runs[-1]
+    for number in range(400):
+        store.add(msgspec.structs.replace(template, id=f"old{number}", started_at=1e9 + number))
+    decoded = []
+    real = store_base.decode_run
+    monkeypatch.setattr(store_base, "decode_run", lambda data, where: decoded.append(where) or real(data, where))
+    trial, _, _ = trial_of(settings_in(tmp_path), USUAL)
+    assert trial.verdict.word is VerdictStatus.OK
+    assert trial.verdict.stored == 20
+    assert len(decoded) <= 120
+
+
+def test_a_rare_machine_keeps_its_baseline_in_a_long_history(tmp_path):
+    rare = Fingerprint(server_version="0.32.15", model_digest="abc", gpu="NVIDIA T4")
+    trial_of(settings_in(tmp_path, save=True), USUAL, fingerprint=rare)
+    store = DirectoryStore(tmp_path / "history")
+    template = store.read_history(TEST).runs[-1]
+    other = msgspec.structs.replace(rare, gpu="NVIDIA H200")
+    for number in range(100):
+        store.add(msgspec.structs.replace(template, id=f"new{number}", started_at=1.9e9 + number, fingerprint=other))
+    trial, _, _ = trial_of(settings_in(tmp_path), USUAL, USUAL, USUAL, fingerprint=rare)
+    assert trial.verdict.stored == 1
+    assert trial.verdict.word is not VerdictStatus.INCOMPARABLE
 
 
 def test_a_history_that_cannot_be_written_is_said(tmp_path, monkeypatch):

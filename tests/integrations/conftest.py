@@ -1,4 +1,4 @@
-"""A folder to run pytest in beside other plugins, and the server it measures."""
+"""A folder to run pytest in with other plugins, and the server it measures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 from plugin_runs import Run
+from pytest_runs import start_fast_simulator
 
-from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
-from pytest_ollama_perf.simulator.url import read_settings
+from pytest_ollama_perf.simulator.process import RunningSimulator
 
 
 @pytest.fixture(scope="session")
 def sim() -> Iterator[RunningSimulator]:
-    """A simulator that answers at once."""
-    words = {"slots": 4, "tps": 4000, "prefill_tps": 100_000, "load_time": 0, "overhead": 0, "models": "tiny"}
-    with start_simulator(read_settings(words)) as running:
+    """A simulator that answers without delay."""
+    with start_fast_simulator() as running:
         yield running
 
 

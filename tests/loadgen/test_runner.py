@@ -9,6 +9,7 @@ import time
 import anyio
 import pytest
 import trio
+from child_process import in_child_process
 from scripted import Scripted, closed, outcomes
 
 from pytest_ollama_perf.core.errors import ConfigError
@@ -129,12 +130,14 @@ def assert_stopped(backend, fired):
     assert set(outcomes(fired.samples)[2:]) == {"cancelled"}
 
 
+@in_child_process
 def test_ctrl_c_while_waiting_stops_the_load_and_hands_over_what_was_measured():
     backend, _, fired = stopped(lambda: Endless(interrupt), KeyboardInterrupt, progress_every_s=60.0)
     assert_stopped(backend, fired)
     assert fired.aborted == "KeyboardInterrupt"
 
 
+@in_child_process
 def test_ctrl_c_while_progress_is_shown_stops_the_load():
     def show(progress):
         if progress.done == 2 and progress.in_flight == 2:
@@ -144,6 +147,7 @@ def test_ctrl_c_while_progress_is_shown_stops_the_load():
     assert_stopped(backend, fired)
 
 
+@in_child_process
 def test_a_sigterm_handler_that_raises_stops_the_load():
     def leave(*_):
         raise SystemExit("terminated")
@@ -186,6 +190,7 @@ def test_a_load_stopped_while_its_backend_is_made_leaves_no_success():
     assert [sample for sample in fired.samples if sample.ok] == []
 
 
+@in_child_process
 def test_a_second_ctrl_c_while_stopping_still_hands_over():
     class Stubborn(Endless):
         async def serve(self, request):
@@ -199,8 +204,9 @@ def test_a_second_ctrl_c_while_stopping_still_hands_over():
     assert outcomes(fired.samples).count("ok") == 2
 
 
-def test_a_loop_that_hangs_does_not_keep_the_caller(monkeypatch):
-    monkeypatch.setattr(runner, "_STOP_TIMEOUT_S", 0.02)
+@in_child_process
+def test_a_loop_that_hangs_does_not_keep_the_caller():
+    runner._STOP_TIMEOUT_S = 0.02
     release = threading.Event()
 
     def hang():

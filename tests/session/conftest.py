@@ -13,21 +13,17 @@ from typing import Any
 import httpcore  # noqa: F401
 import pytest
 from child_process import ChildProcess
+from pytest_runs import ARGUMENTS, start_fast_simulator
 
 # What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
 from pytest_ollama_perf.analysis import client_checks, validity
-from pytest_ollama_perf.simulator.process import RunningSimulator, start_simulator
-from pytest_ollama_perf.simulator.url import read_settings
-
-PLUGIN = ("-p", "pytest_ollama_perf.plugin", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-"""Loads this plugin; before pytest 9, a plugin that is imported already causes a warning."""
+from pytest_ollama_perf.simulator.process import RunningSimulator
 
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[RunningSimulator]:
-    """A simulator that answers at once; every module has its own."""
-    words = {"slots": 4, "tps": 4000, "prefill_tps": 100_000, "load_time": 0, "overhead": 0, "models": "tiny,mid,embed"}
-    with start_simulator(read_settings(words)) as running:
+    """A simulator that answers without delay; every module has a separate one."""
+    with start_fast_simulator(models="tiny,mid,embed") as running:
         yield running
 
 
@@ -90,7 +86,7 @@ class Perf:
     def arguments(self, *arguments: str, url: str | None = None) -> list[str]:
         where = self.url if url is None else url
         asked = [f"--ollama-url={where}"] if where else []
-        return [*PLUGIN, "-p", "no:cacheprovider", *asked, "--ollama-report=json:report.json", *arguments]
+        return [*ARGUMENTS, *asked, *arguments]
 
     def start(self, *arguments: str) -> ChildProcess:
         """Start a run in a separate process, which gets signals as a terminal would send them."""
@@ -98,11 +94,9 @@ class Perf:
 
 
 @pytest.fixture
-def make_perf(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Perf]:
+def make_perf(isolated_pytester: pytest.Pytester) -> Callable[[str], Perf]:
     """Make a runner against the server at a URL."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("COLUMNS", "80")
-    return lambda url: Perf(pytester, url)
+    return lambda url: Perf(isolated_pytester, url)
 
 
 @pytest.fixture

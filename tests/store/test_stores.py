@@ -276,12 +276,21 @@ def test_repair_leaves_what_a_newer_version_wrote(store: Store) -> None:
     assert len(store.read_history(TEST).unreadable_acceptances) == 1
 
 
-def test_runs_can_be_deleted(store: Store) -> None:
+def test_old_runs_are_deleted_by_time(store: Store) -> None:
     fill(store, "abc")
-    assert store.prune(TEST, lambda entries: entries[:2], dry_run=True) == 2
+    assert store.prune(TEST, before=102.0, dry_run=True) == 2
     assert ids(store.read_history(TEST)) == ["a", "b", "c"]
-    assert store.prune(TEST, lambda entries: entries[:2], dry_run=False) == 2
+    assert store.prune(TEST, before=102.0) == 2
     assert ids(store.read_history(TEST)) == ["c"]
+
+
+def test_the_newest_builds_of_every_load_are_kept(store: Store) -> None:
+    one, two = (Workload(model="m", concurrency=number) for number in (1, 2))
+    fill(store, "ab", workload=one, session="s1")
+    fill(store, "cd", workload=one, session="s2", start=200.0)
+    fill(store, "e", workload=two, session="s0")
+    assert store.prune(TEST, builds=1) == 2
+    assert sorted(ids(store.read_history(TEST))) == ["c", "d", "e"]
 
 
 def damage_acceptance(store: Store, data: bytes = b"{}") -> None:
