@@ -213,6 +213,12 @@ LOAD_OPTIONS = _index_by_name(
         "retries",
     ),
     MarkerOption(
+        "abort_error_rate",
+        types.SHARE,
+        "stop the load early when more than this share of its requests, at least 10, has failed",
+        "abort_error_rate",
+    ),
+    MarkerOption(
         "reuse_connections",
         types.FLAG,
         "keep connections open between requests; otherwise every request opens a new one",

@@ -94,6 +94,9 @@ class _CommonOptions(TypedDict, total=False):
     retries: int
     """Retries of a request after status 502, 503 or 504; latency counts from the first attempt (default: 0)."""
 
+    abort_error_rate: Percent
+    """Stop the load early when more than this share of its requests, at least 10, has failed."""
+
     reuse_connections: bool
     """Keep connections open between requests; otherwise every request opens a new one (default: True)."""
 
@@ -275,6 +278,9 @@ class ABSideOptions(TypedDict, total=False):
 
     retries: int
     """Retries of a request after status 502, 503 or 504; latency counts from the first attempt (default: 0)."""
+
+    abort_error_rate: Percent
+    """Stop the load early when more than this share of its requests, at least 10, has failed."""
 
     reuse_connections: bool
     """Keep connections open between requests; otherwise every request opens a new one (default: True)."""

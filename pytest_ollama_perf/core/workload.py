@@ -84,6 +84,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ``messages`` are whole chats in place of prompts; ``weights`` say how often each prompt or chat is sent, evenly
     without them; ``images`` are base64, one a request in turn. With ``turns`` each client keeps a chat of that many
     questions, the model's answers among them. ``retries`` is how often one that met 502, 503 or 504 is sent again.
+    The load stops early when more than the share ``abort_error_rate`` of its requests has failed.
     """
 
     model: str
@@ -117,6 +118,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     images: tuple[str, ...] = ()
     turns: int = 1
     retries: int = 0
+    abort_error_rate: float | None = None
     reuse_connections: bool = True
     salt: str = ""
     prompt_set: str = ""
@@ -174,7 +176,18 @@ def _format_argument(value: object) -> str:
 
 
 _NON_IDENTITY_FIELDS = frozenset(
-    {"model", "timeouts", "keep_alive", "drain_s", "salt", "prompts", "messages", "images", "prompt_set"}
+    {
+        "model",
+        "timeouts",
+        "keep_alive",
+        "drain_s",
+        "salt",
+        "prompts",
+        "messages",
+        "images",
+        "prompt_set",
+        "abort_error_rate",
+    }
 )
 """Fields that do not change what the server has to do; the model is known by its digest, the prompts by their hash."""
 

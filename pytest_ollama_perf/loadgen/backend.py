@@ -68,7 +68,7 @@ class StreamingBackend(Protocol):
 class Balancer:
     """Deals requests out to servers of given ``weights``, each above 0; ``seed`` makes chance repeatable.
 
-    ``choose`` is asked once for each request, right before it is sent; ``done`` is told of its end.
+    Call ``choose`` once for each request, right before it is sent, and ``release`` when it has ended.
     """
 
     def __init__(self, balance: Balance, weights: Sequence[float], seed: int = 1) -> None:
@@ -82,8 +82,8 @@ class Balancer:
             Balance.LEAST_IN_FLIGHT: self._pick_least_loaded,
         }[balance]
 
-    def choose(self, index: int) -> int:
-        """Return the server for the request ``index``, which now counts as in flight."""
+    def choose(self) -> int:
+        """Return the server for the next request, which now counts as in flight."""
         target = self._pick()
         self._in_flight[target] += 1
         return target

@@ -9,6 +9,7 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ import anyio.lowlevel
 import msgspec
 
 from pytest_ollama_perf.core.sample import Outcome, Phase, Sample
+from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import Endpoint, Workload
 from pytest_ollama_perf.loadgen.backend import Backend, Request
 from pytest_ollama_perf.loadgen.plan import LoadPlan
@@ -93,13 +95,68 @@ def merge_attempts(tries: Sequence[Sample], turn: int = 1) -> Sample:
     return msgspec.structs.replace(
         last,
         attempt=sum(one.attempt for one in tries),
-        first_sent_ns=first.sent_ns,
-        first_error=f"{first.outcome.value}: {first.error}",
+        first_sent_ns=first.sent_ns if first.first_sent_ns is None else first.first_sent_ns,
+        first_error=first.first_error or f"{first.outcome.value}: {first.error}",
     )
 
 
-ChooseTarget = Callable[[int], int]
-"""Takes a request's index and returns the index of the server to send it to."""
+class FailureBackoff:
+    """The pauses of one client while its requests fail, so that a dead server is not flooded with requests.
+
+    A refused connection is followed by a pause immediately; other failures, after ``_UNPAUSED_FAILURES`` in a row. The
+    pause doubles up to a second, or longer with more than 100 clients. A success ends it. All clients together thus
+    produce at most about 100 failures per second, which limits the memory of a load and the size of its report.
+    """
+
+    def __init__(self, clients: int) -> None:
+        self._max_pause_s = max(1.0, clients / _MAX_FAILURES_PER_S)
+        self._failures = 0
+        self._pauses = 0
+
+    def compute_pause_s(self, sample: Sample) -> float:
+        """Return the seconds to wait after ``sample``."""
+        if sample.ok:
+            self._failures = self._pauses = 0
+            return 0.0
+        self._failures += 1
+        if sample.outcome is not Outcome.REFUSED and self._failures <= _UNPAUSED_FAILURES:
+            return 0.0
+        self._pauses += 1
+        return min(self._max_pause_s, _FIRST_BACKOFF_S * 2.0 ** min(self._pauses - 1, 10))
+
+
+_UNPAUSED_FAILURES = 10
+_FIRST_BACKOFF_S = 0.05
+_MAX_FAILURES_PER_S = 100
+
+
+class FailureGuard:
+    """Decides when too many measured requests have failed; ``limit`` is a share, ``None`` for no limit."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
+        self._ended = 0
+        self._failed = 0
+        self.reason = ""
+        """Why the load must stop; empty while it may go on."""
+
+    def record(self, sample: Sample) -> None:
+        """Count a request that has ended."""
+        if self._limit is None or self.reason or sample.stage is Phase.WARMUP or sample.outcome is Outcome.CANCELLED:
+            return
+        self._ended += 1
+        self._failed += not sample.ok
+        if self._ended >= MIN_GUARDED_REQUESTS and self._failed > self._limit * self._ended:
+            self.reason = (
+                f"{self._failed} of {self._ended} requests failed, more than abort_error_rate={100 * self._limit:g}%"
+            )
+
+
+MIN_GUARDED_REQUESTS = 10
+"""Requests that must have ended before a share of failures can stop a load."""
+
+ChooseTarget = Callable[[], int]
+"""Returns the index of the server that gets the next request."""
 
 _TIMER_SLACK_NS = 1_000  # a rest too short for any timer
 
@@ -112,19 +169,26 @@ async def execute_load(
     targets: int = 1,
     choose: ChooseTarget | None = None,
     on_measured: Callable[[], None] | None = None,
-) -> None:
+) -> str:
     """Send every request of ``workload`` to ``backend`` and leave one sample of each in ``recorder``.
 
-    ``choose`` picks the server of each request (round robin by default); ``on_measured`` is called right before the
-    first request that counts. Cancelling ends the load: requests in flight leave a sample ``CANCELLED``. Raises
-    ``ConfigError`` for a workload that cannot be fired, and nothing else: a backend that fails leaves samples too.
+    ``choose`` picks the server of each request (round robin by default). ``on_measured`` is called right before the
+    first measured request. Cancelling ends the load: requests in flight leave a sample with the outcome ``CANCELLED``.
+    A backend that raises does not end the load: the request leaves a failed sample.
+
+    Returns:
+        Why the load stopped early; empty when it ran to its end.
+
+    Raises:
+        ConfigError: the workload is impossible.
     """
     plan = LoadPlan(workload)
-    load = _LoadExecution(plan, backend, recorder, choose or (lambda index: index % targets), on_measured)
+    load = _LoadExecution(plan, backend, recorder, choose or cycle(range(targets)).__next__, on_measured)
     await load.connect(targets)
     recorder.start(backend.now_ns())
     with load.scope:
         await (load.run_closed_loop() if workload.rate is None else load.run_open_loop())
+    return load.guard.reason
 
 
 class _LoadExecution:
@@ -139,6 +203,7 @@ class _LoadExecution:
         on_measured: Callable[[], None] | None,
     ) -> None:
         self.scope = anyio.CancelScope()
+        self.guard = FailureGuard(plan.workload.abort_error_rate)
         self._plan = plan
         self._workload = plan.workload
         self._backend = backend
@@ -169,17 +234,22 @@ class _LoadExecution:
                 group.start_soon(self._run_client, client)
 
     async def _run_client(self, client: int) -> None:
-        pauses, talk = self._plan.iter_pauses_s(client), Conversation(self._plan)
+        pauses, talk, backoff = (
+            self._plan.iter_pauses_s(client),
+            Conversation(self._plan),
+            FailureBackoff(self._plan.clients),
+        )
         index: int | None = client
         while index is not None:
             self._start_measuring(index, self._backend.now_ns())
-            await self._send_turn(index, client, talk)
-            index = await self._take_next_index(next(pauses))
+            sample = await self._send_turn(index, client, talk)
+            index = await self._take_next_index(max(next(pauses), backoff.compute_pause_s(sample)))
 
-    async def _send_turn(self, index: int, client: int, talk: Conversation) -> None:
+    async def _send_turn(self, index: int, client: int, talk: Conversation) -> Sample:
         turn = talk.start_turn(index)
         sample = await self._send(self._build_request(index, client, turn=turn))
         talk.record_answer(turn, sample.ok)
+        return sample
 
     async def _run_staged_loop(self, course: StageSchedule) -> None:
         """Let clients come and go as the stages say; a request under way when its client's time is over is finished."""
@@ -191,15 +261,21 @@ class _LoadExecution:
                 group.start_soon(self._run_staged_client, client, course, base_ns)
 
     async def _run_staged_client(self, client: int, course: StageSchedule, base_ns: int) -> None:
-        pauses, talk = self._plan.iter_pauses_s(client), Conversation(self._plan)
+        pauses, talk, backoff = (
+            self._plan.iter_pauses_s(client),
+            Conversation(self._plan),
+            FailureBackoff(self._plan.clients),
+        )
         pause_s = 0.0
         while (
             due_s := course.compute_join_time(client, (self._backend.now_ns() - base_ns) / 1e9 + pause_s)
         ) < math.inf:
             await self._sleep_until(base_ns + round(due_s * 1e9))
+            if self.guard.reason:
+                return
             self._taken_count += 1
-            await self._send_turn(self._taken_count - 1, client, talk)
-            pause_s = next(pauses)
+            sample = await self._send_turn(self._taken_count - 1, client, talk)
+            pause_s = max(next(pauses), backoff.compute_pause_s(sample))
 
     async def _run_warmup(self) -> None:
         """Send the requests that do not count, by as many clients as will come; a moving load starts after them."""
@@ -226,6 +302,8 @@ class _LoadExecution:
         return self._taken_count - 1
 
     def _is_over(self, at_ns: float) -> bool:
+        if self.guard.reason:
+            return True
         return at_ns >= self._deadline_ns or (self._plan.total is not None and self._taken_count >= self._plan.total)
 
     async def run_open_loop(self) -> None:
@@ -239,6 +317,8 @@ class _LoadExecution:
                 if (due_ns := base_ns + offset_ns) >= self._deadline_ns:
                     return
                 await self._sleep_until(due_ns)
+                if self.guard.reason:
+                    return
                 self._start_measuring(index, due_ns)
                 group.start_soon(self._send_arrival, self._build_request(index, lanes.acquire(), due_ns), lanes)
 
@@ -273,7 +353,7 @@ class _LoadExecution:
         return Request(
             index=index,
             client=client,
-            target=self._choose(index),
+            target=self._choose(),
             request_id=f"{self._run}-{index:06d}",
             stage=self._plan.get_phase(index),
             endpoint=endpoint,
@@ -298,14 +378,22 @@ class _LoadExecution:
         finally:
             whole = self._mark_late(merge_attempts(tries, request.turn))
             self._recorder.add(whole)
+            self._guard_load(whole)
         return whole
+
+    def _guard_load(self, sample: Sample) -> None:
+        """Stop the load where too many requests have failed; those in flight get the time of the drain."""
+        stopped = bool(self.guard.reason)
+        self.guard.record(sample)
+        if self.guard.reason and not stopped:
+            self.scope.deadline = min(self.scope.deadline, anyio.current_time() + self._workload.drain_s)
 
     async def _attempt(self, request: Request, tries: list[Sample]) -> None:
         receipt = _SampleReceiver(request, self._backend.now_ns())
         try:
             await self._backend.send(request, receipt.record)
         except Exception as error:
-            receipt.fault = f"the client failed: {type(error).__name__}: {error}"
+            receipt.fault = sanitize(f"the client failed: {type(error).__name__}: {error}")
         except BaseException:
             receipt.fault, receipt.outcome = "stopped, and the client recorded nothing", Outcome.CANCELLED
             raise
@@ -323,7 +411,7 @@ class _SampleReceiver:
     """The one sample of a request: the first that the backend records, else one that says why there is none."""
 
     def __init__(self, request: Request, sent_ns: int) -> None:
-        self.outcome = Outcome.CUT_OFF
+        self.outcome = Outcome.CLIENT_ERROR
         self.fault = "the client recorded nothing"
         self._request = request
         self._sent_ns = sent_ns

@@ -269,6 +269,11 @@ def _check_stages(workload: Workload) -> str:
     return ""
 
 
+def _check_abort_rate(workload: Workload) -> str:
+    limit = workload.abort_error_rate
+    return "" if limit is None or 0 <= limit <= 1 else f"abort_error_rate={limit:g}: must be 0 to 1, or 0% to 100%"
+
+
 def _check_chats(workload: Workload) -> str:
     chat, given = workload.endpoint == Endpoint.CHAT, bool(workload.messages)
     if workload.turns < 1 or workload.retries < 0:
@@ -370,6 +375,7 @@ _CHECKS: tuple[Callable[[Workload], str], ...] = (
     _check_stop,
     _check_stages,
     _check_chats,
+    _check_abort_rate,
     _check_weights,
     _check_warmup,
     _check_think_time,

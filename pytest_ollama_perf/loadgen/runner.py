@@ -184,10 +184,11 @@ class _LoadThread:
     ) -> None:
         self._recorder = SampleRecorder(count_requests(workload))
         self._watcher = ClientMonitor()
-        self._fire = partial(execute_load, workload, targets=targets, choose=choose, on_measured=self._watcher.begin)
+        self._execute = partial(execute_load, workload, targets=targets, choose=choose, on_measured=self._watcher.begin)
         self._make_backend = make_backend
         self._cancel: Callable[[], object] | None = None
         self._stopping = False
+        self._stop_reason = ""
         self._ended_ns: int | None = None
         self._error: BaseException | None = None
         self._ended = threading.Event()
@@ -225,7 +226,7 @@ class _LoadThread:
         return LoadMeasurement(
             samples=samples,
             watch=self._watcher.compute_stats(samples),
-            aborted=aborted,
+            aborted=aborted or self._stop_reason,
             started_ns=started_ns,
             ended_ns=self._ended_ns or last_ns,
         )
@@ -253,7 +254,7 @@ class _LoadThread:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._watcher.sample_lag)
                 group.start_soon(_collect_garbage)
-                await self._fire(backend, self._recorder)
+                self._stop_reason = await self._execute(backend, self._recorder)
                 group.cancel_scope.cancel()
         finally:
             self._watcher.end()

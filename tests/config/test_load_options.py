@@ -66,6 +66,7 @@ GOOD = [
     ("stages", [{"rate": 2, "ramp": "30s"}], "stages", (Stage(level=2.0, seconds=30.0, ramp=True),)),
     ("balance", "random", "balance", Balance.RANDOM),
     ("retries", 2, "retries", 2),
+    ("abort_error_rate", "50%", "abort_error_rate", 0.5),
     ("reuse_connections", False, "reuse_connections", False),
     ("prompt_words", 100, "prompt_words", 100),
     ("prefix", "warm", "prefix", Prefix.WARM),
@@ -260,7 +261,8 @@ def test_words_that_contradict_each_other_are_refused(words: dict[str, object], 
 EVERY_WORD = (
     "model, endpoint, stream, concurrency, rate, arrival, stages, requests, duration, drain, warmup, think_time, "
     "prompt, prompts, dataset, turns, images, prompt_words, prefix, raw, num_predict, num_ctx, temperature, seed, "
-    "think, keep_alive, options, cold, balance, timeout, retries, reuse_connections, limits, "
+    "think, keep_alive, options, cold, balance, timeout, retries, abort_error_rate, reuse_connections, "
+    "limits, "
     "max_regression, min_tps, min_throughput, min_qps, max_error_rate, and max_<stat>_<metric> such as max_p95_latency"
 )
 
