@@ -29,9 +29,20 @@ _GOOD_READING_NS = 5_000
 AncillaryData = Sequence[tuple[int, int, bytes]]
 
 
+def has_receive_stamps() -> bool:
+    """Return whether this platform stamps received packets on a clock that this module can read."""
+    return sys.platform == "linux" and machine() in _SUPPORTED_MACHINES
+
+
+def describe_clock() -> str:
+    """Return the clock of the samples' times, and whether arrival times are the kernel's or those of the read."""
+    arrival = "kernel receive stamps" if has_receive_stamps() else "arrival times are those of the read"
+    return f"{time.get_clock_info('perf_counter').implementation}, {arrival}"
+
+
 def enable_receive_stamps(sock: socket.socket) -> bool:
     """Ask the kernel to stamp what ``sock`` receives; return whether it will."""
-    if sys.platform != "linux" or machine() not in _SUPPORTED_MACHINES:
+    if not has_receive_stamps():
         return False
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)

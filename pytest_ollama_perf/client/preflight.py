@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
 
+from pytest_ollama_perf.client.clock import describe_clock
 from pytest_ollama_perf.client.control import ControlClient
 from pytest_ollama_perf.client.models import ModelInfo, RunningModel, canonicalize_model
 from pytest_ollama_perf.core.errors import ConfigError, ServerError
@@ -79,11 +80,12 @@ def _require_vision(info: ModelInfo, workload: Workload) -> None:
 
 
 def collect_client_info() -> dict[str, str]:
-    """Return what identifies this client: package, Python and machine."""
+    """Return what identifies this client: package, Python, machine, and the clock of its times."""
     return {
         "pytest-ollama-perf": package_version("pytest-ollama-perf"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "clock": describe_clock(),
     }
 
 

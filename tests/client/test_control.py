@@ -333,7 +333,7 @@ def test_the_fingerprint_says_what_must_be_the_same():
         "stop": '"<|im_start|>", "<|im_end|>"',
         "temperature": "0",
     }
-    assert set(fingerprint.client) == {"pytest-ollama-perf", "python", "machine"}
+    assert set(fingerprint.client) == {"pytest-ollama-perf", "python", "machine", "clock"}
 
 
 def test_a_server_that_does_not_answer_show_has_no_known_parameters():

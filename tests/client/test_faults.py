@@ -7,12 +7,14 @@ import time
 import anyio
 import anyio.lowlevel
 import pytest
-from wire_makers import FINAL, FULL, HEAD, TOKEN, fire, make_request
+from wire_makers import FINAL, FULL, HEAD, TOKEN, LoopWithoutReaders, fire, make_request
 
 from pytest_ollama_perf.client import backend as backend_module
 from pytest_ollama_perf.client.address import Access, Address
 from pytest_ollama_perf.client.backend import HttpBackend
 from pytest_ollama_perf.core.sample import Outcome
+from pytest_ollama_perf.core.workload import Workload
+from pytest_ollama_perf.loadgen import runner
 
 
 def test_an_exception_of_the_client_is_a_failure_with_its_text(run, fault_server, monkeypatch):
@@ -163,26 +165,10 @@ def test_an_untrusted_certificate_names_the_option(run, fault_server, certificat
     assert "--ollama-ca-file" in sample.error
 
 
-class _SelectorOnlyLoop(asyncio.SelectorEventLoop):
-    """A loop whose users cannot watch sockets, as the default loop of Windows."""
-
-    def add_reader(self, *args):
-        raise NotImplementedError
-
-    def remove_reader(self, *args):
-        raise NotImplementedError
-
-    def add_writer(self, *args):
-        raise NotImplementedError
-
-    def remove_writer(self, *args):
-        raise NotImplementedError
-
-
 @pytest.fixture
 def run_without_readers():
     def run_main(function):
-        loop = _SelectorOnlyLoop()
+        loop = LoopWithoutReaders()
         try:
             return loop.run_until_complete(function())
         finally:
@@ -217,6 +203,23 @@ def test_a_loop_without_add_reader_sends_large_bodies_and_notices_failures(run_w
     assert silent.outcome is Outcome.FIRST_TOKEN_TIMEOUT
     (cut,) = fire(run_without_readers, [fault_server(rst).address], make_request())
     assert cut.outcome is Outcome.CUT_OFF
+
+
+def test_a_whole_load_runs_where_the_default_loop_cannot_watch_sockets(fault_server, monkeypatch):
+    server = fault_server(FULL)
+    loops = []
+
+    def make_loop():
+        loops.append(LoopWithoutReaders())
+        return loops[-1]
+
+    monkeypatch.setattr(asyncio.events, "new_event_loop", make_loop)
+    monkeypatch.setattr(runner, "_has_uvloop", lambda: False)
+    workload = Workload(model="m", concurrency=4, requests=12, warmup=0)
+    measured = runner.run_load(workload, lambda: HttpBackend([server.address]))
+    assert len(loops) == 1
+    assert [sample.outcome for sample in measured.samples] == [Outcome.OK] * 12
+    assert all(sample.first_token_ns > sample.sent_ns for sample in measured.samples)
 
 
 def test_a_loop_without_add_reader_speaks_tls(run_without_readers, fault_server, certificate):

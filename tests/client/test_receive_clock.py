@@ -1,6 +1,10 @@
 import socket
 import struct
+import time
 
+import pytest
+
+from pytest_ollama_perf.client import clock
 from pytest_ollama_perf.client.clock import ReceiveClock
 
 SECOND = 1_000_000_000
@@ -71,3 +75,13 @@ def test_a_clock_set_between_arrival_and_read_costs_the_stamp_and_nothing_else()
         arrived, at = clocks.arrival(), clocks.monotonic
         clocks.pass_ns(30_000)
         assert stamps.to_arrival_ns(arrived, clocks.monotonic) == at
+
+
+@pytest.mark.parametrize(
+    ("platform", "arrival"),
+    [("linux", "kernel receive stamps"), ("win32", "arrival times are those of the read")],
+)
+def test_the_clock_of_a_platform_is_described(monkeypatch, platform, arrival):
+    monkeypatch.setattr(clock.sys, "platform", platform)
+    monkeypatch.setattr(clock, "machine", lambda: "x86_64")
+    assert clock.describe_clock() == f"{time.get_clock_info('perf_counter').implementation}, {arrival}"

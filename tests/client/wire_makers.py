@@ -1,5 +1,7 @@
 """Responses on the wire, and a way to send requests through a backend."""
 
+import asyncio
+
 from pytest_ollama_perf.client.backend import HttpBackend
 from pytest_ollama_perf.core.sample import Phase
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts
@@ -49,3 +51,19 @@ def fire(run, addresses, *requests, connections=0, access=None, between=None):
     run(main)
     assert len(samples) == len(requests)
     return samples
+
+
+class LoopWithoutReaders(asyncio.SelectorEventLoop):
+    """A loop whose users cannot watch sockets, as the default loop of Windows."""
+
+    def add_reader(self, *args):
+        raise NotImplementedError
+
+    def remove_reader(self, *args):
+        raise NotImplementedError
+
+    def add_writer(self, *args):
+        raise NotImplementedError
+
+    def remove_writer(self, *args):
+        raise NotImplementedError
