@@ -54,9 +54,9 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
 class Servers(Finding, frozen=True, kw_only=True, tag="servers"):
     """The servers of one load, in the order given.
 
-    ``behind`` says that they stand behind one address, which named them; ``imbalance`` is the largest share over the
-    share expected; ``uneven`` names the server that got plainly more than its part, ``slow`` those plainly slower than
-    the others, each with why.
+    ``behind`` is true if they are behind one address, which named them. ``imbalance`` is the largest ratio of a share
+    to the expected share. ``uneven`` is the index of the server that received clearly more than its share; ``slow``
+    describes those that are clearly slower than the others.
     """
 
     supplements_metrics: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class Servers(Finding, frozen=True, kw_only=True, tag="servers"):
     servers: tuple[ServerSummary, ...]
     behind: bool
     imbalance: float
-    uneven: str = ""
+    uneven: int | None = None
     slow: tuple[str, ...] = ()
 
 
@@ -81,7 +81,7 @@ def summarise_servers(run: Run, summary: Summary) -> tuple[Servers, ...]:
         for name, samples in groups.items()
     )
     busiest = max((one for one in found if one.expected), key=lambda one: one.share / one.expected)
-    uneven = busiest.name if _is_uneven(busiest, total) else ""
+    uneven = found.index(busiest) if _is_uneven(busiest, total) else None
     imbalance = busiest.share / busiest.expected
     return (Servers(servers=found, behind=behind, imbalance=imbalance, uneven=uneven, slow=find_slow_servers(found)),)
 
@@ -99,7 +99,7 @@ def _group_samples(run: Run) -> tuple[dict[str, list[Sample]], bool]:
     for name in sorted(named) if behind else run.servers:
         groups[name] = []
     for sample in run.measured:
-        groups[(sample.server or "not named") if behind else sample.url].append(sample)
+        groups[sample.server if behind else sample.url].append(sample)
     known = groups if behind else {name: groups[name] for name in run.servers}
     return dict(known), behind
 

@@ -1,13 +1,11 @@
-"""What experiments found, as lines of text: one function for each kind of finding.
-
-The text of the kinds in ``finding/x.py`` is made in ``report/x.py``, which is imported when it is first asked for.
-"""
+"""What experiments found, as lines of text: one function for each kind of finding, listed in ``FINDING_RENDERERS``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import singledispatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from pytest_ollama_perf.analysis.ab import ABComparison
 from pytest_ollama_perf.analysis.cold_warm import COLD_WARM_METRICS, ColdStart
@@ -28,10 +26,15 @@ from pytest_ollama_perf.report.facts import redact_url
 from pytest_ollama_perf.report.tables import INDENT, build_change_rows, clean, fit_table, truncate_middle, wrap
 
 
-@singledispatch
 def render_finding(finding: Finding, width: int) -> list[str]:
-    """Return ``finding`` as lines of at most ``width`` columns, indented by two."""
-    raise TypeError(f"no text for a {type(finding).__name__}: register a renderer here")
+    """Return ``finding`` as lines of at most ``width`` columns, indented by two.
+
+    Raises:
+        TypeError: ``FINDING_RENDERERS`` has no function for it.
+    """
+    if renderer := FINDING_RENDERERS.get(type(finding)):
+        return renderer(finding, width)
+    raise TypeError(f"no renderer for {type(finding).__name__}: add it to FINDING_RENDERERS")
 
 
 def render_findings(findings: Iterable[Finding], width: int) -> list[str]:
@@ -39,23 +42,20 @@ def render_findings(findings: Iterable[Finding], width: int) -> list[str]:
     return [line for finding in findings for line in ("", *render_finding(finding, width))]
 
 
-_INDENT = "  "
-_HANGING = "    "
 _AXIS_LABELS = {"concurrency": "clients", "rate": "req/s"}
 
 
-@render_finding.register
 def _render_sweep(finding: Sweep, width: int) -> list[str]:
     text: list[str] = []
     for curve in finding.curves:
         text += [""] if text else []
         if curve.at:
-            text += wrap(clean(format_position(curve.at)), width, _INDENT)
+            text += wrap(clean(format_position(curve.at)), width, INDENT)
         text += _fit_nonempty_columns(list(_build_curve_rows(finding.axis, curve)), width)
         text += [
             line
             for told in _describe_curve(finding.axis, curve)
-            for line in wrap(clean(told), width, _INDENT, _HANGING)
+            for line in wrap(clean(told), width, INDENT, INDENT * 2)
         ]
     return [*text, *render_limits(finding.checks, width)]
 
@@ -69,7 +69,7 @@ def render_limits(held: Sequence[BoundCheck], width: int) -> list[str]:
         mark = "x" if each.word in FAILING_STATUSES else " "
         found = "-" if each.value is None else format_quantity(each.value, each.unit)
         rows.append(
-            (f"{_INDENT}{mark} {clean(each.name, 40)}", f"{each.op} {format_quantity(each.bound, each.unit)}", found)
+            (f"{INDENT}{mark} {clean(each.name, 40)}", f"{each.op} {format_quantity(each.bound, each.unit)}", found)
         )
     return ["", *fit_table(rows, width)]
 
@@ -84,7 +84,7 @@ def _fit_nonempty_columns(rows: Sequence[Sequence[str]], width: int) -> list[str
 
 def _build_curve_rows(axis: str, curve: Curve) -> Iterator[tuple[str, ...]]:
     yield "", "", "", "tok/s", "tok/s", "", "", "ttft", "ttft", "lat.", "queue", ""
-    name = _INDENT + _AXIS_LABELS.get(axis, axis)
+    name = INDENT + _AXIS_LABELS.get(axis, axis)
     yield name, "ok", "tokens", "each", "system", "eff.", "req/s", "p50", "p95", "p95", "mean", "wall"
     if curve.single and curve.single.single:
         yield _build_sweep_row("1 alone" if axis == "rate" else "1", curve.single)
@@ -98,7 +98,7 @@ def _format_axis_value(value: float | str) -> str:
 
 def _build_sweep_row(name: str, level: SweepPoint) -> tuple[str, ...]:
     return (
-        f"{_INDENT}{name}",
+        f"{INDENT}{name}",
         format_percent(level.success_rate).replace(" ", ""),
         str(level.output_tokens) if level.output_tokens else "",
         _format_rate(level.tps),
@@ -162,17 +162,12 @@ def _format_axis_point(axis: str, value: float) -> str:
     return format_position({axis: int(value) if axis == "concurrency" else value})
 
 
-_INDENT = "  "
-_HANGING = "    "
-
-
-@render_finding.register
 def _render_max_concurrency(finding: MaxConcurrency, width: int) -> list[str]:
     text = fit_table(list(_build_probe_rows(finding.probes)), width) if finding.probes else []
     if any(not probe.conclusive for probe in finding.probes):
-        text.append(f"{_INDENT}?: too few requests to be conclusive; raise requests or repeats")
+        text.append(f"{INDENT}?: too few requests to be conclusive; raise requests or repeats")
     told = _describe_breach(finding)
-    return [*text, *wrap(told, width, _INDENT, _HANGING), *render_limits(finding.checks, width)]
+    return [*text, *wrap(told, width, INDENT, INDENT * 2), *render_limits(finding.checks, width)]
 
 
 def _describe_breach(finding: MaxConcurrency) -> str:
@@ -184,12 +179,12 @@ def _describe_breach(finding: MaxConcurrency) -> str:
 
 
 def _build_probe_rows(probes: Sequence[Probe]) -> Iterator[tuple[str, ...]]:
-    yield f"{_INDENT}  clients", "ok", "tps", "ttft p95", "latency p95", "requests", "decided by"
+    yield f"{INDENT}  clients", "ok", "tps", "ttft p95", "latency p95", "requests", "decided by"
     for probe in sorted(probes, key=lambda probe: probe.concurrency):
         mark = " " if probe.sustained else "x"
         requests = f"{probe.runs} x {probe.requests // probe.runs}" if probe.runs > 1 else str(probe.requests)
         yield (
-            f"{_INDENT}{mark} {probe.concurrency}",
+            f"{INDENT}{mark} {probe.concurrency}",
             format_percent(probe.success_rate).replace(" ", ""),
             format_value("tps", probe.tps).removesuffix(" /s"),
             format_value("ttft", probe.ttft_p95_s),
@@ -199,23 +194,21 @@ def _build_probe_rows(probes: Sequence[Probe]) -> Iterator[tuple[str, ...]]:
         )
 
 
-_INDENT = "  "
 _COLD_START_HEADS = ("load time", "cold ttft", "latency", "warm ttft", "latency", "ratio")
 _COLD_START_METRICS = ("load_time", "ttft", "latency", "ttft", "latency", "")
 
 
-@render_finding.register
 def _render_cold_start(finding: ColdStart, width: int) -> list[str]:
     text = fit_table(list(_build_start_rows(finding)), width)
     return [*text, *render_limits(finding.checks, width)]
 
 
 def _build_start_rows(finding: ColdStart) -> Iterator[tuple[str, ...]]:
-    yield f"{_INDENT}{clean(finding.model, 24)}", *_COLD_START_HEADS
+    yield f"{INDENT}{clean(finding.model, 24)}", *_COLD_START_HEADS
     for turn, start in enumerate(finding.starts, 1):
-        yield f"{_INDENT}start {turn}", *_format_start_cells(start.get)
+        yield f"{INDENT}start {turn}", *_format_start_cells(start.get)
     if len(finding.starts) > 1:
-        yield f"{_INDENT}median", *_format_start_cells(finding.get)
+        yield f"{INDENT}median", *_format_start_cells(finding.get)
 
 
 def _format_start_cells(get: Callable[[str], float | None]) -> Iterator[str]:
@@ -227,7 +220,6 @@ def _format_start_cells(get: Callable[[str], float | None]) -> Iterator[str]:
 _COMPARISON_HEADS = ("", "baseline", "candidate", "change", "95% CI", "margin")
 
 
-@render_finding.register
 def _render_comparison(finding: ABComparison, width: int) -> list[str]:
     """The sides, the table, and how much was measured for it."""
     sides = [("baseline", finding.baseline), ("candidate", finding.candidate)]
@@ -245,19 +237,18 @@ _SERVER_HEADS = ("", "sent", "share", "errors", "tps", "tokens/s", "ttft p50", "
 _SERVER_NAME_WIDTH = 22
 
 
-@render_finding.register
 def _render_servers(finding: Servers, width: int) -> list[str]:
     """A row for each server; then the one that got more than its part, and those that are slow."""
     head = f"{INDENT}{len(finding.servers)} servers{' behind one address' if finding.behind else ''}:"
     rows = [_SERVER_HEADS, *map(_build_server_row, finding.servers)]
-    told = [f"uneven: {_describe_uneven_server(finding)}"] if finding.uneven else []
-    told += [f"slow: {text}" for text in finding.slow]
-    said = [line for text in told for line in wrap(clean(text), width, INDENT, INDENT * 2)]
-    return [head, *fit_table(rows, width), *said]
+    notes = [f"uneven: {_describe_uneven_server(finding)}"] if finding.uneven is not None else []
+    notes += [f"slow: {text}" for text in finding.slow]
+    lines = [line for text in notes for line in wrap(clean(text), width, INDENT, INDENT * 2)]
+    return [head, *fit_table(rows, width), *lines]
 
 
 def _build_server_row(one: ServerSummary) -> tuple[str, ...]:
-    name = truncate_middle(redact_url(one.name).removeprefix("http://"), _SERVER_NAME_WIDTH)
+    name = truncate_middle((redact_url(one.name) or "not named").removeprefix("http://"), _SERVER_NAME_WIDTH)
     return (
         f"{INDENT}{'x' if one.down else ' '} {name}",
         str(one.requests),
@@ -271,32 +262,29 @@ def _build_server_row(one: ServerSummary) -> tuple[str, ...]:
 
 
 def _describe_uneven_server(finding: Servers) -> str:
-    one = next(one for one in finding.servers if one.name == finding.uneven)
+    assert finding.uneven is not None
+    one = finding.servers[finding.uneven]
     return (
-        f"{redact_url(one.name)} got {format_percent(one.share)} of the requests, where "
-        f"{format_percent(one.expected)} were due"
+        f"{redact_url(one.name) or 'not named'} received {format_percent(one.share)} of the requests instead of "
+        f"{format_percent(one.expected)}"
     )
 
 
-_INDENT = "  "
-
-
-@render_finding.register
 def _render_timeline(finding: Timeline, width: int) -> list[str]:
     text = fit_table(list(_build_span_rows(finding)), width)
     if finding.change is not None:
         text.append(
-            f"{_INDENT}throughput in the last third: {format_percent(finding.change, signed=True)} against the first"
+            f"{INDENT}throughput in the last third: {format_percent(finding.change, signed=True)} against the first"
         )
     return text
 
 
 def _build_span_rows(finding: Timeline) -> Iterator[tuple[str, ...]]:
     moving = any(span.level is not None for span in finding.spans)
-    yield f"{_INDENT}from", *(["load"] if moving else []), "requests", "tokens/s", "ttft p50", "p95", "errors"
+    yield f"{INDENT}from", *(["load"] if moving else []), "requests", "tokens/s", "ttft p50", "p95", "errors"
     for span in finding.spans:
         yield (
-            f"{_INDENT}{_format_clock(span.begin_s)}",
+            f"{INDENT}{_format_clock(span.begin_s)}",
             *([_format_span_load(span)] if moving else []),
             *_format_span_cells(span),
         )
@@ -318,3 +306,16 @@ def _format_clock(seconds_s: float) -> str:
     minutes, rest = divmod(int(seconds_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+FINDING_RENDERERS: Mapping[type[Finding], Callable[[Any, int], list[str]]] = MappingProxyType(
+    {
+        Sweep: _render_sweep,
+        MaxConcurrency: _render_max_concurrency,
+        ColdStart: _render_cold_start,
+        ABComparison: _render_comparison,
+        Servers: _render_servers,
+        Timeline: _render_timeline,
+    }
+)
+"""The function for each kind of finding: the finding and a width in, lines of text out."""

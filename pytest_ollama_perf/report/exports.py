@@ -19,7 +19,7 @@ from pytest_ollama_perf.metrics.definitions import METRICS, Better
 from pytest_ollama_perf.metrics.format import format_label
 from pytest_ollama_perf.metrics.per_request import read_decode, read_prefill
 from pytest_ollama_perf.report import series
-from pytest_ollama_perf.report.document import Document, LoadEntry, to_samples
+from pytest_ollama_perf.report.document import Document, LoadEntry, TestEntry, to_samples
 from pytest_ollama_perf.report.series import MetricPoint, list_points, select_medians, select_typical
 from pytest_ollama_perf.report.tables import clean
 
@@ -199,30 +199,36 @@ def export_openmetrics(document: Document) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
-def _build_labels(document: Document) -> dict[tuple[str, str], Labels]:
+def _build_labels(document: Document) -> dict[tuple[int, int], Labels]:
     """Return the labels of each test's loads."""
-    found: dict[tuple[str, str], Labels] = {}
-    for test in document.tests:
-        for load, name in zip(test.loads, series.distinguish_loads(test.loads), strict=True):
-            found[clean(test.test), name] = {
-                "gen_ai_operation_name": _OPERATIONS[load.workload.endpoint],
-                "gen_ai_provider_name": "ollama",
-                "gen_ai_request_model": clean(load.model, 200),
-                "load": name,
-                "test": clean(test.test),
-            }
+    found: dict[tuple[int, int], Labels] = {}
+    for place, test, load, name in _list_loads(document):
+        found[place] = {
+            "gen_ai_operation_name": _OPERATIONS[load.workload.endpoint],
+            "gen_ai_provider_name": "ollama",
+            "gen_ai_request_model": clean(load.model, 200),
+            "load": name,
+            "test": clean(test.test),
+        }
     return found
 
 
+def _list_loads(document: Document) -> Iterator[tuple[tuple[int, int], TestEntry, LoadEntry, str]]:
+    """Yield the place, the test and the name of every load."""
+    for index, test in enumerate(document.tests):
+        named = zip(test.loads, series.group_loads(test.loads), series.distinguish_loads(test.loads), strict=True)
+        yield from (((index, group), test, load, name) for load, group, name in named)
+
+
 def _format_summary(
-    metric: str, name: str, numbers: Iterable[MetricPoint], labels: Mapping[tuple[str, str], Labels]
+    metric: str, name: str, numbers: Iterable[MetricPoint], labels: Mapping[tuple[int, int], Labels]
 ) -> Iterator[str]:
     mine = [number for number in numbers if number.metric == metric]
     if not mine:
         return
     yield from _format_family_head(name, "summary", METRICS[metric].help, unit="seconds")
     for number in mine:
-        where = labels[number.test, number.load]
+        where = labels[number.place]
         if number.stat in _QUANTILES:
             yield _format_metric_line(name, where | {"quantile": _QUANTILES[number.stat]}, number.value)
         if number.stat == "mean":
@@ -231,21 +237,18 @@ def _format_summary(
 
 
 def _format_gauge(
-    metric: str, name: str, numbers: Iterable[MetricPoint], labels: Mapping[tuple[str, str], Labels]
+    metric: str, name: str, numbers: Iterable[MetricPoint], labels: Mapping[tuple[int, int], Labels]
 ) -> Iterator[str]:
     mine = [number for number in numbers if number.metric == metric and not number.stat]
     if not mine:
         return
     yield from _format_family_head(name, "gauge", METRICS[metric].help)
     for number in mine:
-        yield _format_metric_line(name, labels[number.test, number.load], number.value)
+        yield _format_metric_line(name, labels[number.place], number.value)
 
 
-def _format_token_usage(document: Document, labels: Mapping[tuple[str, str], Labels]) -> Iterator[str]:
-    used: dict[tuple[str, str], tuple[int, int, int]] = {}
-    for test in document.tests:
-        for load, name in zip(test.loads, series.distinguish_loads(test.loads), strict=True):
-            used[clean(test.test), name] = (load.ok, load.prompt_tokens, load.output_tokens)
+def _format_token_usage(document: Document, labels: Mapping[tuple[int, int], Labels]) -> Iterator[str]:
+    used = {place: (load.ok, load.prompt_tokens, load.output_tokens) for place, _, load, _ in _list_loads(document)}
     if not used:
         return
     yield from _format_family_head(

@@ -112,14 +112,14 @@ def describe_excluded(loads: Iterable[MeasuredLoad]) -> list[str]:
     short = sum(_is_short(sample, run.workload) for run in runs for sample in run.measured)
     counted = (
         (warmup, f"{warmup} warm-up dropped"),
-        (sum(sample.outcome is Outcome.LATE for sample in measured), "late"),
-        (sum(sample.outcome is Outcome.CANCELLED for sample in measured), "cancelled"),
-        (sum(sample.attempt > 1 for sample in measured), "retried"),
+        (sum(sample.outcome is Outcome.LATE for sample in measured), "{} late"),
+        (sum(sample.outcome is Outcome.CANCELLED for sample in measured), "{} cancelled"),
+        (sum(sample.attempt > 1 for sample in measured), "{} retried"),
         (turns, f"{format_count(turns, 'later turn')} of chats"),
-        (sum(bool(sample.counters.prompt_eval_cached_count) for sample in measured), "cached"),
-        (short, "short"),
+        (sum(bool(sample.counters.prompt_eval_cached_count) for sample in measured), "{} cached"),
+        (short, "{} short"),
     )
-    phrases = [text if " " in text else f"{number_of} {text}" for number_of, text in counted if number_of]
+    phrases = [form.format(number) for number, form in counted if number]
     return [*phrases, format_count(sum(map(_is_failed, measured)), "error")]
 
 

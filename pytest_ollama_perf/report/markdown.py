@@ -108,24 +108,24 @@ def _list_environments(document: Document) -> list[str]:
     return ["; ".join([*shown, *more]), ""] if shown else []
 
 
-def _sort_by_severity(document: Document) -> list[TestEntry]:
-    """Return the tests, the gravest first."""
-    return sorted(document.tests, key=lambda test: -tuple(VerdictStatus).index(test.verdict))
+def _sort_by_severity(document: Document) -> list[tuple[int, TestEntry]]:
+    """Return the tests with their index in the document, the most severe verdict first."""
+    return sorted(enumerate(document.tests), key=lambda each: -tuple(VerdictStatus).index(each[1].verdict))
 
 
 def _build_table_rows(document: Document) -> Iterator[str]:
-    numbers: dict[str, list[MetricPoint]] = {}
+    numbers: dict[int, list[MetricPoint]] = {}
     for number in select_medians(document):
-        numbers.setdefault(number.test, []).append(number)
-    for test in _sort_by_severity(document):
-        main = _format_main_values(numbers.get(clean(test.test), []))
+        numbers.setdefault(number.place[0], []).append(number)
+    for index, test in _sort_by_severity(document):
+        main = _format_main_values(numbers.get(index, []))
         cells = (_choose_mark(test.verdict), escape_inline(test.test, 200), test.verdict.value, main)
         yield f"| {' | '.join(cells)} |"
 
 
 def _format_main_values(numbers: Sequence[MetricPoint]) -> str:
     """Return the numbers to see first; a test of several loads has none that stand for all of them."""
-    if len({number.load for number in numbers}) != 1:
+    if len({number.place for number in numbers}) != 1:
         return ""
     shown = {(number.metric, number.stat): number.value for number in numbers}
     wanted = [(metric, stat) for metric in _MAIN_METRICS for stat in ("", "p50") if (metric, stat) in shown]
@@ -137,7 +137,7 @@ def _format_main_values(numbers: Sequence[MetricPoint]) -> str:
 
 
 def _build_details(document: Document) -> Iterator[str]:
-    for test in _sort_by_severity(document):
+    for _, test in _sort_by_severity(document):
         lines = [
             *_format_reason(test),
             *_build_judged_table(test.rows),

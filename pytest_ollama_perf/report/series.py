@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import count
 
 import msgspec
 
@@ -27,8 +27,12 @@ _DISTINGUISHING_FIELDS: tuple[tuple[str, Callable[[LoadEntry], object]], ...] = 
 )
 
 
+RESERVED_NAMES = frozenset({"baseline", "other"})
+"""Names of series that are not loads of the test."""
+
+
 def name_loads(loads: Sequence[LoadEntry]) -> list[str]:
-    """Return one name for each load: what tells it from the others, or ``run 1``, ``run 2`` where nothing does.
+    """Return one name for each load: what differs from the others, or ``run 1``, ``run 2`` if nothing does.
 
     Loads that are alike among others share a name, so that they can be shown as one.
     """
@@ -38,14 +42,40 @@ def name_loads(loads: Sequence[LoadEntry]) -> list[str]:
 
 
 def distinguish_loads(loads: Sequence[LoadEntry]) -> list[str]:
-    """Return for each load what tells it from the others of its test: ``concurrency 4``; empty where nothing does."""
-    telling = [(form, get) for form, get in _DISTINGUISHING_FIELDS if len({str(get(load)) for load in loads}) > 1]
-    return [_format_load_name(load, telling) for load in loads]
+    """Return for each load what differs from the others of its test: ``concurrency 4``; empty if nothing does.
+
+    Two loads have the same name exactly if they are in the same group, see ``group_loads``.
+    """
+    fields = _list_differing_fields(loads)
+    names: dict[int, str] = {}
+    for load, group in zip(loads, group_loads(loads), strict=True):
+        if group not in names:
+            names[group] = _make_unique(_format_load_name(load, fields), names.values())
+    return [names[group] for group in group_loads(loads)]
 
 
-def _format_load_name(load: LoadEntry, telling: Sequence[tuple[str, Callable[[LoadEntry], object]]]) -> str:
-    values = ((form, get(load)) for form, get in telling)
+def group_loads(loads: Sequence[LoadEntry]) -> list[int]:
+    """Return for each load the index of the first one that is alike: of equal arguments, model and servers."""
+    fields = _list_differing_fields(loads)
+    keys = [tuple(str(get(load)) for _, get in fields) for load in loads]
+    return [keys.index(key) for key in keys]
+
+
+def _list_differing_fields(loads: Sequence[LoadEntry]) -> list[tuple[str, Callable[[LoadEntry], object]]]:
+    return [(form, get) for form, get in _DISTINGUISHING_FIELDS if len({str(get(load)) for load in loads}) > 1]
+
+
+def _format_load_name(load: LoadEntry, fields: Sequence[tuple[str, Callable[[LoadEntry], object]]]) -> str:
+    values = ((form, get(load)) for form, get in fields)
     return clean(", ".join(form.format(value) for form, value in values if value not in (None, "", [])), 80)
+
+
+def _make_unique(name: str, taken: Collection[str]) -> str:
+    """Return ``name``, numbered if it is taken: a name is cut, and a model may be called as a reserved one is."""
+    if name not in taken and name not in RESERVED_NAMES:
+        return name
+    numbered = (f"{name} ({number})" for number in count(2))
+    return next(each for each in numbered if each not in taken)
 
 
 TYPICAL_STATS = ("", "p50", "p95", "p99")
@@ -58,10 +88,12 @@ _UNIT_SUFFIXES = {"B": "bytes", "°C": "celsius", "J/token": ""}
 class MetricPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One number with its 95 % interval, in its metric's own unit; ``inf`` is a failed request's time.
 
-    ``load`` tells the loads of one test apart and is empty where they are alike; ``stat`` is empty for a value that is
-    pooled or of the whole run; ``n`` values stand behind it, ``failed`` of the requests failed.
+    ``place`` identifies the load in its document: the index of the test and that of the first load that is alike.
+    ``load`` is its name, empty if all loads of the test are alike. ``stat`` is empty for a value that is pooled or of
+    the whole run; the number is computed from ``n`` values, ``failed`` of the requests failed.
     """
 
+    place: tuple[int, int]
     test: str
     verdict: str
     load: str
@@ -92,25 +124,33 @@ class MetricPoint(msgspec.Struct, frozen=True, kw_only=True):
 
 def list_points(document: Document) -> Iterator[MetricPoint]:
     """Yield every number of every load, in the order of the document."""
-    for test in document.tests:
-        for load, name in zip(test.loads, distinguish_loads(test.loads), strict=True):
-            yield from list_load_points(test, load, name)
+    for index, test in enumerate(document.tests):
+        for load, group, name in zip(test.loads, group_loads(test.loads), distinguish_loads(test.loads), strict=True):
+            yield from _list_load_points(test, load, (index, group), name)
 
 
-def list_load_points(test: TestEntry, load: LoadEntry, name: str) -> Iterator[MetricPoint]:
-    """Yield every number of one load of a test; ``name`` tells it from the others."""
+def _list_load_points(test: TestEntry, load: LoadEntry, place: tuple[int, int], name: str) -> Iterator[MetricPoint]:
     for metric, entry in load.metrics.items():
         for stat in ("", *STATS):
             found = getattr(entry, stat or "value")
             if metric in METRICS and found is not msgspec.UNSET:
-                yield _build_point(test, load, name, metric, stat, entry, found)
+                yield _build_point(test, load, metric, stat, entry, found, place=place, name=name)
 
 
 def _build_point(
-    test: TestEntry, load: LoadEntry, name: str, metric: str, stat: str, entry: MetricEntry, value: float | None
+    test: TestEntry,
+    load: LoadEntry,
+    metric: str,
+    stat: str,
+    entry: MetricEntry,
+    value: float | None,
+    *,
+    place: tuple[int, int],
+    name: str,
 ) -> MetricPoint:
     low, high = entry.ci.get(stat or "value", (None, None))
     return MetricPoint(
+        place=place,
         test=clean(test.test),
         verdict=test.verdict.value,
         load=name,
@@ -136,19 +176,15 @@ def select_typical(document: Document) -> list[MetricPoint]:
 
 def select_medians(document: Document) -> list[MetricPoint]:
     """Return every number once for each test and load: of loads that are alike, the median run's."""
-    chosen = list(list_points(document))
-    ordered = sorted(chosen, key=_build_point_key)
-    medians = {same: _pick_median(list(group)) for same, group in groupby(ordered, key=_build_point_key)}
-    return [medians[same] for same in dict.fromkeys(map(_build_point_key, chosen))]
+    alike: dict[tuple[tuple[int, int], str, str], list[MetricPoint]] = {}
+    for point in list_points(document):
+        alike.setdefault((point.place, point.metric, point.stat), []).append(point)
+    return [_pick_median(group) for group in alike.values()]
 
 
 def _is_typical(number: MetricPoint) -> bool:
     has_value = METRICS[number.metric].shape is not Shape.PER_REQUEST
     return number.stat == "" if has_value else number.stat in TYPICAL_STATS
-
-
-def _build_point_key(number: MetricPoint) -> tuple[str, str, str, str]:
-    return number.test, number.load, number.metric, number.stat
 
 
 def _pick_median(group: Sequence[MetricPoint]) -> MetricPoint:

@@ -207,4 +207,4 @@ def test_a_server_with_more_than_its_part_is_named():
     samples = [sample(index, sent=200 * index, url=B if index % 10 == 0 else A) for index in range(60)]
     run = several(*samples, a=ServerInfo(), b=ServerInfo())
     (found,) = summarise_servers(run, summarise(run))
-    assert (found.uneven, found.imbalance) == (A, pytest.approx(1.8))
+    assert (found.servers[found.uneven].name, found.imbalance) == (A, pytest.approx(1.8))

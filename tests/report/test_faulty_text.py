@@ -41,7 +41,7 @@ def test_the_section_has_every_test_and_names_the_fault():
 def test_the_failure_keeps_its_reason():
     lines = format_failure(with_fault()).splitlines()
     assert lines[0] == "too slow"
-    assert lines[1].startswith("  - report failed: TypeError: no text for a Unrenderable")
+    assert lines[1].startswith("  - report failed: TypeError: no renderer for Unrenderable")
 
 
 def test_the_json_report_has_every_test():
