@@ -11,6 +11,8 @@ import pytest
 from pytest_ollama_perf.config.settings import OPTIONS, Option, Settings, resolve_settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.experiments import EXPERIMENT_MODULES
+from pytest_ollama_perf.hooks import specs
+from pytest_ollama_perf.hooks.extensions import register_extensions
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama, Simulators
@@ -45,10 +47,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addini(option.key, option.help.replace("%%", "%"), type=option.ini_type, default=None)  # type: ignore[arg-type]
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(specs)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", UMBRELLA_HELP)
     for line in _list_marker_lines(config):
         config.addinivalue_line("markers", line)
+    register_extensions(config)
     try:
         config.stash[HOOKS_KEY] = _register_hooks(config, resolve_settings(_PytestConfigSource(config)))
     except ConfigError as error:

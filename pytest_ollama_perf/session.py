@@ -34,6 +34,9 @@ class Frontend(Protocol):
     def open_listener(self) -> contextlib.AbstractContextManager[ProgressListener]:
         """Return what shows the progress of one experiment, for as long as that runs."""
 
+    def collect_facts(self, url: str, model: str) -> dict[str, str]:
+        """Return what other plugins know of a server, for the fingerprint of a run."""
+
     def announce(self, text: str) -> None:
         """Show a line that is not progress, even where progress is not shown."""
 
@@ -93,6 +96,7 @@ class Session:
                 session=self._session_id,
                 running=self._running_urls,
                 restores=self._restores_servers,
+                collect_facts=self._frontend.collect_facts,
             )
         return self._harness
 
@@ -273,6 +277,8 @@ class Session:
                 self.written_reports.append(f"{report.type} report: {report.path}")
             except OllamaPerfError as error:
                 self.report_errors.append(str(error))
+            except Exception as error:
+                self.report_errors.append(f"{report.type} report: {type(error).__name__}: {error}")
 
     def format_header(self) -> str:
         """Return the line that names servers, version and models, as far as they can be found out before a load."""

@@ -58,21 +58,21 @@ def parse_limit_option(word: str, value: object) -> Limit:
         ConfigError: there is no such word, or the value is not what its metric takes.
     """
     written = f"{word}={safe_repr(value)}"
-    if word not in _LIMIT_OPTIONS:
+    if word not in _collect_limit_options():
         raise ConfigError(f"{written}: {_explain_unknown_option(word)}")
-    metric, stat = _LIMIT_OPTIONS[word]
+    metric, stat = _collect_limit_options()[word]
     bound = _parse_option_value(metric, value, written)
     return Limit(metric=metric.name, stat=stat, op=_get_op(metric), bound=bound, text=written)
 
 
 def list_limit_options() -> tuple[str, ...]:
     """Return every word ``limit_from_word`` takes."""
-    return tuple(_LIMIT_OPTIONS)
+    return tuple(_collect_limit_options())
 
 
 def get_limit_metric(name: str) -> Metric:
     """Return the metric of a limit argument such as ``max_p95_ttft``."""
-    return _LIMIT_OPTIONS[name][0]
+    return _collect_limit_options()[name][0]
 
 
 def collect_latency_limits(limits: Iterable[Limit]) -> dict[str, float]:
@@ -222,9 +222,9 @@ def _list_options(metric: Metric) -> dict[str, tuple[Metric, str]]:
     return words | {f"{side}_{stat}_{metric.name}": (metric, stat) for stat in stats}
 
 
-_LIMIT_OPTIONS = MappingProxyType(
-    {word: what for metric in METRICS.values() for word, what in _list_options(metric).items()}
-)
+def _collect_limit_options() -> dict[str, tuple[Metric, str]]:
+    """Return metric and statistic of every limit argument; other plugins may add metrics at any time."""
+    return {word: what for metric in METRICS.values() for word, what in _list_options(metric).items()}
 
 
 def _explain_unknown_option(word: str) -> str:
@@ -235,14 +235,14 @@ def _explain_unknown_option(word: str) -> str:
     )
     stat = rest[: -len(named) - 1] if named else ""
     if not named or side not in {"min", "max"}:
-        return f"unknown limit '{word}'{suggest_match(word, _LIMIT_OPTIONS)}"
+        return f"unknown limit '{word}'{suggest_match(word, _collect_limit_options())}"
     metric = METRICS[named]
     right = "min" if metric.is_higher_better else "max"
     if side != right:
         instead = f"{right}_{rest}"
         return (
             f"{_describe_direction(metric)}; write "
-            f"{instead if instead in _LIMIT_OPTIONS else ' or '.join(_suggest_options(metric))}"
+            f"{instead if instead in _collect_limit_options() else ' or '.join(_suggest_options(metric))}"
         )
     if not stat:
         return f"{named} has one value per request, say which statistic: {', '.join(_suggest_options(metric))}"

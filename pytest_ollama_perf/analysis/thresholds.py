@@ -13,7 +13,7 @@ from pytest_ollama_perf.analysis.validity import find_problems
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus, get_worst_status
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, TELEMETRY_METRICS, meets_bound
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, TELEMETRY_METRICS, Shape, meets_bound
 from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent, format_value
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import MetricSummary, Summary
@@ -65,7 +65,7 @@ def judge_limit(limit: Limit, run: Run, summary: Summary) -> VerdictRow:
 def _judge_value(limit: Limit, found: MetricSummary, value: float, run: Run) -> tuple[VerdictStatus, str]:
     if limit.metric == "error_rate":
         return _judge_failures(limit, found)
-    if limit.metric in TELEMETRY_METRICS:
+    if limit.metric in TELEMETRY_METRICS or _is_added_per_run(limit.metric):
         return _judge_extreme(limit, value)
     if found.n == found.failed:
         met = _meets(limit, value)
@@ -75,6 +75,11 @@ def _judge_value(limit: Limit, found: MetricSummary, value: float, run: Run) -> 
     if limit.stat in {"min", "max"}:
         return _judge_extreme(limit, value)
     return _judge_interval(limit, found, value)
+
+
+def _is_added_per_run(metric: str) -> bool:
+    """Whether another plugin adds the metric, as one number per run: it has no interval."""
+    return METRICS[metric].compute is not None and METRICS[metric].shape is Shape.PER_RUN
 
 
 def _judge_failures(limit: Limit, found: MetricSummary) -> tuple[VerdictStatus, str]:

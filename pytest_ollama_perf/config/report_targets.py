@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import suggest_match
 
-REPORT_TYPES: Mapping[str, str] = MappingProxyType(
-    {
-        "json": "every sample and verdict; its schema is published",
-        "html": "one page that needs no network (extra `html`)",
-        "markdown": "for pull requests, at most 60 kB",
-        "openmetrics": "for Prometheus, and GitLab's metrics report",
-        "csv": "one row per sample",
-        "benchstat": "the text format of Go benchmarks, which benchstat reads",
-        "bencher": "Bencher Metric Format",
-        "github-bigger": "`customBiggerIsBetter` of github-action-benchmark",
-        "github-smaller": "`customSmallerIsBetter` of github-action-benchmark",
-    }
-)
+_REPORT_TYPES = {
+    "json": "every sample and verdict; its schema is published",
+    "html": "one page that needs no network (extra `html`)",
+    "markdown": "for pull requests, at most 60 kB",
+    "openmetrics": "for Prometheus, and GitLab's metrics report",
+    "csv": "one row per sample",
+    "benchstat": "the text format of Go benchmarks, which benchstat reads",
+    "bencher": "Bencher Metric Format",
+    "github-bigger": "`customBiggerIsBetter` of github-action-benchmark",
+    "github-smaller": "`customSmallerIsBetter` of github-action-benchmark",
+}
+_added_writers: dict[str, Callable[[Any], bytes]] = {}
+
+REPORT_TYPES: Mapping[str, str] = MappingProxyType(_REPORT_TYPES)
 """Every type of report, with its description. github-action-benchmark takes one direction per file, hence two types."""
 
 
@@ -31,6 +34,30 @@ _REQUIRED_EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {"html": ("html", ("jinja2", "vl_convert"))}
 )
 """The extra that a type needs, and the packages by which one sees whether it is installed."""
+
+
+def add_report_type(name: str, writer: Callable[[Any], bytes]) -> None:
+    """Add a type of report; ``writer`` turns the report document into the bytes of a file.
+
+    Raises:
+        ConfigError: the name is in use, or cannot be written before the colon of ``TYPE:PATH``.
+    """
+    if name in _REPORT_TYPES or not re.fullmatch("[a-z][a-z0-9-]*", name):
+        reason = "already exists" if name in _REPORT_TYPES else "is no name: expected lower case letters and '-'"
+        raise ConfigError(f"cannot add the report format {name!r}: it {reason}")
+    _REPORT_TYPES[name] = "added by another plugin"
+    _added_writers[name] = writer
+
+
+def remove_report_type(name: str) -> None:
+    """Remove a type of report that was added."""
+    if _added_writers.pop(name, None) is not None:
+        del _REPORT_TYPES[name]
+
+
+def get_added_writer(name: str) -> Callable[[Any], bytes] | None:
+    """Return the function that writes reports of an added type; ``None`` for the other types."""
+    return _added_writers.get(name)
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,8 @@ def read_margin(name: str, value: object, given: str) -> tuple[str, float]:
     """Read the margin ``value`` of the number ``name``, ``tps`` or ``ttft.p95``; ``given`` is what was written."""
     metric, dot, stat = name.partition(".")
     # error_rate is usually 0, so it has no relative change; what is read beside the load has no history
-    valid = [known for known in METRICS if known not in {"error_rate", *TELEMETRY_METRICS}]
+    unjudged = {"error_rate", *TELEMETRY_METRICS}
+    valid = [known for known, metric in METRICS.items() if known not in unjudged and metric.compute is None]
     if metric not in valid:
         near = suggest_match(metric, valid)
         raise ConfigError(f"{given}: no history is kept of '{metric}'{near} (valid: {', '.join(valid)})")

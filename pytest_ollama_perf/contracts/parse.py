@@ -49,7 +49,7 @@ FILE_OPTIONS = tuple(name for name, option in LOAD_OPTIONS.items() if option.is_
 LIST_OPTIONS = ("concurrency", "rate")
 """Words that may hold a list: the same clauses at each."""
 
-_LOAD_KEYS = (*CONTRACT_LOAD_OPTIONS, *METRICS, "require")
+_LOAD_KEYS = (*CONTRACT_LOAD_OPTIONS, "require")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _parse_layer(reader: _ContractParser, table: Any, path: toml.KeyPath, extra:
     if not isinstance(table, dict):
         reader.add_fault(path, f"expected a table, not {safe_repr(table)}")
         return layer
-    _reject_unknown(reader, table, path, (*_LOAD_KEYS, *extra), "of a load")
+    _reject_unknown(reader, table, path, (*_LOAD_KEYS, *METRICS, *extra), "of a load")
     for key, value in table.items():
         if key in FILE_OPTIONS:
             value = _resolve_paths(reader.folder, value)

@@ -8,7 +8,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -77,8 +77,10 @@ class Harness:
         session: str = "",
         running: Sequence[str] = (),
         restores: bool = True,
+        collect_facts: Callable[[str, str], Mapping[str, str]] = lambda url, model: {},
     ) -> None:
         self.settings = settings
+        self._collect_facts = collect_facts
         self.session = session or uuid.uuid4().hex[:12]
         self._running_urls = running or ("",) * len(settings.urls)
         self.partial_run: Run | None = None
@@ -276,7 +278,8 @@ class Harness:
         )
 
     def _read_fingerprint(self, server: TargetServer, workload: Workload) -> Fingerprint:
-        return run_preflight(server.control, workload, server_env=self.settings.server_env)[0]
+        facts = {**self._collect_facts(server.name, workload.model), **self.settings.server_env}
+        return run_preflight(server.control, workload, server_env=facts)[0]
 
     def _on_abort(self, draft: Run, part: runner.LoadMeasurement, log: TelemetryLog) -> None:
         self.partial_run = _complete_run(draft, part, log)

@@ -47,6 +47,11 @@ class PytestFrontend:
             with LiveProgress(file, verbosity=self.verbosity) as progress:
                 yield progress
 
+    def collect_facts(self, url: str, model: str) -> dict[str, str]:
+        """Return what the hook ``pytest_ollama_fingerprint`` returns; the plugin that is called first wins."""
+        found = self._config.hook.pytest_ollama_fingerprint(config=self._config, url=url, model=model)
+        return {str(name): str(value) for facts in reversed(found) for name, value in facts.items()}
+
     def announce(self, text: str) -> None:
         """Write ``text`` as a line, unless the progress shows it already."""
         reporter = self._config.pluginmanager.getplugin("terminalreporter")

@@ -190,9 +190,18 @@ class Hooks:
             return
         if not self._is_listing_only and session.exitstatus != pytest.ExitCode.USAGE_ERROR:
             self.session.write_reports()
+        self._report_verdicts()
         lost = self.session.report_errors or self.session.unsaved
         if lost and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _report_verdicts(self) -> None:
+        """Call ``pytest_ollama_verdict`` for each test; an error in it does not stop the others."""
+        for result in self.session.build_results():
+            try:
+                self.config.hook.pytest_ollama_verdict(config=self.config, result=result)
+            except Exception as error:
+                self.session.report_errors.append(f"pytest_ollama_verdict: {type(error).__name__}: {error}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:

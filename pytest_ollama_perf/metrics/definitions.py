@@ -7,8 +7,13 @@ percentiles; ``POOLED`` has those and a value pooled over all requests; ``PER_RU
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
+
+from pytest_ollama_perf.core.errors import ConfigError
 
 
 class Better(str, enum.Enum):
@@ -44,7 +49,9 @@ PERCENTILES = MappingProxyType({"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.
 class Metric:
     """One measured quantity.
 
-    ``name`` is the word used in code, options, files and reports; ``help`` says in one line what it is.
+    ``name`` is used in code, options, files and reports; ``help`` describes it in one line. ``compute`` is for metrics
+    that another plugin adds: it takes a successful sample (shape ``PER_REQUEST``) or the run (``PER_RUN``) and returns
+    a number in ``unit``, or ``None`` without a value. A failed request counts as infinite, or as 0 if higher is better.
     """
 
     name: str
@@ -52,20 +59,21 @@ class Metric:
     better: Better
     shape: Shape
     help: str
+    compute: Callable[[Any], float | None] | None = None
 
     @property
     def is_higher_better(self) -> bool:
         return self.better is Better.HIGHER
 
 
-def _index_by_name(*metrics: Metric) -> MappingProxyType[str, Metric]:
-    return MappingProxyType({metric.name: metric for metric in metrics})
+def _index_by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
 
 
 _S, _T, _R = Unit.SECONDS, Unit.TOKENS_PER_SECOND, Unit.REQUESTS_PER_SECOND
 _UP, _DOWN = Better.HIGHER, Better.LOWER
 
-METRICS = _index_by_name(
+_METRICS = _index_by_name(
     Metric("tps", _T, _UP, Shape.POOLED, "eval-based tokens/s: sum of eval_count over sum of eval_duration"),
     Metric(
         "throughput", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the steady window (all clients busy)"
@@ -100,6 +108,30 @@ def meets_bound(op: str, value: float, bound: float) -> bool:
     if op == ">=":
         return value >= bound * (1 - _REL_TOLERANCE)
     return value <= bound * (1 + _REL_TOLERANCE)
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(_METRICS)
+"""Every metric by name, including those that other plugins add."""
+
+
+def add_metric(metric: Metric) -> None:
+    """Add a metric with a ``compute`` function.
+
+    Raises:
+        ConfigError: its name is in use or no identifier, or it is neither per request nor per run.
+    """
+    if metric.name in _METRICS or not re.fullmatch("[a-z][a-z0-9_]*", metric.name):
+        reason = "already exists" if metric.name in _METRICS else "is no name: expected lower case letters and '_'"
+        raise ConfigError(f"cannot add the metric {metric.name!r}: it {reason}")
+    if metric.compute is None or metric.shape is Shape.POOLED:
+        raise ConfigError(f"cannot add the metric {metric.name!r}: give compute, and a shape that is not pooled")
+    _METRICS[metric.name] = metric
+
+
+def remove_metric(name: str) -> None:
+    """Remove a metric that was added."""
+    if name in _METRICS and _METRICS[name].compute is not None:
+        del _METRICS[name]
 
 
 TELEMETRY_METRICS = ("gpu_memory", "gpu_temperature", "joules_per_token")

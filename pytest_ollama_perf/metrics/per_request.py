@@ -65,7 +65,7 @@ def compute_gaps(succeeded: Sequence[Sample]) -> tuple[FloatArray, npt.NDArray[n
 def _compute_each(metric: str, succeeded: Sequence[Sample]) -> FloatArray:
     if metric == "ttfa" and not any(map(_has_thought, succeeded)):
         return np.empty(0)
-    value = _VALUE_FUNCTIONS[metric]
+    value = METRICS[metric].compute or _VALUE_FUNCTIONS[metric]
     return np.array([x for x in map(value, succeeded) if x is not None], dtype=np.float64)
 
 

@@ -90,9 +90,10 @@ def summarise(run: Run, latency_limits: Mapping[str, float] | None = None) -> Su
         return Summary(warmup=len(run.warmup))
     succeeded = [sample for sample in measured if sample.ok]
     found = chain(_summarise_requests(run.workload, measured), _summarise_run(run.workload, measured, latency_limits))
-    found = chain(found, _summarise_telemetry(run.telemetry, measured))
+    found = chain(found, _summarise_telemetry(run.telemetry, measured), _summarise_added(run, measured))
+    order = list(METRICS)
     return Summary(
-        metrics={metric.name: metric for metric in sorted(found, key=lambda metric: _METRIC_ORDER.index(metric.name))},
+        metrics={metric.name: metric for metric in sorted(found, key=lambda metric: order.index(metric.name))},
         requests=len(measured),
         ok=len(succeeded),
         outcomes=dict(Counter(sample.outcome.value for sample in measured).most_common()),
@@ -104,7 +105,12 @@ def summarise(run: Run, latency_limits: Mapping[str, float] | None = None) -> Su
     )
 
 
-_METRIC_ORDER = list(METRICS)
+def _summarise_added(run: Run, samples: Sequence[Sample]) -> Iterator[MetricSummary]:
+    """The metrics per run that other plugins add."""
+    failed = sum(not sample.ok for sample in samples)
+    for metric in METRICS.values():
+        if metric.compute is not None and metric.shape is Shape.PER_RUN and (value := metric.compute(run)) is not None:
+            yield _build_metric(metric.name, float(value), {}, {}, n=len(samples), failed=failed)
 
 
 def _summarise_requests(workload: Workload, samples: Sequence[Sample]) -> list[MetricSummary]:

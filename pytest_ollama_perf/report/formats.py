@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from pytest_ollama_perf.config.report_targets import get_added_writer
 from pytest_ollama_perf.core.errors import OllamaPerfError
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import ProblemCode
@@ -104,7 +105,7 @@ class SessionReports:
 
     def render(self, kind: str) -> bytes:
         """Return the report of one type; ``OllamaPerfError`` if it cannot be built."""
-        return self._json if kind == "json" else self.render_with(REPORT_WRITERS[kind])
+        return self._json if kind == "json" else self.render_with(get_added_writer(kind) or REPORT_WRITERS[kind])
 
     def render_with(self, writer: Writer) -> bytes:
         """Return what ``writer`` makes of the document; ``OllamaPerfError`` if it cannot be built."""

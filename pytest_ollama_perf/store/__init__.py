@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_ollama_perf.core.errors import ConfigError
@@ -16,6 +17,25 @@ __all__ = ["HISTORY_LIMIT", "Store", "open_store"]
 _DATABASES = ("sqlite", "postgresql")
 _DATABASE_NAME = re.compile(r"(sqlite3?|postgres|postgresql|psql|mysql|mariadb)(\+\w+)?:(?!//)", re.IGNORECASE)
 _URL_FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+
+
+_added_stores: dict[str, Callable[[str], Store]] = {}
+
+
+def add_store(scheme: str, open_added: Callable[[str], Store]) -> None:
+    """Add a kind of store; ``open_added`` opens the store at a URL with this scheme.
+
+    Raises:
+        ConfigError: the scheme is in use or is none.
+    """
+    if scheme in {*_added_stores, *_DATABASES} or not re.fullmatch("[a-z][a-z0-9+.-]*", scheme):
+        raise ConfigError(f"cannot add the store {scheme!r}: the scheme is in use, or is none such as 'shared'")
+    _added_stores[scheme] = open_added
+
+
+def remove_store(scheme: str) -> None:
+    """Remove a kind of store that was added."""
+    _added_stores.pop(scheme, None)
 
 
 def open_store(text: str) -> Store:
@@ -36,6 +56,8 @@ def open_store(text: str) -> Store:
 
 def _open_database(text: str) -> Store:
     scheme = text.partition("://")[0]
+    if scheme in _added_stores:
+        return _added_stores[scheme](text)
     if scheme == "sqlite":
         from pytest_ollama_perf.store.sqlite import SqliteDatabase
 

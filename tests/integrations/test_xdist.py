@@ -245,6 +245,22 @@ def test_waiting_has_a_limit_and_is_reported_once(run, verbosity: str) -> None:
     assert "--ollama-wait" in ran.tests[0]["reason"]
 
 
+def test_the_verdict_hook_is_called_once_per_test_in_the_controller(run) -> None:
+    conftest = """
+        import os
+        def pytest_ollama_verdict(config, result):
+            worker = hasattr(config, "workerinput")
+            with open("verdicts.txt", "a") as file:
+                file.write(f"{result.test} {result.verdict.word.value} {worker}\\n")
+    """
+    run.write("@load\ndef test_one():\n    pass\n\n@load\ndef test_two():\n    pass\n", conftest=conftest)
+    assert run(*TWO, beside=("xdist",)).status == 0
+    assert sorted((run.folder / "verdicts.txt").read_text().splitlines()) == [
+        "test_it.py::test_one ok False",
+        "test_it.py::test_two ok False",
+    ]
+
+
 LONG = """
 import os, time
 
