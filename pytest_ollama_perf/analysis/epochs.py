@@ -41,7 +41,8 @@ class StoredRuns(msgspec.Struct, frozen=True, kw_only=True):
 
     ``damaged`` names every record that could not be read, ``unreadable_acceptances`` those of them that are
     acceptances: without them it is unknown which runs form the baseline. ``total`` is the number of stored runs, which
-    may be more than were read. ``identity`` is set if runs and acceptances are those of one workload.
+    may be more than were read. ``identity`` is set if runs and acceptances are those of one workload. ``new_baseline``
+    is a text with which the code accepts the performance of the runs that follow.
     """
 
     runs: tuple[Run, ...] = ()
@@ -50,6 +51,7 @@ class StoredRuns(msgspec.Struct, frozen=True, kw_only=True):
     unreadable_acceptances: tuple[str, ...] = ()
     total: int = 0
     identity: str = ""
+    new_baseline: str = ""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

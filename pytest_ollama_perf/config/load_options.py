@@ -25,6 +25,7 @@ class MarkerOption:
     ``field`` is the field of ``Workload`` that it sets; options whose parser returns several fields have none.
     ``default`` is the value without the argument, of options that set no field. ``default_text`` describes a default
     that is not a single value. ``is_file`` marks paths, which contracts resolve relative to their own folder.
+    ``in_workload`` is false if the option says nothing about the load itself.
     """
 
     name: str
@@ -34,6 +35,7 @@ class MarkerOption:
     default: Any = None
     default_text: str = ""
     is_file: bool = False
+    in_workload: bool = True
 
     def parse(self, value: object) -> Any:
         """Return the value as the package uses it; ``ConfigError`` names the option and what it takes."""
@@ -223,6 +225,13 @@ LOAD_OPTIONS = _index_by_name(
         types.FLAG,
         "keep connections open between requests; otherwise every request opens a new one",
         "reuse_connections",
+    ),
+    MarkerOption(
+        "baseline",
+        types.TEXT,
+        "accept the current performance: a new text, such as `'2026-11 ollama 0.33: agreed'`, starts a new baseline",
+        default_text="`--ollama-baseline`",
+        in_workload=False,
     ),
 )
 """The arguments that define the load, in the order of the reference."""

@@ -39,13 +39,15 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One load: the workload, its absolute limits, and the margins that override those of the settings.
 
     ``margins`` maps metrics such as ``ttft.p95`` to shares. ``gating`` names the metrics whose regression fails the
-    test; ``None`` means the default metrics and those with a margin.
+    test; ``None`` means the default metrics and those with a margin. ``baseline`` is the text that accepts the current
+    performance.
     """
 
     workload: Workload
     limits: tuple[Limit, ...]
     margins: dict[str, float] = {}
     gating: tuple[str, ...] | None = None
+    baseline: str = ""
 
 
 def build_load_spec(options: Mapping[str, Any], *, default_model: str | None = None) -> LoadSpec:
@@ -70,13 +72,14 @@ def build_load_spec(options: Mapping[str, Any], *, default_model: str | None = N
     )
     margins = _parse_margins(options.get("max_regression", {}), workload)
     reject_unmeasurable(workload, limits, margins)
-    return LoadSpec(workload=workload, limits=_add_error_limit(limits), margins=margins)
+    baseline = LOAD_OPTIONS["baseline"].parse(options["baseline"]) if "baseline" in options else ""
+    return LoadSpec(workload=workload, limits=_add_error_limit(limits), margins=margins, baseline=baseline)
 
 
 def _read_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in options.items():
-        if name in LOAD_OPTIONS:
+        if name in LOAD_OPTIONS and LOAD_OPTIONS[name].in_workload:
             read = LOAD_OPTIONS[name].read_fields(value)
             # an explicit argument overrides what a dataset implies
             fields = {**read, **fields} if name == "dataset" else {**fields, **read}

@@ -232,5 +232,5 @@ MARKERS: Mapping[str, Marker] = MappingProxyType(
 )
 """Every marker by its name."""
 
-SIDE_EXCLUDED_OPTIONS = ("requests", "duration")
+SIDE_EXCLUDED_OPTIONS = ("requests", "duration", "baseline")
 """Arguments of ``ollama_load`` that one side of a comparison does not take."""

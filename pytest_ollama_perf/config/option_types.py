@@ -325,6 +325,10 @@ class LoadOptions(_CommonOptions, LimitOptions, total=False):
     cold: bool
     """Unload the model first, so that the first request loads it (default: False)."""
 
+    baseline: str
+    """Accept the current performance: a new text, such as '2026-11 ollama 0.33: agreed', starts a new baseline
+    (default: --ollama-baseline)."""
+
     max_regression: Percent | Mapping[str, Percent]
     """Allowed slowdown against the history: '10%', or {'tps': '5%', 'ttft.p95': '25%'} (default: --ollama-margin,
     or the margin of the metric)."""
@@ -368,6 +372,10 @@ class SweepOptions(_CommonOptions, LimitOptions, total=False):
 
     cold: bool
     """Unload the model first, so that the first request loads it (default: False)."""
+
+    baseline: str
+    """Accept the current performance: a new text, such as '2026-11 ollama 0.33: agreed', starts a new baseline
+    (default: --ollama-baseline)."""
 
     max_regression: Percent | Mapping[str, Percent]
     """Allowed slowdown against the history: '10%', or {'tps': '5%', 'ttft.p95': '25%'} (default: --ollama-margin,
@@ -468,6 +476,10 @@ class MaxConcurrencyOptions(_CommonOptions, LimitOptions, total=False):
     cold: bool
     """Unload the model first, so that the first request loads it (default: False)."""
 
+    baseline: str
+    """Accept the current performance: a new text, such as '2026-11 ollama 0.33: agreed', starts a new baseline
+    (default: --ollama-baseline)."""
+
     max_regression: Percent | Mapping[str, Percent]
     """Allowed slowdown against the history: '10%', or {'tps': '5%', 'ttft.p95': '25%'} (default: --ollama-margin,
     or the margin of the metric)."""
@@ -508,6 +520,10 @@ class ColdStartOptions(_CommonOptions, LimitOptions, total=False):
 
     num_ctx: int | None
     """Context length in tokens; only sent to the server if set (default: the server's setting)."""
+
+    baseline: str
+    """Accept the current performance: a new text, such as '2026-11 ollama 0.33: agreed', starts a new baseline
+    (default: --ollama-baseline)."""
 
     max_regression: Percent | Mapping[str, Percent]
     """Allowed slowdown against the history: '10%', or {'tps': '5%', 'ttft.p95': '25%'} (default: --ollama-margin,

@@ -90,6 +90,13 @@ OPTIONS = (
         "PLACE",
     ),
     Option("save", "flag", "add the valid runs of this session to the history"),
+    Option(
+        "baseline",
+        "value",
+        "accept the current performance of every test: a new text starts new baselines; the argument baseline of a "
+        "marker does so for one test",
+        "TEXT",
+    ),
     Option("require-baseline", "flag", "fail tests that have no history to be judged against"),
     Option(
         "max-runs",
@@ -195,6 +202,7 @@ class Settings:
     strict: bool = False
     store: str = field(default=DEFAULT_STORE, repr=False)
     save: bool = False
+    baseline: str = ""
     require_baseline: bool = False
     max_runs: int = MAX_RUNS
     run_spacing_s: float = RUN_SPACING_S
@@ -241,6 +249,7 @@ def resolve_settings(source: OptionSource, environment: Mapping[str, str] = os.e
         strict=bool(raw["strict"]),
         store=raw["store"] or DEFAULT_STORE,
         save=bool(raw["save"]),
+        baseline=(raw["baseline"] or "").strip(),
         require_baseline=bool(raw["require-baseline"]),
         max_runs=_parse_max_runs(raw["max-runs"]),
         run_spacing_s=_parse_run_spacing(raw["run-spacing"]),

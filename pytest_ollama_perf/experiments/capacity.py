@@ -153,7 +153,7 @@ class _MaxConcurrencyRunner:
         if not concurrency:
             return
         spec = self.experiment.build_load(concurrency)
-        if self.context.history.is_active_for(self.context.history.load_runs(self.test, spec.workload)):
+        if self.context.history.is_active_for(self.context.history.load_runs(self.test, spec.workload, spec.baseline)):
             self.parts.append(ExperimentPart(f"concurrency {concurrency}", run_load(self.context, spec, self.test)))
 
     def _build_finding(self) -> MaxConcurrency:

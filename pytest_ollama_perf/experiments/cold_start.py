@@ -186,7 +186,7 @@ class _ColdStartRunner:
             ("cold", self.experiment.cold, self.cold),
             ("warm", self.experiment.warm, self.warm),
         ):
-            history = self.context.history.load_runs(self.test, evaluations[0].run.workload)
+            history = self.context.history.load_runs(self.test, evaluations[0].run.workload, spec.baseline)
             if self.context.history.is_active_for(history):
                 runs = [evaluation.run for evaluation in evaluations]
                 compared = self.context.history.compare(history, runs, spec.margins, spec.gating)
@@ -291,7 +291,7 @@ def _build_cold_load(warm: LoadSpec, patience: float) -> LoadSpec:
         name: share for name, share in warm.margins.items() if name in METRICS and _is_per_request(METRICS[name])
     }
     margins.setdefault("load_time", POLICIES["load_time"].margin)
-    return LoadSpec(workload=workload, limits=limits, margins=margins)
+    return LoadSpec(workload=workload, limits=limits, margins=margins, baseline=warm.baseline)
 
 
 def _is_per_request(metric: Metric) -> bool:

@@ -220,7 +220,7 @@ class _LoadRunner:
     discarded: list[Evaluation] = field(default_factory=list)
 
     def run(self) -> Evaluation:
-        history = self.context.history.load_runs(self.test, self.spec.workload)
+        history = self.context.history.load_runs(self.test, self.spec.workload, self.spec.baseline)
         judged = self.context.history.is_active_for(history)
         first = self._measure_valid(fresh=judged)
         if not judged or not first.verdict.is_usable:

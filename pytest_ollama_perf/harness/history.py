@@ -17,7 +17,14 @@ from pytest_ollama_perf.analysis.drift import (
     build_history_view,
     detect_drift,
 )
-from pytest_ollama_perf.analysis.epochs import BaselineRuns, RunKind, StoredRuns, has_success, select_baseline
+from pytest_ollama_perf.analysis.epochs import (
+    Acceptance,
+    BaselineRuns,
+    RunKind,
+    StoredRuns,
+    has_success,
+    select_baseline,
+)
 from pytest_ollama_perf.analysis.gate import ErrorBudget, GateRule
 from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
 from pytest_ollama_perf.analysis.regression import TestVerdict, judge_test
@@ -25,11 +32,13 @@ from pytest_ollama_perf.analysis.run_value import GATING_METRICS, POLICIES, Metr
 from pytest_ollama_perf.config.settings import DEFAULT_STORE, Settings
 from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.core.workload import Workload, compute_identity
 from pytest_ollama_perf.metrics.format import format_percent
 from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
+from pytest_ollama_perf.store.files import escape_surrogates
 
 REPORTED_METRICS = ("latency", "throughput")
 """Numbers shown beside the gating ones, without a say in the verdict."""
@@ -69,14 +78,18 @@ class RunHistory:
         """Give back the store."""
         self._store.close()
 
-    def load_runs(self, test: str, workload: Workload) -> StoredRuns:
+    def load_runs(self, test: str, workload: Workload, baseline: str = "") -> StoredRuns:
         """Return the newest stored runs of the test's load, oldest first.
 
+        ``baseline`` is the text with which the test accepts its performance; the setting of the same name is its
+        default. If no stored acceptance has this text, the next runs start a new epoch.
         Older ones are read when a comparison needs them: only then it is known which runs are comparable.
         """
         history = self._store.read_history(test, identity=compute_identity(workload), limit=MAX_VIEW_RUNS)
         self.damaged |= dict.fromkeys(history.damaged)
-        return history
+        text = escape_surrogates(baseline or self._settings.baseline)
+        is_known = any(one.why == text for one in history.acceptances)
+        return history if is_known else msgspec.structs.replace(history, new_baseline=text)
 
     def _complete(self, history: StoredRuns, run: Run) -> StoredRuns:
         """Add the older runs that a comparison with ``run`` needs: its baseline, and the reference of its drift."""
@@ -112,7 +125,7 @@ class RunHistory:
         """
         if gating is not None and not gating:
             return HistoryComparison(VerdictStatus.OK, "", (), (), needs_more_runs=False)
-        history = self._complete(history, runs[0])
+        history = _start_epoch(self._complete(history, runs[0]), runs)
         found = self._compare_runs(history, runs, margins, gating)
         return replace(found, history_view=build_history_view(history, runs)) if self._settings.reports else found
 
@@ -161,18 +174,32 @@ class RunHistory:
     ) -> Verdict:
         """Keep what is to be kept, and return the verdict with what the past adds to it."""
         self._error_budget = self._error_budget.spend(compared.regressed_pairs)
-        history = self._complete(history, runs[0])
+        history = _start_epoch(self._complete(history, runs[0]), runs)
         self.damaged |= dict.fromkeys(history.damaged)
         whole = _merge_verdicts(
             verdict, compared, len(select_baseline(history, runs[0], HISTORY_LIMIT).runs), _list_damage(history)
         )
         if compared.word is VerdictStatus.REGRESSED:
-            whole = msgspec.structs.replace(whole, accept=self._format_accept_command(runs[0].test))
+            whole = msgspec.structs.replace(
+                whole,
+                accept=self._format_accept_command(runs[0].test),
+                hints=(*whole.hints, *self._suggest_baseline_option()),
+            )
         whole = msgspec.structs.replace(whole, hints=(*whole.hints, *compared.hints, *find_drift(history, runs)))
         # Runs slower than history are kept apart; a broken limit beside that changes nothing.
-        return self.store_runs(
-            whole, runs, RunKind.REGRESSED if compared.word is VerdictStatus.REGRESSED else RunKind.SAVED
-        )
+        kind = RunKind.REGRESSED if compared.word is VerdictStatus.REGRESSED else RunKind.SAVED
+        return self._store_epoch(self.store_runs(whole, runs, kind), history, runs)
+
+    def _store_epoch(self, verdict: Verdict, history: StoredRuns, runs: Sequence[Run]) -> Verdict:
+        """Store the acceptance that the code asks for together with its runs."""
+        if not (history.new_baseline and self._settings.save and verdict.is_usable and any(map(has_success, runs))):
+            return verdict
+        try:
+            self._store.add_acceptance(history.acceptances[-1])
+        except StoreError as error:
+            self.unsaved.append(str(error))
+            return _add_unsaved(verdict, str(error))
+        return verdict
 
     def store_runs(self, verdict: Verdict, runs: Sequence[Run], kind: RunKind = RunKind.SAVED) -> Verdict:
         """Store valid runs with a successful request, if enabled; the verdict names what could not be stored."""
@@ -188,6 +215,15 @@ class RunHistory:
             self.unsaved.append(str(error))
             return _add_unsaved(verdict, str(error))
         return verdict
+
+    def _suggest_baseline_option(self) -> tuple[str, ...]:
+        """Say how to accept a regression whose runs are not stored, so that the command has nothing to accept."""
+        if self._settings.save:
+            return ()
+        return (
+            f'these runs are not saved in {self._store.name}: to accept the change, set baseline="..." on the test; '
+            "the command accept needs a history with the runs of a build with --ollama-save",
+        )
 
     def _format_accept_command(self, test: str) -> str:
         # A database's name lacks its credentials, and so would not open it.
@@ -220,6 +256,20 @@ def find_drift(history: StoredRuns, runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
+def _start_epoch(history: StoredRuns, runs: Sequence[Run]) -> StoredRuns:
+    """Return the history with a new epoch of ``runs`` if the code accepts them."""
+    if not history.new_baseline or history.unreadable_acceptances:
+        return history
+    accepted = Acceptance(
+        test=runs[0].test,
+        at=min(run.started_at for run in runs),
+        why=history.new_baseline,
+        who="baseline option",
+        runs=tuple(run.id for run in runs),
+    )
+    return msgspec.structs.replace(history, acceptances=(*history.acceptances, accepted))
+
+
 def _build_invalid(reason: str) -> HistoryComparison:
     return HistoryComparison(VerdictStatus.INVALID, reason, (), (), needs_more_runs=False)
 
@@ -234,6 +284,14 @@ def _build_uncompared(history: StoredRuns, baseline: BaselineRuns) -> HistoryCom
     changed = tuple(map(str, baseline.changed))
     if history.damaged and not history.runs:
         return _build_invalid(f"the history of this test cannot be read: {history.damaged[0]}")
+    if history.new_baseline:
+        return HistoryComparison(
+            VerdictStatus.NEW,
+            f"new baseline: {sanitize(history.new_baseline, 100)}",
+            (),
+            changed,
+            needs_more_runs=False,
+        )
     if baseline.is_incomparable:
         apart = ", ".join(str(change) for change in baseline.changed if change.separates)
         return HistoryComparison(

@@ -410,3 +410,32 @@ def test_a_drift_is_a_warning_with_its_start(tmp_path):
         trial_of(settings_in(tmp_path, save=True), *[{"ttft": 1000, "step": 100 + number // 3}] * 3)
     trial, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 104}] * 3)
     assert [hint for hint in trial.verdict.hints if hint.startswith("tps drifts: ")]
+
+
+AGREED = "2026-11 ollama 0.33: agreed"
+SLOWER = {"ttft": 1000, "step": 125}
+
+
+def test_a_new_baseline_text_starts_an_epoch_and_the_old_text_continues_it(tmp_path):
+    saved(tmp_path)
+    before = kept(tmp_path)
+    red, _, _ = trial_of(settings_in(tmp_path), SLOWER, SLOWER, SLOWER)
+    assert red.verdict.word is VerdictStatus.REGRESSED
+    assert any('baseline="..."' in hint for hint in red.verdict.hints)
+    accepted, _, _ = trial_of(settings_in(tmp_path), SLOWER, words={"baseline": AGREED})
+    assert (accepted.verdict.word, accepted.verdict.reason) == (VerdictStatus.NEW, f"new baseline: {AGREED}")
+    assert kept(tmp_path) == before, "the pull request saves nothing"
+    trial_of(settings_in(tmp_path, save=True), SLOWER, words={"baseline": AGREED})
+    history = DirectoryStore(tmp_path / "history").read_history(TEST)
+    assert [(one.why, len(one.runs)) for one in history.acceptances] == [(AGREED, 1)]
+    green, _, _ = trial_of(settings_in(tmp_path, save=True), SLOWER, SLOWER, SLOWER, words={"baseline": AGREED})
+    assert green.verdict.word in {VerdictStatus.OK, VerdictStatus.UNSURE}
+    assert green.verdict.stored == 1
+    assert len(DirectoryStore(tmp_path / "history").read_history(TEST).acceptances) == 1
+
+
+def test_a_baseline_text_of_all_tests_is_a_setting(tmp_path):
+    saved(tmp_path, 2)
+    trial, _, _ = trial_of(settings_in(tmp_path, save=True, baseline=AGREED), SLOWER)
+    assert trial.verdict.reason == f"new baseline: {AGREED}"
+    assert [one.why for one in DirectoryStore(tmp_path / "history").read_history(TEST).acceptances] == [AGREED]
