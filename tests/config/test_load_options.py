@@ -88,7 +88,15 @@ GOOD = [
 
 
 def test_every_word_of_a_load_is_held_to_its_field_here() -> None:
-    assert {word for word, *_ in GOOD} == set(LOAD_OPTIONS)
+    assert {word for word, *_ in GOOD} == {name for name, option in LOAD_OPTIONS.items() if option.in_workload}
+
+
+def test_a_baseline_text_says_nothing_about_the_load() -> None:
+    spec = build_load_spec({"baseline": "2026-11: agreed"})
+    assert spec.baseline == "2026-11: agreed"
+    assert spec.workload == build_load_spec({}).workload
+    with pytest.raises(ConfigError, match=r"baseline=' ': expected a text"):
+        build_load_spec({"baseline": " "})
 
 
 @pytest.mark.parametrize(("word", "value", "field", "made"), GOOD)

@@ -63,6 +63,7 @@ GOOD = MappingProxyType(
         "strict": (True, True, "strict", True, True, False),
         "store": ("here", "there", "store", "here", "there", ".ollama-perf"),
         "save": (True, True, "save", True, True, False),
+        "baseline": ("agreed", " agreed, too ", "baseline", "agreed", "agreed, too", ""),
         "require-baseline": (True, True, "require_baseline", True, True, False),
         "max-runs": ("1", "2", "max_runs", 1, 2, 3),
         "run-spacing": ("0", "2.5", "run_spacing_s", 0.0, 2.5, 10.0),
