@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S = 3.0
 
+__tracebackhide__ = True  # pytest leaves the frames of this module out of tracebacks
+
 
 class MarkedExperiment:
     """What one test's marker asks for. Conducted once, before the test's body or at the first question, whichever is

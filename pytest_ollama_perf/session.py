@@ -161,6 +161,7 @@ class Session:
         """
         from pytest_ollama_perf.harness.evaluation import build_unmeasured
 
+        __tracebackhide__ = True
         try:
             evaluation = self._run_experiment(experiment, test, stop)
         except OllamaPerfError as error:
@@ -168,6 +169,11 @@ class Session:
                 self._frontend.skip(str(error))
             self.record(test, build_unmeasured(str(error)))
             reason = str(error)
+        except Exception:
+            raise
+        except BaseException as error:
+            # Ctrl-C or a timeout: where it hit the load is of no use to the user.
+            raise error.with_traceback(None) from None
         else:
             self.record(test, evaluation if check else evaluation.to_unjudged())
             return evaluation

@@ -16,6 +16,7 @@ from pytest_ollama_perf.session import Session
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama
+    from pytest_ollama_perf.harness.evaluation import Evaluation
 
 _LISTING_OPTIONS = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
 """Options of pytest with which no test runs."""
@@ -150,7 +151,7 @@ class Hooks:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         marked = self._marked.get(item.nodeid)
-        evaluation = marked.measure() if marked else None
+        evaluation = _measure(marked) if marked else None
         try:
             outcome = yield
         except Exception as error:
@@ -228,3 +229,11 @@ class Hooks:
     def pytest_unconfigure(self) -> None:
         self.session.close()
         self._signals.restore()
+
+
+def _measure(marked: MarkedExperiment) -> Evaluation:
+    try:
+        return marked.measure()
+    except pytest.fail.Exception as error:
+        error.pytrace = False  # such as a timeout: the test's own code has not run yet
+        raise

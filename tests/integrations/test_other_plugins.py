@@ -97,6 +97,12 @@ def test_a_timeout_by_signal_stops_the_load_and_keeps_what_it_measured(run, fire
     assert outcomes.count("ok") >= 3
     assert set(outcomes) <= {"ok", "cancelled"}
     assert "Timeout" in ran.tests[0]["loads"][0]["aborted"]
+    assert "Timeout" in ran.out
+    assert not re.findall(r"^\S*(?:pytest_ollama_perf|asyncio|anyio|selectors)\S*\.py:\d+", ran.out, re.MULTILINE), (
+        ran.out
+    )
+    if "ollama.load" in fire:
+        assert "> " in ran.out
 
 
 @needs("timeout")
