@@ -1,4 +1,4 @@
-"""Problems on the way and in the client itself: buffered streams, a client that could not keep up."""
+"""Problems of the network path and of the client: buffered streams, a client that could not keep up."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ _BUSY, _NEARLY_BUSY = 0.9, 0.7
 def check_client_bound(run: Run, summary: Summary) -> Iterator[Problem]:
     """The client was the bottleneck.
 
-    A core that is 90 % busy has no reserve for the next burst. A lag counts from 25 ms on, more than a
-    scheduler's time slices cost on a shared machine, and where it is a quarter of the shortest time that is measured.
-    One hiccup is a note: it takes a lag in a tenth of the requests, or a tenth of the time, to spoil a run, since the
-    numbers that decide (medians, trimmed means) bear fewer.
+    A core that is 90 % busy has no reserve for the next burst. A lag counts from 25 ms on, which is more than the time
+    slices of a scheduler cost on a shared machine, if it is at least a quarter of the shortest time measured.
+    A single lag is a note. A run is invalid from a lag in a tenth of the requests or a tenth of the time on, since
+    medians and trimmed means tolerate fewer.
     """
     busy = run.watch.cpu_share
     if busy >= _NEARLY_BUSY:
@@ -147,7 +147,7 @@ def check_client_bound(run: Run, summary: Summary) -> Iterator[Problem]:
 
 
 def _compute_tolerated_late(requests: int) -> float:
-    """How many late requests the deciding numbers bear: a trimmed mean leaves one out from five requests on."""
+    """Return how many late requests are tolerated: a trimmed mean leaves one out from five requests on."""
     return max(_MAX_AFFECTED_SHARE * requests, float(requests >= 5))
 
 
@@ -223,7 +223,7 @@ _MIN_SPEEDUP = 10.0
 
 
 def _count_inferred(counters: Sequence[Counters], slowest: float) -> int:
-    """Servers before 0.33.3 do not say what was cached; the time tells for long prompts.
+    """Servers before 0.33.3 do not report what was cached; for long prompts it is inferred from the time.
 
     Reading a cached prompt costs about one decode step (1.1-3.4 steps measured, 200 for the same 1000 tokens uncached).
     On the fastest GPUs prefill becomes compute-bound near 40 tokens a step, so 512 uncached tokens take over ten steps.

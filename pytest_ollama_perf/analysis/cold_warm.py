@@ -1,4 +1,4 @@
-"""What cold starts find: how long a model takes from nothing to its first token, beside what it takes once loaded."""
+"""Results of cold starts: the time to the first token with loading the model, and without."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.metrics.per_request import list_request_values
 
 COLD_WARM_METRICS = ("load_time", "cold_ttft", "cold_latency", "warm_ttft", "warm_latency", "ratio")
-"""What a repeat is measured by, and what a limit may be on; seconds, but for the ratio of cold to warm TTFT."""
+"""The metrics of a repeat, each of which can have a limit: seconds, and the ratio of cold to warm TTFT."""
 
 
 class ColdStartRepeat(msgspec.Struct, frozen=True, kw_only=True):
     """One repeat: the first request after the unload, and the median of the warm requests that followed.
 
-    ``None`` stands for what the server does not tell or the load does not have; ``inf`` for a request that failed.
+    ``None`` is what the server does not report or the load does not have; ``inf`` is the time of a failed request.
     """
 
     cold_run: str
@@ -40,13 +40,13 @@ class ColdStartRepeat(msgspec.Struct, frozen=True, kw_only=True):
         return cold / warm if cold is not None and warm and math.isfinite(warm) else None
 
     def get(self, name: str) -> float | None:
-        """Return one of ``NUMBERS``."""
+        """Return one of ``COLD_WARM_METRICS``."""
         value: float | None = self.ratio if name == "ratio" else getattr(self, f"{name}_s")
         return value
 
 
 class ColdStart(Finding, frozen=True, kw_only=True, tag="cold_start"):
-    """The medians over all repeats, each repeat, and the limits held against the medians."""
+    """The medians over all repeats, each repeat, and the limits on the medians."""
 
     model: str
     starts: tuple[ColdStartRepeat, ...]
@@ -59,7 +59,7 @@ class ColdStart(Finding, frozen=True, kw_only=True, tag="cold_start"):
     checks: tuple[BoundCheck, ...] = ()
 
     def get(self, name: str) -> float | None:
-        """Return the median of one of ``NUMBERS``."""
+        """Return the median of one of ``COLD_WARM_METRICS``."""
         value: float | None = self.ratio if name == "ratio" else getattr(self, f"{name}_s")
         return value
 
@@ -98,7 +98,7 @@ def build_cold_start(model: str, starts: Sequence[ColdStartRepeat]) -> ColdStart
 
 
 def _get_largest(metric: str, run: Run) -> float | None:
-    """Of several servers that all start cold, the slowest is what a user may meet."""
+    """Of several servers that all start cold, the slowest decides what a user may experience."""
     return max(list_request_values(metric, run.measured), default=None)
 
 

@@ -1,4 +1,4 @@
-"""What a run suggests to its reader, beside the verdict. A hint never changes a word."""
+"""Hints that a run gives in addition to the verdict. A hint never changes the verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find_hints(run: Run, summary: Summary) -> tuple[str, ...]:
 
 
 def _suggest_slots(run: Run) -> Iterator[str]:
-    """Name the number of slots where requests plainly waited for one."""
+    """Name the number of slots if requests clearly waited for one."""
     urls = sorted({sample.url for sample in run.measured})
     for url in urls:
         samples = [sample for sample in run.measured if sample.url == url and sample.ok]

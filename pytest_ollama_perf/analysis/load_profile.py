@@ -130,7 +130,7 @@ def _is_uneven(busiest: ServerSummary, total: int) -> bool:
 
 
 def find_slow_servers(found: Sequence[ServerSummary]) -> tuple[str, ...]:
-    """Return in words which servers are plainly slower than the median of the others; a few requests say nothing."""
+    """Describe the servers that are clearly slower than the median of the others; a few requests are not enough."""
     told = [one for one in found if one.requests - one.errors >= _MIN_REQUESTS]
     return tuple(text for one in told for text in _explain_slow(one, [other for other in told if other is not one]))
 
@@ -150,7 +150,7 @@ def _explain_slow(one: ServerSummary, others: Sequence[ServerSummary]) -> Iterab
 
 
 MIN_TIMELINE_S = 10.0
-"""Loads that time ends sooner are too short for a course of their own; staged ones always have one."""
+"""Loads of a shorter duration have no timeline; staged loads always have one."""
 
 MAX_WINDOWS = 12
 _WINDOW_WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
@@ -235,12 +235,12 @@ def _build_window(
 
 
 def _pick_percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the percentile by nearest rank, which needs no values beside it."""
+    """Return the percentile by nearest rank, which needs no interpolation."""
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
 
 
 def _compute_level(course: StageSchedule, begin: float, width: float, parts: int = 20) -> float:
-    """Return the mean level of a window, at so many moments in the middle of equal parts."""
+    """Return the mean level of a window, sampled in the middle of ``parts`` equal parts."""
     return math.fsum(course.compute_level(begin + width * (part + 0.5) / parts) for part in range(parts)) / parts
 
 

@@ -1,4 +1,4 @@
-"""What a sweep finds: one row a level, and where more load stops bringing more.
+"""Results of a sweep: one row for each level, the knee of the curve and the point of saturation.
 
 Every number comes from the summaries of the levels' runs; nothing is fitted. A curve is one row of levels along the
 swept axis; a product of axes gives several curves.
@@ -28,11 +28,11 @@ AxisValues = dict[str, int | float | str]
 
 
 class SweepPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One level. Rates are per second, times seconds; ``None`` stands for what this load does not have.
+    """One level. Rates are per second, times seconds; ``None`` is what this load does not have.
 
     ``throughput`` is that of the whole system while all clients were busy (over the whole run where they never were);
     ``efficiency`` that over ``concurrency`` times the single client's, 1.0 being ideal; ``slots`` how many requests the
-    server plainly ran at once while others waited.
+    server clearly ran concurrently while others waited.
     """
 
     at: AxisValues
@@ -66,12 +66,12 @@ class SweepPoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def output_rate(self) -> float:
-        """What the system made: tokens/s, or requests/s where no tokens are counted (embeddings)."""
+        """Output of the system: tokens/s, or requests/s where no tokens are counted (embeddings)."""
         return (self.throughput if self.throughput is not None else self.qps) or 0.0
 
     @property
     def output_rate_sd(self) -> float:
-        """Standard error of ``made``; 0 where it is not known."""
+        """Standard error of ``output_rate``; 0 if it is not known."""
         interval = self.throughput_ci if self.throughput is not None else self.qps_ci
         return (interval[1] - interval[0]) / 2 / _Z95 if interval else 0.0
 
@@ -106,7 +106,7 @@ class Knee(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Saturation(msgspec.Struct, frozen=True, kw_only=True):
-    """The first level past the knee at which TTFT grew faster than the load.
+    """The first level above the knee at which TTFT grew faster than the load.
 
     From level ``after`` to level ``at`` the load grew by ``load_growth`` and the mean TTFT by ``ttft_growth``, to
     ``ttft_s``.
@@ -138,18 +138,18 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def best(self) -> SweepPoint | None:
-        """The level that made the most."""
+        """The level with the highest output rate."""
         return max(self.levels, key=lambda level: level.output_rate, default=None)
 
     @property
     def speedup(self) -> float | None:
-        """What the best level made, over what a single client did."""
+        """The output rate of the best level over that of a single client."""
         alone = self.single.output_rate if self.single else 0.0
         return self.best.output_rate / alone if self.best and alone else None
 
 
 class Sweep(Finding, frozen=True, kw_only=True, tag="sweep"):
-    """All curves of a sweep over ``axis``, and the limits held against them."""
+    """All curves of a sweep over ``axis``, and the limits on them."""
 
     axis: str
     curves: tuple[Curve, ...]
@@ -190,7 +190,7 @@ def build_sweep_point(
 def build_curve(
     axis: str, at: AxisValues, levels: Sequence[SweepPoint], single: SweepPoint | None = None, stopped: str = ""
 ) -> Curve:
-    """Return the curve of ``levels``, which are in rising order of ``axis`` where that is a load."""
+    """Return the curve of ``levels``, which are in increasing order of ``axis`` if that is a load."""
     if axis not in LOAD_AXES:
         return Curve(at=at, levels=tuple(levels), stopped=stopped)
     alone = single or next((level for level in levels if level.at.get("concurrency") == 1), None)
@@ -208,7 +208,7 @@ def build_curve(
 
 
 _MIN_GROWTH = 0.10
-"""Less is no growth worth the waiting: twice what two runs of an unchanged server differ by."""
+"""Less does not count as growth: it is twice the difference between two runs of an unchanged server."""
 
 _Z95, _Z90 = 1.96, 1.645
 
@@ -218,7 +218,7 @@ def find_knee(axis: str, levels: Sequence[SweepPoint]) -> Knee | None:
 
     The knee is the lowest level that no later one exceeds by more than 10 %, beyond chance (by more than 1.645 standard
     errors of the difference) and with at least half of that in finished requests. Every later level counts, not only
-    the next: slow growth is growth, one lucky level no end.
+    the next one: slow growth is still growth, and one lucky level does not end it.
     """
     worked = [level for level in levels if level.output_rate]
     for index, level in enumerate(worked):
@@ -243,13 +243,13 @@ def _exceeds(later: SweepPoint, level: SweepPoint) -> bool:
 
 
 def _has_higher_qps(later: SweepPoint, level: SweepPoint) -> bool:
-    """Whether requests were finished faster, too: where each client sends few of them, the time in which all are busy
-    is short, and what was made in it says more of that moment than of the server."""
+    """Whether requests also finished faster. If each client sends few requests, all clients are busy only briefly, and
+    the throughput of that time is not representative of the server."""
     return level.qps is None or later.qps is None or later.qps > level.qps * (1 + _MIN_GROWTH / 2)
 
 
 def find_saturation(axis: str, levels: Sequence[SweepPoint], knee: Knee) -> Saturation | None:
-    """Return the first level past the knee whose TTFT grew by a tenth more than the load, beyond its interval."""
+    """Return the first level above the knee whose TTFT grew 10 % more than the load, beyond its interval."""
     past = [level for level in levels if _get_load(level, axis) >= knee.at]
     for before, level in pairwise(past):
         was, now, low = before.ttft_mean_s, level.ttft_mean_s, _get_ttft_low(level)

@@ -1,4 +1,4 @@
-"""The largest bearable concurrency: one probe judged with its uncertainty, and the search over probes. Pure."""
+"""Maximum concurrency: one probe judged with its uncertainty, and the search over probes. Pure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pytest_ollama_perf.metrics.summary import Summary, summarise
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """One concurrency that was tried, with all its runs together.
 
-    ``bearable`` is the decision; where ``sure`` is false the runs were too short to tell and the number itself decided.
-    ``metric``, ``stat``, ``value``, ``op``, ``bound`` (in the metric's own unit) and ``reason`` tell of the limit that
-    decided: the first that is broken, else the one that is nearest to it.
+    ``sustained`` is the decision. ``conclusive`` is false if there were too few requests for a statistical decision: then
+    the measured value decided. ``metric``, ``stat``, ``value``, ``op``, ``bound`` (in the metric's unit) and ``reason``
+    are those of the limit that decided: the first broken one, or the one that is closest to its bound.
     """
 
     concurrency: int
@@ -52,10 +52,10 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MaxConcurrency(Finding, frozen=True, kw_only=True, tag="max_concurrency"):
-    """The largest ``concurrency`` whose requests met every one of ``criteria``; 0 where not even one client was borne.
+    """The highest ``concurrency`` whose requests met every limit of ``criteria``; 0 if not even one client did.
 
-    ``breach`` is the lowest concurrency that broke one, ``None`` where ``maximum`` still was borne. ``probes`` stand in
-    the order in which they were tried.
+    ``breach`` is the probe of the lowest concurrency that broke a limit, ``None`` if ``maximum`` met them all.
+    ``probes`` are in the order in which they ran.
     """
 
     concurrency: int
@@ -67,35 +67,35 @@ class MaxConcurrency(Finding, frozen=True, kw_only=True, tag="max_concurrency"):
 
     @property
     def conclusive(self) -> bool:
-        """Whether both sides of the border are known beyond chance."""
+        """Whether the results on both sides of the border are conclusive."""
         border = [probe for probe in self.probes if probe.concurrency == self.concurrency]
         return all(probe.conclusive for probe in (*border, *([self.breach] if self.breach else ())))
 
 
 class LimitCheck(msgspec.Struct, frozen=True):
-    """One limit against one probe: whether its number meets it, and whether that is beyond chance."""
+    """One limit against one probe: whether its number meets it, and whether that is conclusive."""
 
     row: VerdictRow
     met: bool
     conclusive: bool
 
 
-def search_concurrency(start: int, maximum: int, bearable: Callable[[int], bool]) -> int:
-    """Return the largest concurrency up to ``maximum`` for which ``bearable`` is true, taking it to be monotone.
+def search_concurrency(start: int, maximum: int, is_sustained: Callable[[int], bool]) -> int:
+    """Return the highest concurrency up to ``maximum`` that ``is_sustained``, assumed to be monotone; 0 if none is.
 
-    Doubling from ``start`` until one is not borne, then bisection between the last that was and the first that was not:
-    each concurrency is asked once, about 2 log2 of the answer in all. 0 where not even 1 is borne.
+    The concurrency is doubled from ``start`` until one is not sustained, then bisected between the highest sustained
+    and the lowest that is not. Each is probed once, about 2 log2 of the result in all.
     """
-    borne, broken, step = 0, maximum + 1, min(start, maximum)
-    while borne < step < broken:
-        if bearable(step):
-            borne, step = step, min(2 * step, maximum)
+    sustained, broken, step = 0, maximum + 1, min(start, maximum)
+    while sustained < step < broken:
+        if is_sustained(step):
+            sustained, step = step, min(2 * step, maximum)
         else:
             broken = step
-    while broken - borne > 1 and broken <= maximum:
-        middle = (borne + broken) // 2
-        borne, broken = (middle, broken) if bearable(middle) else (borne, middle)
-    return borne
+    while broken - sustained > 1 and broken <= maximum:
+        middle = (sustained + broken) // 2
+        sustained, broken = (middle, broken) if is_sustained(middle) else (sustained, middle)
+    return sustained
 
 
 def pool_runs(runs: Sequence[Run]) -> tuple[Run, Summary]:
@@ -106,7 +106,7 @@ def pool_runs(runs: Sequence[Run]) -> tuple[Run, Summary]:
 
 
 def judge_probe(limits: Sequence[Limit], run: Run, summary: Summary) -> tuple[LimitCheck, ...]:
-    """Judge a probe's run against every limit, each with its certainty."""
+    """Judge a probe's run against every limit, each with whether it is conclusive."""
     return tuple(_check_limit(limit, run, summary) for limit in limits)
 
 
@@ -145,12 +145,12 @@ def build_probe(
 
 
 def _rank_reason(each: LimitCheck) -> tuple[bool, bool]:
-    """What is sure says more, and that requests failed says more than what they did to a percentile."""
+    """Conclusive limits come first, and failed requests before the percentiles that they changed."""
     return not each.conclusive, each.row.metric != "error_rate"
 
 
 def _compute_headroom(each: LimitCheck) -> float:
-    """How far a met number is from its bound, as a ratio; the certain ones stand behind the uncertain."""
+    """How far a met number is from its bound, as a ratio; conclusive ones rank behind the others."""
     bound, value = each.row.bound or 0.0, each.row.value
     near = 1.0 if not bound or not value else (value / bound if each.row.op == ">=" else bound / value)
     return near + (0.0 if not each.conclusive else 1e6 if each.row.metric == "error_rate" else 1e3)
@@ -200,7 +200,7 @@ def _is_far_from_bound(limit: Limit, values: Sequence[float], quantile: float) -
     """Whether the bound lies beyond the one-sided 95 % tolerance bound of the quantile.
 
     For logarithms that are about normal: mean + k s with k from the non-central t distribution (Hahn & Meeker 1991,
-    section 4.4). Counting alone would ask for 59 requests where 10 far from the bound say enough.
+    section 4.4). Counting alone would need 59 requests where 10 that are far from the bound suffice.
     """
     if len(values) < _MIN_FOR_TOLERANCE or min(values) <= 0 or math.isinf(max(values)):
         return False

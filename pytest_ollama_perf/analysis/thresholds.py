@@ -1,4 +1,4 @@
-"""One run against one limit. An unsure limit is decided by the point estimate and says that it is unsure."""
+"""One run against its limits. A limit without conclusive data is decided by the point estimate and marked unsure."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _judge_count(wrong: int, n: int, share: float, because: str, *, met: bool) -
     if not met:
         return VerdictStatus.BROKEN, f"{because}, which could be chance"
     more = count_requests_to_settle(wrong, n, share)
-    return VerdictStatus.UNSURE, f"{because}; {more} more without one would make it sure"
+    return VerdictStatus.UNSURE, f"{because}; conclusive after {more} more requests without a violation"
 
 
 def _judge_extreme(limit: Limit, value: float) -> tuple[VerdictStatus, str]:
@@ -126,7 +126,7 @@ def _judge_interval(limit: Limit, found: MetricSummary, value: float) -> tuple[V
         return VerdictStatus.BROKEN, f"{found.failed} of {format_count(found.n, 'value')} failed"
     if interval is None:
         return (
-            (VerdictStatus.UNSURE, f"{distance}, but {format_count(found.n, 'request')} cannot tell the spread")
+            (VerdictStatus.UNSURE, f"{distance}, but an interval needs more than {format_count(found.n, 'request')}")
             if met
             else (VerdictStatus.BROKEN, distance)
         )
@@ -148,7 +148,7 @@ def _format_side(limit: Limit) -> str:
 
 
 def _format_distance(limit: Limit, value: float) -> str:
-    """How far the number is from its bound, as a person would say it."""
+    """Describe how far the number is from its bound."""
     if meets_bound("<=", value, limit.bound) and meets_bound(">=", value, limit.bound):
         return "exactly met"
     side = "above" if value > limit.bound else "below"
@@ -169,20 +169,22 @@ def _explain_absence(limit: Limit, run: Run, summary: Summary) -> str:
     if limit.metric in TELEMETRY_METRICS:
         return _explain_missing_telemetry(limit, run, summary)
     if limit.metric == "throughput" and "throughput_whole" in summary.metrics:
-        return "there was no time in which all clients were busy; it needs more requests than clients"
+        return "no steady-state window: all clients were never busy at the same time; send more requests than clients"
     if limit.metric == "goodput":
-        return "it counts requests that meet the limits on times, and there is none; add one such as max_p95_latency"
+        return (
+            "it counts requests that meet the latency limits, and this test has none; add one such as max_p95_latency"
+        )
     return f"none of {format_count(summary.requests, 'request')} has it ({METRICS[limit.metric].help})"
 
 
 def _explain_missing_telemetry(limit: Limit, run: Run, summary: Summary) -> str:
     if run.telemetry is None:
-        return "nobody read the GPU beside this load"
+        return "no GPU telemetry was collected for this load"
     if run.telemetry.missing:
         return sanitize(run.telemetry.missing)
     if limit.metric == "joules_per_token" and run.telemetry.energy_j is not None:
         return f"no token was generated in {format_count(summary.requests, 'request')}"
-    return "the GPU's driver does not tell"
+    return "the GPU driver does not report it"
 
 
 def _build_row(

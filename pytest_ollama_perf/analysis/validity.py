@@ -1,7 +1,7 @@
-"""Whether a measurement can be trusted. Each problem is named, put in numbers, and says whether it spoils the run.
+"""Whether a measurement can be trusted. Each problem has a code and numbers, and either invalidates the run or not.
 
-Every threshold stands at its check with the reason for it. A false alarm costs more here than a late one: a run that is
-called invalid without need makes people switch the check off.
+Every threshold is defined next to its check, with the reason for it. A false alarm costs more than a missed one: a run
+that is needlessly called invalid makes users turn the check off.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pytest_ollama_perf.metrics.format import format_count, format_number, forma
 from pytest_ollama_perf.metrics.summary import Summary
 
 _NORMAL_THROTTLE_REASONS = frozenset({"software power cap", "sync boost"})
-"""Large models run a GPU at its power limit for as long as they decode: that is how fast this GPU is."""
+"""Large models run a GPU at its power limit for as long as they decode: that is the GPU's normal speed."""
 
 _MAX_THROTTLED_SHARE = 0.1
 """A tenth of the readings: a shorter slow-down moves medians and trimmed means by less than their margins."""
 
 
 def check_throttling(run: Run, summary: Summary) -> Iterator[Problem]:
-    """Heat, a failing power supply or a power limit kept a GPU below the clocks it could have run at."""
+    """Heat, a failing power supply or a power limit kept a GPU below its possible clocks."""
     gpus = run.telemetry.gpus if run.telemetry else ()
     for index, gpu in enumerate(gpus):
         for reason, share in gpu.throttled.items():
@@ -57,7 +57,7 @@ def _format_peak(gpu: GpuStats, reason: str) -> str:
 
 
 def check_telemetry(run: Run, summary: Summary) -> Iterator[Problem]:
-    """Readings that were asked for, or had begun, are missing. Where nobody asked, a limit on them says so itself."""
+    """Requested telemetry is missing, or it ended early. A limit without requested telemetry reports that itself."""
     telemetry = run.telemetry
     if telemetry is not None and telemetry.missing and (telemetry.source == "command" or telemetry.gpus):
         yield Problem(code=ProblemCode.TELEMETRY_INCOMPLETE, text=sanitize(telemetry.missing, 300), invalidates=False)
@@ -68,7 +68,7 @@ _MUST_MATCH = frozenset({"model_digest", "context_length", COUNTER_MEANING})
 
 
 def check_servers_down(run: Run, summary: Summary) -> Iterator[Problem]:
-    """A server that did not answer before the load. Its requests were sent and failed, unless it was left out."""
+    """A server that did not answer before the load: its requests failed, unless it was left out."""
     for url, facts in run.servers.items():
         if not facts.down:
             continue
@@ -81,7 +81,7 @@ def check_servers_down(run: Run, summary: Summary) -> Iterator[Problem]:
 
 
 def check_servers_differ(run: Run, summary: Summary) -> Iterator[Problem]:
-    """Servers that differ: their numbers are not those of one thing."""
+    """Servers that differ have no common numbers."""
     known = {url: facts.fingerprint for url, facts in run.servers.items() if not facts.down}
     if len(known) < 2:
         return
@@ -101,13 +101,13 @@ def _compare_servers(first: str, url: str, known: Mapping[str, Fingerprint]) -> 
 
 
 def find_problems(run: Run, summary: Summary) -> tuple[Problem, ...]:
-    """Return what makes ``run`` less than it seems, what spoils it first. ``summary`` is that of ``run``."""
+    """Return the problems of ``run``, invalidating ones first. ``summary`` is that of ``run``."""
     found = [problem for check in _CHECKS for problem in check(run, summary)]
     return tuple(sorted(found, key=lambda problem: not problem.invalidates))
 
 
 def _check_cpu_offload(run: Run, summary: Summary) -> Iterator[Problem]:
-    """A model wholly on the CPU is a server like any other; one that is split depends on what else was in memory."""
+    """A model that runs entirely on the CPU is valid; a split one depends on what else was in memory."""
     for state in _list_loaded_states(run):
         if state.vram_share is not None and 0 < state.vram_share < 1:
             text = f"the model is partly on the CPU: {format_percent(state.vram_share)} of it is in GPU memory"
@@ -116,7 +116,7 @@ def _check_cpu_offload(run: Run, summary: Summary) -> Iterator[Problem]:
 
 
 def _check_context(run: Run, summary: Summary) -> Iterator[Problem]:
-    """A smaller context spoils nothing until a request reaches its end: then the server drops text to go on."""
+    """A smaller context is harmless until a request reaches the end of it: then the server drops text to continue."""
     lengths = [state.context_length for state in _list_loaded_states(run) if state.context_length]
     if not lengths or run.workload.num_ctx is None or min(lengths) >= run.workload.num_ctx:
         return
@@ -166,7 +166,9 @@ def _check_reload(run: Run, summary: Summary) -> Iterator[Problem]:
         text = f"the model was loaded again inside the window: {_format_waits(later, summary)}"
         yield Problem(code=ProblemCode.MODEL_RELOADED, text=text, invalidates=True)
     elif waited and not run.workload.cold:
-        text = f"the model was still being loaded: {_format_waits(waited, summary)}; warm up, or ask for a cold start"
+        text = (
+            f"the model was still being loaded: {_format_waits(waited, summary)}; add a warm-up or measure a cold start"
+        )
         yield Problem(code=ProblemCode.WARMUP_MISSING, text=text, invalidates=True)
 
 
@@ -241,8 +243,8 @@ _MAX_SHORTFALL_OWN_PROMPTS = 0.5
 def _check_output_length(run: Run, summary: Summary) -> Iterator[Problem]:
     """Latency and throughput move with the number of tokens.
 
-    Synthetic prompts: 5 % fewer tokens shift the latency by as much as the margin that history allows it. Prompts of
-    one's own may end where the answer does; but where less than half of num_predict is made, num_predict is wrong.
+    Synthetic prompts: 5 % fewer tokens shift the latency by as much as the margin that history allows it. Custom
+    prompts may end where the answer does, but with less than half of num_predict generated, num_predict is wrong.
     """
     asked = run.workload.num_predict
     if run.workload.endpoint is Endpoint.EMBED or asked < 1:

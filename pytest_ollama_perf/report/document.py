@@ -61,7 +61,7 @@ class MetricEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, its counters beside its times. ``null`` stands for what the request or the server did not show."""
+    """One request, with its counters. ``null`` is what the request or the server did not report."""
 
     request_id: str
     url: str
@@ -109,7 +109,7 @@ class ProblemEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RowEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One judged number, as in ``verdict.words.Row``."""
+    """One judged number, as in ``core.verdict.VerdictRow``."""
 
     metric: str
     stat: str
@@ -155,7 +155,7 @@ class LoadEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TestEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One test item and the loads it fired."""
+    """One test item and the loads it generated."""
 
     test: str
     verdict: VerdictStatus
@@ -291,7 +291,7 @@ def _build_load_entry(load: MeasuredLoad) -> LoadEntry:
 
 
 def _strip_images(workload: Workload) -> Workload:
-    """Megabytes of base64 say less than the hash that stands for all that was sent."""
+    """Replace images, which can be megabytes of base64, by the hash of everything that was sent."""
     if not workload.images:
         return workload
     given = hash_prompts(workload.prompts, workload.messages, workload.images)

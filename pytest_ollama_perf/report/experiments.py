@@ -230,7 +230,7 @@ def _render_comparison(finding: ABComparison, width: int) -> list[str]:
 
 def _describe_comparison_size(finding: ABComparison) -> str:
     blocks = format_count(finding.blocks, "block")
-    return f"{blocks} ABBA of {finding.requests} requests a side, the model loaded anew for every turn"
+    return f"{blocks} ABBA of {finding.requests} requests per side, the model reloaded for every turn"
 
 
 _SERVER_HEADS = ("", "sent", "share", "errors", "tps", "tokens/s", "ttft p50", "p95")

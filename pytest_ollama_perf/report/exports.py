@@ -27,7 +27,7 @@ from pytest_ollama_perf.report.tables import clean
 def export_benchstat(document: Document) -> bytes:
     """Return the lines of all measured requests, and for each load the share of those that failed.
 
-    benchstat takes no infinite time, so a failed request has no lines of its own: look at ``failed/request`` first.
+    benchstat takes no infinite time, so a failed request has no lines: look at ``failed/request`` first.
     """
     lines = [line for test in document.tests for line in _format_test_lines(clean(test.test), test.loads)]
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
@@ -66,7 +66,7 @@ def _format_step_lines(sample: Sample) -> Iterator[str]:
 
 
 def _escape_model_name(model: str) -> str:
-    """Return a model's name as a part of a benchmark's name, which holds no spaces and no slashes of its own."""
+    """Return a model's name as a part of a benchmark's name, which holds no spaces and no slashes."""
     return re.sub(r"[\s/=]+", "_", clean(model, 200)) or "unknown"
 
 
@@ -77,7 +77,7 @@ _MAX_NAME_LENGTH = 1024
 def export_bencher(document: Document) -> bytes:
     """Return the metrics as JSON.
 
-    What is infinite, a failed request's time, no JSON can hold: it is left out, and ``error_rate_share`` tells of it.
+    An infinite number, the time of a failed request, is left out, as JSON cannot hold it; see ``error_rate_share``.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for number in select_typical(document):
@@ -190,7 +190,7 @@ Labels = dict[str, str]
 
 
 def export_openmetrics(document: Document) -> bytes:
-    """Return the metrics; a failed request's time is ``+Inf``. Of runs that are alike, the median run speaks."""
+    """Return the metrics; a failed request's time is ``+Inf``. Of runs that are alike, the median run is exported."""
     found = select_medians(document)
     labels = _build_labels(document)
     lines = [line for metric, name in SUMMARY_NAMES.items() for line in _format_summary(metric, name, found, labels)]

@@ -1,4 +1,4 @@
-"""What a report says of a load besides its verdict: its size, what was left out, the server and model, the errors."""
+"""Facts about a load for reports: its size, excluded requests, the server and model, the errors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _describe_thinking(run: Run) -> Iterator[str]:
 
 
 def _describe_connections(loads: Iterable[MeasuredLoad]) -> Iterator[str]:
-    """Say what connections of their own cost the requests; it is no part of TTFT and latency."""
+    """Describe the cost of a new connection for each request; TTFT and latency do not include it."""
     apart = [load.run for load in loads if not load.run.workload.reuse_connections]
     took = [sample.connect_ns for run in apart for sample in run.measured if sample.connect_ns is not None]
     if took:
@@ -124,7 +124,7 @@ def describe_excluded(loads: Iterable[MeasuredLoad]) -> list[str]:
 
 
 def _is_short(sample: Sample, workload: Workload) -> bool:
-    """Tell whether an answer ended before ``num_predict``; only the counter says, ``done_reason`` does not."""
+    """Whether an answer ended before ``num_predict``; only the counter shows it, ``done_reason`` does not."""
     if not sample.ok or workload.endpoint is Endpoint.EMBED:
         return False
     return (sample.counters.eval_count or 0) < workload.num_predict
@@ -176,7 +176,7 @@ def _format_processor(vram_share: float | None) -> str:
 
 
 def _is_failed(sample: Sample) -> bool:
-    """Whether the server or the network failed it: what was cancelled says nothing of either."""
+    """Whether the server or the network failed it: a cancelled one did not fail."""
     return not sample.ok and sample.outcome is not Outcome.CANCELLED
 
 

@@ -1,6 +1,6 @@
 """The report as Markdown for pull requests and job summaries: a table of the tests, then the details of each.
 
-Text from servers and people is escaped, or stands in a code block whose fence is longer than any in it. The size is
+Text from servers and users is escaped, or is in a code block whose fence is longer than any in it. The size is
 bounded: what does not fit is dropped from the end, passing tests first, and the report says how much that was.
 """
 
@@ -92,7 +92,7 @@ def _count_verdicts(document: Document) -> str:
     words = [test.verdict for test in document.tests]
     return (
         ", ".join(f"{words.count(word)} {word.value}" for word in VerdictStatus if word in words)
-        or "no test fired a load"
+        or "no test generated a load"
     )
 
 
@@ -124,7 +124,7 @@ def _build_table_rows(document: Document) -> Iterator[str]:
 
 
 def _format_main_values(numbers: Sequence[MetricPoint]) -> str:
-    """Return the numbers to see first; a test of several loads has none that stand for all of them."""
+    """Return the numbers to see first; a test of several loads has no common ones."""
     if len({number.place for number in numbers}) != 1:
         return ""
     shown = {(number.metric, number.stat): number.value for number in numbers}

@@ -28,8 +28,8 @@ _RESTORE_CURSOR = "\x1b8"
 class LiveProgress:
     """Shows how far a load has come, as a context manager.
 
-    On a terminal: a bar on the line below the cursor, gone without a trace at the end, so that pytest's own line goes
-    on where it stood. Elsewhere: nothing, or with ``verbosity`` above 0 a line now and then. Below 0: nothing at all.
+    On a terminal: a bar on the line below the cursor, removed at the end, so that pytest's own line continues
+    where it was. Elsewhere: nothing, or with ``verbosity`` above 0 a line now and then. Below 0: nothing at all.
     ``file`` is what pytest's terminal reporter writes to, never the captured ``sys.stdout``.
     """
 

@@ -52,7 +52,7 @@ class BarPainter:
 
 
 def _extract_caption(label: str) -> str:
-    """Return which of several loads it is: what stands before the model."""
+    """Return which of several loads it is: the text before the model."""
     return label.rpartition(", ")[0]
 
 

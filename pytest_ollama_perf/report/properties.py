@@ -32,7 +32,7 @@ Property = tuple[str, str | float]
 def build_properties(result: TestResult) -> list[Property]:
     """Return the verdict and the main numbers of a test, ``ollama.verdict``, ``ollama.ttft_p50_s``.
 
-    Of several runs of one load the median; the loads of a test that fired different ones are told apart by a number,
+    Of several runs of one load the median; different loads of one test are numbered,
     ``ollama.2.tps``. An infinite number, a failed request's time, is the text ``inf``: JSON has no other.
     """
     found = _build_verdict_properties(result)

@@ -79,7 +79,7 @@ def _make_unique(name: str, taken: Collection[str]) -> str:
 
 
 TYPICAL_STATS = ("", "p50", "p95", "p99")
-"""What stands for a metric where one number a run has to do: its value, or these percentiles where it has none."""
+"""What represents a metric if one number per run is wanted: its value, or these percentiles if it has none."""
 
 _UNIT_SUFFIXES = {"B": "bytes", "°C": "celsius", "J/token": ""}
 """Units that a name outside has in other letters, or already."""

@@ -52,7 +52,7 @@ def truncate(text: str, width: int) -> str:
 
 
 def truncate_middle(text: str, width: int) -> str:
-    """Return ``text`` in at most ``width`` columns, dots in its middle: both ends of a test's name tell it apart."""
+    """Return ``text`` in at most ``width`` columns, dots in its middle: both ends of a test's name identify it."""
     if count_columns(text) <= width:
         return text
     if width < 5:
@@ -209,7 +209,7 @@ def _format_signed_share(share: float) -> str:
 
 
 def _align_intervals(ends: Sequence[tuple[str, str]]) -> list[str]:
-    """Return intervals whose ends stand under each other."""
+    """Return intervals with aligned ends."""
     low_width, high_width = (max(len(pair[end]) for pair in ends) for end in (0, 1))
     return [f"{low:>{low_width}} .. {high:>{high_width}}" if high else "-" for low, high in ends]
 
@@ -222,7 +222,7 @@ _NAME_WIDTH = 21
 def format_metric_matrix(summary: Summary, width: int) -> list[str]:
     """Return a row for each metric and, under it, both ends of the 95 % intervals.
 
-    The unit stands behind the name, one for the whole row; a column without a number is empty.
+    The unit follows the name and is the same for the whole row; a column without a number is empty.
     """
     lines = [_align_metric_line("", ["value", *STATS])]
     for name, found in summary.metrics.items():

@@ -194,7 +194,7 @@ def _join_first(words: Sequence[str], most: int) -> str:
 
 
 def build_section(results: Sequence[TestResult], *, verbosity: int, width: int = DEFAULT_WIDTH) -> list[StyledLine]:
-    """Return the lines of the section after the run; none where no test fired a load.
+    """Return the lines of the section after the run; none if no test generated a load.
 
     ``verbosity`` is pytest's: below 0 one line for everything, above 0 every number. No line is wider than ``width``,
     but for a single word of a command to copy.
@@ -235,7 +235,7 @@ def _build_one_line(results: Sequence[TestResult], width: int) -> StyledLine:
 
 
 def _shorten_test_name(test: str) -> str:
-    """Return a node id without its file and classes; a ``::`` inside the parameters is none of its own."""
+    """Return a node id without its file and classes; a ``::`` inside the parameters does not count."""
     path, bracket, parameters = clean(test).partition("[")
     return path.rpartition("::")[2] + bracket + parameters
 
@@ -294,4 +294,4 @@ def _build_totals(results: Sequence[TestResult], width: int) -> Iterator[StyledL
     worst = _find_worst(results).verdict.word
     yield StyledLine(truncate(_count_verdicts(results), width), _choose_style(worst))
     if worst in FAILING_STATUSES:
-        yield from _wrap_plain(format_command("again, with every number", "pytest --last-failed -v", width))
+        yield from _wrap_plain(format_command("rerun with all metrics", "pytest --last-failed -v", width))

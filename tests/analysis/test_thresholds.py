@@ -49,7 +49,8 @@ def test_a_percentile_without_a_violation_in_20_is_unsure_and_says_what_would_se
     verdict = judge(one_after_another(20), max_p95_latency=0.25)
     assert verdict.word is VerdictStatus.UNSURE
     assert verdict.reason == (
-        "latency p95 200 ms, limit <= 250 ms: 0 of 20 requests over; 39 more without one would make it sure"
+        "latency p95 200 ms, limit <= 250 ms: 0 of 20 requests over; "
+        "conclusive after 39 more requests without a violation"
     )
 
 
@@ -107,7 +108,7 @@ def test_a_rate_is_judged_by_its_interval():
 def test_one_request_cannot_tell_the_spread():
     verdict = judge([sample(0)], min_tps=100)
     assert verdict.word is VerdictStatus.UNSURE
-    assert verdict.reason == "tps 110 /s, limit >= 100 /s: 10 % above, but 1 request cannot tell the spread"
+    assert verdict.reason == "tps 110 /s, limit >= 100 /s: 10 % above, but an interval needs more than 1 request"
     assert judge([sample(0)], min_tps=120).reason == "tps 110 /s, limit >= 120 /s: 8.33 % below"
 
 
@@ -166,7 +167,7 @@ def test_a_metric_that_the_run_does_not_have_breaks_its_limit():
         "ttfa p95 was not measured: none of 20 requests has it (send to first answer token of a thinking model)"
     )
     assert (
-        "needs more requests than clients" in judge([sample(0), sample(1, sent=500, client=1)], min_throughput=1).reason
+        "send more requests than clients" in judge([sample(0), sample(1, sent=500, client=1)], min_throughput=1).reason
     )
     assert "there is none; add one such as max_p95_latency" in judge(one_after_another(20), min_goodput=1).reason
 

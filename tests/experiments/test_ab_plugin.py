@@ -38,7 +38,7 @@ def test_a_slower_server_fails_the_test_with_both_numbers(run_source, urls):
             r"  x tps +[\d.]+ /s +[\d.]+ /s +-\d.*% +-.* \.\. +-.*% +-10%$",
             r"    ttft .*",
             r"    latency .*",
-            r"  4 blocks ABBA of 8 requests a side, the model loaded anew for every turn$",
+            r"  4 blocks ABBA of 8 requests per side, the model reloaded for every turn$",
         ]
     )
     assert max(len(line) for line in result.outlines if not line.startswith("rootdir")) <= 80

@@ -125,7 +125,7 @@ def test_a_page_of_fifty_tests_is_below_three_megabytes():
 def test_a_session_without_loads_has_a_page():
     said = Elements(page(document_of()).decode()).text
     assert "0 performance tests" in said
-    assert "No test fired a load." in said
+    assert "No test generated a load." in said
 
 
 def test_a_distribution_ends_below_one_where_requests_failed():

@@ -99,7 +99,7 @@ MANY = many(300, requests=2)
 def test_a_session_without_loads_says_so():
     meta = ReportMeta(plugin_version="1", started_at=0.0, aborted="interrupted (Ctrl-C)")
     assert format_comment(document_of(meta=meta)).decode() == (
-        "## ✅ Performance: no test fired a load\n\nThe session ended early: interrupted \\(Ctrl-C\\)\n"
+        "## ✅ Performance: no test generated a load\n\nThe session ended early: interrupted \\(Ctrl-C\\)\n"
     )
 
 

@@ -45,7 +45,7 @@ def test_the_section_reads_as_promised():
           hint: requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1
 
         1 ok, 1 broken
-          again, with every number: pytest --last-failed -v
+          rerun with all metrics: pytest --last-failed -v
         """
     )
 

@@ -62,7 +62,7 @@ def test_the_section_after_the_run_has_a_block_for_each_test(perf) -> None:
         " ollama N, tiny:latest F16, num_ctx N, CPU\n"
         "\n"
         "N ok, N broken\n"
-        " again, with every number: pytest --last-failed -v\n"
+        " rerun with all metrics: pytest --last-failed -v\n"
         "json report: report.json"
     )
 

@@ -134,7 +134,7 @@ def test_a_command_feeds_limits_and_report(pytester, url, monkeypatch):
     result.assert_outcomes(passed=1, failed=2)
     out = result.stdout.str()
     assert "gpu_memory 18 GiB, limit <= 16 GiB: 12.5 % above" in out
-    assert "gpu_temperature was not measured: the GPU's driver does not tell" in out
+    assert "gpu_temperature was not measured: the GPU driver does not report it" in out
     assert "  GPU memory 18 GiB, 400 W, " in out
 
 

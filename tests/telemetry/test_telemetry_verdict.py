@@ -82,13 +82,13 @@ WORDS = {"max_gpu_memory": "999GiB", "max_gpu_temperature": 999, "max_joules_per
 @pytest.mark.parametrize(
     ("telemetry", "why"),
     [
-        (None, "nobody read the GPU beside this load"),
+        (None, "no GPU telemetry was collected for this load"),
         (Telemetry(missing="nvidia-ml-py is not installed"), "nvidia-ml-py is not installed"),
         (
             Telemetry(missing="GPU 0 stopped answering: GPU is lost", gpus=(H200,), memory_bytes=1),
             "GPU 0 stopped answering: GPU is lost",
         ),
-        (Telemetry(source="nvml", gpus=(GpuStats(),)), "the GPU's driver does not tell"),
+        (Telemetry(source="nvml", gpus=(GpuStats(),)), "the GPU driver does not report it"),
     ],
 )
 def test_a_limit_without_telemetry_is_never_ok(word, telemetry, why):

@@ -72,7 +72,7 @@ class _ChartCollector:
         return len(self._charts) - 1
 
     def to_json(self) -> Markup:
-        """Return all charts as JSON that cannot end the element it stands in."""
+        """Return all charts as JSON that cannot end its HTML element."""
         whole = {"specs": [msgspec.Raw(spec) for spec in self._specs], "charts": self._charts}
         text = msgspec.json.encode(whole).decode("utf-8", "replace")
         return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
@@ -80,7 +80,7 @@ class _ChartCollector:
 
 @lru_cache(maxsize=1)
 def _load_vega_script() -> str:
-    """Return the script of Vega, Vega-Lite and Vega-Embed, made to stand inside an element."""
+    """Return the script of Vega, Vega-Lite and Vega-Embed, escaped for a script element."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;")
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 

@@ -1,4 +1,4 @@
-"""Charts of what experiments found, read from the findings as they stand in the JSON report."""
+"""Charts of what experiments found, read from the findings in the JSON report."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _describe_sweep_chart(number: str, axis: str, curves: Iterable[FindingData])
 def _build_cold_start_charts(finding: FindingData) -> Iterator[Chart]:
     rows = [row for number, start in enumerate(finding["starts"], 1) for row in _build_start_rows(number, start)]
     if rows:
-        says = "Time to the first token on a cold model, and beside it on a loaded one (median)"
+        says = "Time to the first token on a cold model and on a loaded one (median)"
         yield charts.draw_stacked_bars("Cold and warm", says, "ttft (ms)", rows)
 
 
@@ -172,7 +172,7 @@ def choose_axis(metric: str, values: Iterable[float]) -> tuple[float, str]:
 
 
 def build_steps(name: str, values: Sequence[float], scale: float, most: int = MAX_STEPS) -> Iterator[tuple[Cell, ...]]:
-    """Yield the empirical distribution of ``values`` in at most so many steps, as ``(series, value, share)``.
+    """Yield the empirical distribution of ``values`` in at most ``most`` steps, as ``(series, value, share)``.
 
     Failed requests, infinite times, count among all, so that a curve of a load with failures never reaches 100 %.
     """

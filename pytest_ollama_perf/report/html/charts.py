@@ -15,7 +15,7 @@ Spec = dict[str, Any]
 Cell = str | float | int | bool | None
 
 PHASE_NAMES = ("not sent yet", "on its way", "load", "queue", "prefill", "decode", "whole", "failed")
-"""What a request can be doing, in the order of time; ``whole`` where the server's counters tell no phases."""
+"""What a request can be doing, in the order of time; ``whole`` if the server reports no counters."""
 
 
 BASELINE_SERIES = "baseline"
@@ -25,7 +25,7 @@ BASELINE_SERIES = "baseline"
 class Chart(msgspec.Struct, frozen=True, kw_only=True):
     """One chart: its title, what it shows in one sentence (for those who do not see it), and its rows.
 
-    Text from servers and people stands in ``rows`` alone, which is data to the library that draws it.
+    Text from servers and users is in ``rows`` only, which the charting library treats as data.
     """
 
     title: str
@@ -150,7 +150,7 @@ def draw_curve(title: str, says: str, axis: str, value: str, rows: Sequence[Sequ
 
 
 def draw_changes(says: str, rows: Sequence[Sequence[Cell]]) -> Chart:
-    """Return relative changes with their intervals beside what was allowed.
+    """Return relative changes with their intervals and the allowed margins.
 
     Rows are ``(number, change, low, high, margin, verdict)``; shares, ``margin`` with the sign of worse.
     """

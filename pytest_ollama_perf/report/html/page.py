@@ -33,7 +33,7 @@ of 50 tests below 3 MB."""
 
 _MIN_STEPS = 25
 _MAX_LOADS = 12
-"""How many loads of one test have a timeline and a table of their own."""
+"""How many loads of one test have a separate timeline and table."""
 
 TableRows = list[tuple[str, ...]]
 
@@ -119,14 +119,14 @@ def _compute_chart_limits(document: Document) -> _ChartLimits:
 
 
 def choose_tone(word: VerdictStatus) -> str:
-    """Return how a verdict is coloured; the word itself always stands beside it."""
+    """Return how a verdict is coloured; the verdict is always shown as text as well."""
     if word in FAILING_STATUSES:
         return "bad"
     return "doubtful" if word in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE} else "good"
 
 
 def format_timestamp(at: float) -> str:
-    """Return Unix seconds as a person reads them."""
+    """Return Unix seconds as ``2026-09-21 14:13 UTC``."""
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
