@@ -23,9 +23,9 @@ from pytest_ollama_perf.metrics.summary import Summary, summarise
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """One concurrency that was tried, with all its runs together.
 
-    ``sustained`` is the decision. ``conclusive`` is false if there were too few requests for a statistical decision: then
-    the measured value decided. ``metric``, ``stat``, ``value``, ``op``, ``bound`` (in the metric's unit) and ``reason``
-    are those of the limit that decided: the first broken one, or the one that is closest to its bound.
+    ``sustained`` is the decision. ``conclusive`` is false if there were too few requests for that: then the measured
+    value alone decided. ``metric``, ``stat``, ``value``, ``op``, ``bound`` (in the metric's unit) and ``reason`` are
+    those of the limit that decided: the first broken one, or the one that is closest to its bound.
     """
 
     concurrency: int

@@ -169,7 +169,7 @@ def test_a_metric_that_the_run_does_not_have_breaks_its_limit():
     assert (
         "send more requests than clients" in judge([sample(0), sample(1, sent=500, client=1)], min_throughput=1).reason
     )
-    assert "there is none; add one such as max_p95_latency" in judge(one_after_another(20), min_goodput=1).reason
+    assert "this test has none; add one such as max_p95_latency" in judge(one_after_another(20), min_goodput=1).reason
 
 
 def test_goodput_is_judged_with_the_limits_beside_it():
