@@ -1,4 +1,4 @@
-"""The pytest plugin: hooks hand over to one registered object. Nothing heavy is imported until a load test runs."""
+"""The pytest plugin: options, markers, fixtures. Nothing heavy is imported until a load test runs."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def ollama_ab(request: pytest.FixtureRequest) -> MarkedExperiment:
 @pytest.fixture
 def ollama_max_concurrency(request: pytest.FixtureRequest) -> MarkedExperiment:
     """The search that this test's marker describes:
-    the largest bearable concurrency and the first breach."""
+    the highest sustained concurrency and the first violation."""
     return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
 
 
@@ -127,8 +127,8 @@ def ollama_cold_start(request: pytest.FixtureRequest) -> MarkedExperiment:
 
 @pytest.fixture
 def ollama(request: pytest.FixtureRequest) -> Ollama:
-    """Fire loads from code: ``ollama.load(concurrency=4)``,
-    or ``await ollama.aload(...)``; words as on the marker."""
+    """Run loads from code: ``ollama.load(concurrency=4)``,
+    or ``await ollama.aload(...)``; arguments as on the marker."""
     return request.config.stash[HOOKS_KEY].build_ollama(request.node)
 
 
@@ -137,13 +137,13 @@ def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, fl
     """Load models before the first test measures:
     ``ollama_warm_up("llama3.2:3b", "qwen3:4b")`` in a session fixture."""
     request.config.stash[HOOKS_KEY].skip_if_asked()
-    return lambda *models, **words: request.config.stash[HOOKS_KEY].session.warm_up(models, **words)
+    return lambda *models, **options: request.config.stash[HOOKS_KEY].session.warm_up(models, **options)
 
 
 @pytest.fixture(scope="session")
 def ollama_url(request: pytest.FixtureRequest) -> str:
-    """The URL of the (first) server under test; starts the simulator where
-    ``--ollama-url`` names that."""
+    """The URL of the first server under test; starts the simulator if
+    ``--ollama-url`` names one."""
     request.config.stash[HOOKS_KEY].skip_if_asked()
     return request.config.stash[HOOKS_KEY].session.url
 

@@ -1,1 +1,1 @@
-"""Other plugins of pytest: one module for each that needs more than good manners."""
+"""Other plugins and services: one module for each that needs special support."""

@@ -1,12 +1,12 @@
 """pytest-benchmark: the latencies of load tests as rows of its table, its JSON and its comparisons.
 
-Asked for with ``--ollama-benchmark``, for who uses pytest-benchmark for other things must not find rows of ours. Two
-rows a load, ``latency`` and ``ttft`` in seconds, one value per request. A load with failed requests, or one that is not
-to be trusted, is marked as an error, which pytest-benchmark shows and does not save: the requests that happened to
-succeed would look fast.
+Only with ``--ollama-benchmark``, so that users of pytest-benchmark do not find unexpected rows. Each load adds two
+rows, ``latency`` and ``ttft`` in seconds, with one value per request. A load with failed requests, or with an invalid
+measurement, is marked as an error, which pytest-benchmark shows and does not save: the requests that succeeded would
+look fast.
 
-pytest-benchmark has no way to hand it numbers, so its own classes are used as its fixture uses them. Where they have
-changed the bridge says so in one line and adds nothing.
+pytest-benchmark has no interface for values measured elsewhere, so its own classes are used as its fixture uses them.
+If they have changed, one line says so and no rows are added.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ BENCHMARK_METRICS = ("latency", "ttft")
 
 
 class BenchmarkParams(dict[str, Any]):
-    """The parameters of a row; one that it lacks is ``None``, for ``--benchmark-group-by=param:x`` asks every row."""
+    """The parameters of a row. A missing one is ``None``: ``--benchmark-group-by=param:x`` looks it up in every row."""
 
     def __missing__(self, name: str) -> None:
         return None
 
 
 class BenchmarkBridge:
-    """Hands over when the session ends, before pytest-benchmark saves and compares."""
+    """Adds the rows when the session ends, before pytest-benchmark saves and compares."""
 
     def __init__(self, session: Session, config: pytest.Config) -> None:
         self._session, self._config = session, config
@@ -44,13 +44,13 @@ class BenchmarkBridge:
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
         disabled = self._config.getoption("benchmark_disable", default=None)
         if disabled is None:
-            self._warning = "pytest-benchmark is not there: pip install pytest-benchmark, or leave the option out"
+            self._warning = "pytest-benchmark is not installed: pip install pytest-benchmark, or remove the option"
         elif self._is_enabled(bool(disabled)):
             self._add_rows()
         yield
 
     def _is_enabled(self, disabled: bool) -> bool:
-        """Under pytest-xdist pytest-benchmark switches itself off, but our loads take turns and stay true."""
+        """pytest-benchmark is disabled with pytest-xdist, but loads run one after the other and stay valid."""
         enabled = self._config.getoption("benchmark_enable", default=False)
         return not self._config.getoption("benchmark_skip", default=False) and (not disabled or bool(enabled))
 
@@ -60,7 +60,9 @@ class BenchmarkBridge:
             session = self._config._benchmarksession  # type: ignore[attr-defined]
             session.benchmarks.extend(made)
         except Exception as error:
-            self._warning = f"pytest-benchmark has changed inside ({type(error).__name__}: {error}); no rows of ours"
+            self._warning = (
+                f"this version of pytest-benchmark is not supported ({type(error).__name__}: {error}); no rows added"
+            )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -84,11 +86,11 @@ def _build_row(result: TestResult, runs: Sequence[MeasuredLoad], metric: str, su
     from pytest_ollama_perf.metrics.per_request import list_request_values
 
     seconds = [value for load in runs for value in list_request_values(metric, [s for s in load.run.measured if s.ok])]
-    stats: Any = importlib.import_module("pytest_benchmark.stats")  # untyped where it is old
+    stats: Any = importlib.import_module("pytest_benchmark.stats")  # old versions have no types
     row = stats.Metadata(_build_fixture_substitute(result, runs, metric, suffix), iterations=1, options={})
     for value in seconds:
         row.update(value)
-    if row:  # what its reports will ask of it, asked while it can still be left out
+    if row:  # what its reports use; fails here if it has changed
         row.as_dict(include_data=True)
         row.as_dict(include_data=False, flat=True)
     return row
@@ -97,7 +99,7 @@ def _build_row(result: TestResult, runs: Sequence[MeasuredLoad], metric: str, su
 def _build_fixture_substitute(
     result: TestResult, runs: Sequence[MeasuredLoad], metric: str, suffix: str
 ) -> SimpleNamespace:
-    """Return what stands where pytest-benchmark has its fixture."""
+    """Return what pytest-benchmark sees as the fixture of the row."""
     from pytest_ollama_perf.core.verdict import VerdictStatus
 
     workload = runs[0].run.workload

@@ -1,4 +1,4 @@
-"""freezegun: a test that has stopped the clocks still measures with those that run."""
+"""freezegun: a test that stops the clocks still measures in real time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator
 
 REAL_TIME_MODULES = ("pytest_ollama_perf", "anyio", "asyncio", "httpcore", "httpx", "selectors", "trio", "uvloop")
-"""Who sees real time while a load runs: we, and the event loops under us."""
+"""The modules that see real time while a load runs: this package and the event loops that it uses."""
 
 
 @contextlib.contextmanager
 def use_real_time() -> Iterator[None]:
-    """Let clocks run for a load, also where freezegun has stopped them.
+    """Let the modules of a load see real time, also if freezegun has stopped the clocks.
 
-    It asks, at each look at a clock, whether the module that looks is on its list of those to leave alone.
+    On each call, freezegun checks whether the calling module is on its list of modules to ignore.
     """
     lists = getattr(sys.modules.get("freezegun.api"), "ignore_lists", None)
     if not lists:

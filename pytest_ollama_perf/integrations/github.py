@@ -1,7 +1,7 @@
-"""GitHub Actions: the results in the job's summary, and every failure as an annotation at the line of its test.
+"""GitHub Actions: the results in the job summary, and every failure as an annotation on the line of its test.
 
-Only in a job of Actions, and not where ``--ollama-no-github`` says so. Where pytest-github-actions-annotate-failures is
-there, the annotations are its own: they hold our explanation, too.
+Active in GitHub Actions jobs, except with ``--ollama-no-github``. If pytest-github-actions-annotate-failures is
+installed, it writes the annotations; they contain the same explanation.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 _ANNOTATION_PLUGIN = "pytest_github_actions_annotate_failures"
 
 _MAX_ANNOTATIONS = 10
-"""Annotations of one kind that GitHub shows of a step."""
+"""The number of annotations of one kind that GitHub shows per step."""
 
 _MIN_SUMMARY_BYTES = 2000
-"""Bytes in which a summary still says something."""
+"""The smallest useful size of a summary, in bytes."""
 
 
 class GitHubActionsReporter:
-    """Tells the job what was found when the session is over."""
+    """Writes summary and annotations when the session ends."""
 
     def __init__(self, session: Session, config: pytest.Config, job: GitHubJob) -> None:
         self._session, self._config, self._job = session, config, job
@@ -42,7 +42,7 @@ class GitHubActionsReporter:
             self._failed.setdefault(report.nodeid, (self._to_repository_path(path), None if line is None else line + 1))
 
     def _to_repository_path(self, path: str) -> str:
-        """Return a path as GitHub knows it: relative to the repository, with slashes."""
+        """Return a path relative to the repository, with slashes, as GitHub expects it."""
         whole = self._config.rootpath / path
         if self._job.workspace and whole.is_relative_to(self._job.workspace):
             return whole.relative_to(self._job.workspace).as_posix()
@@ -66,30 +66,32 @@ class GitHubActionsReporter:
     def _build_annotations(self, results: Sequence[TestResult]) -> list[str]:
         from pytest_ollama_perf.report.markdown import format_annotation
 
-        places = ((result, self._find_location(result.test)) for result in results)
-        return [format_annotation(result, *place) for result, place in places if place is not None][:_MAX_ANNOTATIONS]
+        located = ((result, self._find_location(result.test)) for result in results)
+        return [format_annotation(result, *location) for result, location in located if location is not None][
+            :_MAX_ANNOTATIONS
+        ]
 
     def _find_location(self, test: str) -> tuple[str, int | None] | None:
-        """Return where a failed test stands; a clause of a contract is a part of its load, a group's name a suffix."""
-        for node, place in self._failed.items():
+        """Return path and line of a failed test. A clause starts with its load's name; a group is a suffix."""
+        for node, location in self._failed.items():
             if node == test or node.startswith((f"{test}::", f"{test}@")):
-                return place
+                return location
         return None
 
     def _append_job_summary(self) -> str:
-        """Append the results to the job's summary; return why that could not be done."""
+        """Append the results to the job summary; return an error message if that fails."""
         if not self._job.summary:
             return ""
         from pytest_ollama_perf.report.markdown import MAX_JOB_SUMMARY_BYTES, format_markdown
 
         try:
             file = Path(self._job.summary)
-            room = MAX_JOB_SUMMARY_BYTES - (file.stat().st_size if file.exists() else 0)
-            if room < _MIN_SUMMARY_BYTES:
-                return "GITHUB_STEP_SUMMARY: no room is left for the results of Ollama's tests"
+            left = MAX_JOB_SUMMARY_BYTES - (file.stat().st_size if file.exists() else 0)
+            if left < _MIN_SUMMARY_BYTES:
+                return "GITHUB_STEP_SUMMARY: the summary is full, so the results were not added"
             with file.open("ab") as summary:
                 summary.write(
-                    self._session.build_reports().render_with(lambda document: format_markdown(document, room))
+                    self._session.build_reports().render_with(lambda document: format_markdown(document, left))
                 )
         except OSError as error:
             return f"GITHUB_STEP_SUMMARY: cannot write {self._job.summary}: {error.strerror or error}"

@@ -77,7 +77,7 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(perf, job, m
 def test_a_full_summary_is_left_as_it_is(perf, job):
     job.write_text("x" * 899_000, encoding="utf-8")
     found = perf.run("-k", "fine")
-    assert "GITHUB_STEP_SUMMARY: no room is left" in found.out
+    assert "GITHUB_STEP_SUMMARY: the summary is full" in found.out
     assert job.stat().st_size == 899_000
 
 
