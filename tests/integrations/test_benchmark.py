@@ -142,4 +142,4 @@ def test_where_its_insides_have_changed_one_line_says_so_and_the_rest_goes_on(ru
     assert (ran.status, ran.verdicts) == (0, {"test_one": "ok"}), ran.out
     (said,) = warnings(ran.out)
     assert said.startswith(f"--ollama-benchmark: this version of pytest-benchmark is not supported ({why}")
-    assert said.endswith("; no rows of ours")
+    assert said.endswith("; no rows added")
