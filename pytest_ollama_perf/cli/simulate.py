@@ -71,10 +71,10 @@ def _read_simulator_settings(options: argparse.Namespace) -> SimulatorSettings:
 
 async def _run_server(settings: SimulatorSettings, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends the loop instead
-            loop.add_signal_handler(number, told.set)
+            loop.add_signal_handler(number, stopped.set)
     async with serve(settings, host, port) as (url, _):
         print(f"{url}\n{describe_settings(settings)}\nCtrl-C stops it", flush=True)
-        await told.wait()
+        await stopped.wait()

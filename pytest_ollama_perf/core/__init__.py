@@ -1,1 +1,1 @@
-"""The values that every other package passes on."""
+"""The values that all other packages share."""

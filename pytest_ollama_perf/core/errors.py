@@ -1,33 +1,33 @@
-"""The errors this package raises on purpose.
+"""The exceptions of this package.
 
 OllamaPerfError
-├── ConfigError          a wrong option, marker word, ini value or file; shown as a usage error
-├── ServerError          the control plane could not do what was asked
-│   ├── Unreachable      nothing answers, or not Ollama
-│   ├── ServerBusyError        another session ran loads on it for too long
-│   └── ModelMissing     the server does not have the model
-├── PreconditionBroken   the server or model is not as a contract requires: nothing was measured
-├── StoreError           a history that cannot be read or written
-│   ├── CorruptRecord    a record that is damaged, truncated or foreign
-│   └── NewerSchema      a record written by a newer version
-└── MissingExtra         an optional package is not installed
+├── ConfigError                  a wrong option, marker argument, ini value or file; shown as a usage error
+├── ServerError                  a request to the server's API failed
+│   ├── ServerUnreachableError   nothing answers, or not Ollama
+│   ├── ServerBusyError          another session ran loads on it for too long
+│   └── ModelNotFoundError       the server does not have the model
+├── PreconditionError            the server or model is not as a contract requires: nothing was measured
+├── StoreError                   a history that cannot be read or written
+│   ├── CorruptRecordError       a record that is damaged, truncated or foreign
+│   └── NewerSchemaError         a record written by a newer version
+└── MissingExtraError            an optional package is not installed
 
-A failed request is no error: it is a sample with an outcome.
+A failed request is not an exception but a sample with an outcome.
 """
 
 from __future__ import annotations
 
 
 class OllamaPerfError(Exception):
-    """Base of every error of this package. The message stands alone: what was given, what is valid, what to do."""
+    """Base class. The message is complete: what was given, what is valid, what to do."""
 
 
 class ConfigError(OllamaPerfError):
-    """A value that a person wrote is wrong."""
+    """A value in the user's configuration is wrong."""
 
 
 class ServerError(OllamaPerfError):
-    """The control plane could not do what was asked."""
+    """A request to the server's API failed."""
 
 
 class ServerUnreachableError(ServerError):
@@ -43,7 +43,7 @@ class ModelNotFoundError(ServerError):
 
 
 class PreconditionError(OllamaPerfError):
-    """The server or the model is not as required; a load would say nothing."""
+    """The server or the model is not as required, so nothing was measured."""
 
 
 class StoreError(OllamaPerfError):

@@ -1,4 +1,4 @@
-"""A run: every sample of one load on one loaded model, and what identifies server, model and client."""
+"""A run: all samples of one load on one loaded model, and what identifies server, model and client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCHEMA = 1
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What ``/api/ps`` says of the model; ``loaded`` is false where it lists none."""
+    """The state of a model in ``/api/ps``; ``loaded`` is false if it is not listed."""
 
     loaded: bool = False
     size: int | None = None
@@ -51,7 +51,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One of several servers of a load: what it is, its share by weight, and why it did not answer before the load."""
+    """One of several servers of a load: its fingerprint, its weight, and why it did not answer before the load."""
 
     fingerprint: Fingerprint = Fingerprint()
     weight: float = 1.0
@@ -59,21 +59,21 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ClientStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the client noticed of itself while it measured."""
+    """The client's monitoring of itself during the load."""
 
     loop_lag_p90_s: float = 0.0
     loop_lag_p99_s: float = 0.0
     loop_lag_max_s: float = 0.0
     cpu_share: float = 0.0  # of one core, over the measured window
     read_lag_p99_s: float = 0.0
-    telemetry_cpu_share: float = 0.0  # of one core: what reading GPU and machine cost, in a thread of its own
+    telemetry_cpu_share: float = 0.0  # of one core: CPU time of the telemetry thread
 
 
 class GpuStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU over the measured window; ``None`` stands for what its driver does not tell.
+    """One GPU over the measured window; ``None`` means that the driver does not report the value.
 
-    Means, but for what is called ``max`` or ``min``; memory is the most that was in use, by whatever program.
-    ``throttled`` has the share of readings in which a reason slowed the clocks.
+    Values are means unless their name has ``max`` or ``min``. Memory is the highest use, by all programs.
+    ``throttled`` maps reasons to the share of readings in which they lowered the clocks.
     """
 
     name: str = ""
@@ -90,7 +90,7 @@ class GpuStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HostStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The server's machine over the measured window: busy share of all its cores, most memory in use."""
+    """The server's machine over the measured window: busy share of all cores, highest memory in use."""
 
     cpu_share: float | None = None
     max_cpu_share: float | None = None
@@ -99,10 +99,10 @@ class HostStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was read of GPUs and machine beside the load.
+    """Readings of GPUs and machine during the load.
 
-    ``source`` is ``nvml`` or ``command``; ``missing`` says why nothing, or not all, is known of the GPUs.
-    ``memory_bytes`` is the most in use at once on all of them.
+    ``source`` is ``nvml`` or ``command``; ``missing`` explains missing or incomplete GPU readings. ``memory_bytes`` is
+    the highest total of all GPUs.
     """
 
     source: str = ""
@@ -115,22 +115,22 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether GPUs were read from the window's beginning to its end."""
+        """Whether the GPU readings cover the whole window."""
         return bool(self.gpus) and not self.missing
 
     @property
     def energy_j(self) -> float | None:
-        """Joules of all GPUs together; ``None`` where one of them does not tell."""
+        """Joules of all GPUs together; ``None`` if one of them does not report them."""
         found = [gpu.energy_j for gpu in self.gpus if gpu.energy_j is not None]
         return sum(found) if found and len(found) == len(self.gpus) else None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One load as it happened. Derived numbers are never stored here: ``summary.summarise`` computes them.
+    """One measured load. Derived numbers are not stored here: ``summary.summarise`` computes them.
 
-    ``loads`` holds the seconds that loading the model took where this run loaded it itself; ``before`` and ``after``
-    are the model's state around the load, per URL. ``servers`` says what each of several servers is, per URL; the
-    fingerprint is that of all of them. ``telemetry`` is ``None`` where nobody read the GPU and the machine.
+    ``load_time_s`` is how long loading the model took if this run loaded it. ``before`` and ``after`` are the model's
+    state around the load, per URL. ``servers`` describes each of several servers, per URL; ``fingerprint`` combines
+    them. ``telemetry`` is ``None`` if none was collected.
     """
 
     schema: int = SCHEMA
@@ -149,7 +149,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     servers: dict[str, ServerInfo] = {}
     watch: ClientStats = ClientStats()
     telemetry: Telemetry | None = None
-    aborted: str = ""  # why the load was stopped early; empty when it was not
+    aborted: str = ""  # why the load was stopped early; empty if it was not
 
     @property
     def is_thinking(self) -> bool:

@@ -35,16 +35,16 @@ class Outcome(str, enum.Enum):
 
 
 class Phase(str, enum.Enum):
-    """Whether a sample counts: warm-up samples are shown, never counted."""
+    """Whether a sample counts; warm-up samples are reported but not counted."""
 
     WARMUP = "warmup"
     MEASURED = "measured"
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The counters of Ollama's final object, durations in integer nanoseconds; ``None`` where the server sent none.
+    """The counters of Ollama's final object, durations in integer nanoseconds; ``None`` if the server sent none.
 
-    Ollama omits zeros, so ``None`` and 0 cannot be told apart: see ``docs/decisions.md``.
+    Ollama omits zeros, so ``None`` and 0 cannot be distinguished: see ``docs/decisions.md``.
     """
 
     total_duration_ns: int | None = None
@@ -65,12 +65,12 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one request showed.
+    """The measurement of one request.
 
-    ``scheduled_ns`` is the time an open loop meant to send it; ``sent_ns`` is taken right before the bytes left, on a
-    connection that stood; ``chunk_ns`` holds the arrival of each streamed object that carried text, the first included,
-    ``line_count`` counts all objects. ``read_lag_ns`` is the largest delay between a packet's arrival in the kernel
-    and this client's reading it (0 where the platform has no receive timestamps).
+    ``scheduled_ns`` is when an open loop was due to send it; ``sent_ns`` is taken immediately before the request is
+    written to an open connection. ``chunk_ns`` are the arrivals of all streamed objects with text; ``line_count``
+    counts all objects. ``read_lag_ns`` is the largest delay between a packet's arrival in the kernel and the client
+    reading it (0 on platforms without receive timestamps).
     """
 
     index: int
@@ -84,10 +84,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     status: int | None = None
     scheduled_ns: int | None = None
-    connect_ns: int | None = None  # how long making the connection took; None on a reused one
+    connect_ns: int | None = None  # time to connect; None for a reused connection
     header_ns: int | None = None
     first_token_ns: int | None = None
-    first_answer_ns: int | None = None  # differs from first_token_ns only where a model thinks first
+    first_answer_ns: int | None = None  # differs from first_token_ns only if the model thinks first
     chunk_ns: tuple[int, ...] = ()
     line_count: int = 0
     read_count: int = 0  # socket reads that carried body bytes: few reads for many chunks mean a buffering proxy
@@ -96,10 +96,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     done_reason: str = ""
     counters: Counters = Counters()
     attempt: int = 1
-    first_sent_ns: int | None = None  # when the first attempt was sent, where it was not the last
+    first_sent_ns: int | None = None  # when the first attempt was sent, if there were several
     first_error: str = ""  # how that attempt ended
-    turn: int = 1  # which question of a chat this was; later ones meet what the server kept of the earlier
-    server: str = ""  # which upstream answered, where a header names it
+    turn: int = 1  # position in a chat; the server may have cached the earlier turns
+    server: str = ""  # the upstream that answered, if a header names it
 
     @property
     def ok(self) -> bool:
@@ -107,7 +107,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def start_ns(self) -> int:
-        """Where latency counts from: the scheduled time of an open loop, else the first send."""
+        """Start of the latency: the scheduled time in an open loop, else the first send."""
         if self.scheduled_ns is not None:
             return self.scheduled_ns
         return self.sent_ns if self.first_sent_ns is None else self.first_sent_ns

@@ -1,4 +1,4 @@
-"""Text from a server or a file, made harmless before anybody sees it."""
+"""Text from a server or a file, made safe for display, and the parsing of durations."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pytest_ollama_perf.core.errors import ConfigError
 _LINE_BREAKS = "\n\t\r"
 
 _CI_COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#(?:\[|vso\[|teamcity\[))", re.IGNORECASE)
-"""Where a text would be read as a command in the log of GitHub Actions, Azure Pipelines or TeamCity."""
+"""Matches texts that GitHub Actions, Azure Pipelines or TeamCity would read as a command in their log."""
 
 
 def break_ci_commands(text: str) -> str:
-    """Return ``text`` so that no CI system runs a part of it as a command: ``::set-output`` reads ``: :set-output``.
+    """Return ``text`` so that no CI system runs a part of it as a command: ``::set-output`` becomes ``: :set-output``.
 
     GitHub reads ``::name`` at the beginning of a line, spaces before it included; ``##[name]``, ``##vso[name]`` and
     ``##teamcity[name]`` count anywhere in a line.
@@ -28,8 +28,8 @@ def break_ci_commands(text: str) -> str:
 def sanitize(text: str, limit: int = 300) -> str:
     """Return ``text`` on one line, at most ``limit`` long, without control, format or unassigned characters.
 
-    Every kind of space becomes the usual one. Escape sequences lose their ESC and so their meaning. A cut text ends in
-    an ellipsis. What a CI system would run as a command is broken, see ``break_ci_commands``.
+    Every kind of space becomes a plain space. Escape sequences lose their ESC. A truncated text ends in an ellipsis.
+    Commands of CI systems are broken, see ``break_ci_commands``.
     """
     kept = "".join(
         " " if char in _LINE_BREAKS or unicodedata.category(char) == "Zs" else char
@@ -41,16 +41,16 @@ def sanitize(text: str, limit: int = 300) -> str:
 
 
 def suggest_match(given: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest valid word, or nothing when none is near."""
+    """Return ``"; did you mean 'x'?"`` for the most similar valid word, or an empty text if none is similar."""
     near = difflib.get_close_matches(given, list(valid), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def safe_repr(value: object, limit: int = 100) -> str:
-    """Return ``repr(value)`` on one line of at most ``limit`` characters; the type's name where ``repr`` fails."""
+    """Return ``repr(value)`` on one line of at most ``limit`` characters; the type's name if ``repr`` fails."""
     try:
         return sanitize(repr(value), limit)
-    except Exception:  # a whole number of thousands of digits, or anything at all in a __repr__ of the user's
+    except Exception:  # an integer with thousands of digits, or any error in a user's __repr__
         return f"<{type(value).__name__}>"
 
 

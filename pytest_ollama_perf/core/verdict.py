@@ -1,4 +1,4 @@
-"""The words a verdict can say, and the value that carries one with its reason."""
+"""Verdicts: their statuses, the judged rows, the problems of a measurement and the reason."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
     """One judged number: against a limit (``bound`` set) or against history (``baseline`` set).
 
-    ``value``, ``bound``, ``baseline``, ``low`` and ``high`` are in the metric's own unit; an infinite value stands for
+    ``value``, ``bound``, ``baseline``, ``low`` and ``high`` are in the metric's own unit; an infinite value represents
     failed requests. ``low``..``high`` is the 95 % interval of ``value`` (limit) or of the relative change (history).
     """
 
@@ -200,7 +200,7 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """``reason`` stands alone in one line; rows, problems, hints and what changed explain it."""
+    """``reason`` is one complete line; rows, problems, hints and changes explain it."""
 
     word: VerdictStatus
     reason: str
@@ -209,7 +209,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     hints: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     accept: str = ""  # the command that accepts a regression
-    stored: int | None = None  # how many stored runs the history held; None where it was not asked
+    stored: int | None = None  # how many stored runs the history held; None if the history was not read
 
     @property
     def is_usable(self) -> bool:
@@ -218,6 +218,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return not unusable and not any(problem.invalidates for problem in self.problems)
 
 
-def get_worst_status(words: tuple[VerdictStatus, ...]) -> VerdictStatus:
-    """Return the gravest of ``words``; ``OK`` when there are none."""
-    return max(words, key=_SEVERITY.index, default=VerdictStatus.OK)
+def get_worst_status(statuses: tuple[VerdictStatus, ...]) -> VerdictStatus:
+    """Return the most severe of ``statuses``; ``OK`` if there are none."""
+    return max(statuses, key=_SEVERITY.index, default=VerdictStatus.OK)

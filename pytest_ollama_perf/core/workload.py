@@ -1,4 +1,4 @@
-"""What to send, how many at once or how often, and when to stop. A plain value that can be sent to another process."""
+"""The workload: what to send, how many requests or at what rate, and when to stop. A plain, serialisable value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 ANY_MODEL = ""
-"""Stands for the server's only model until the server has been asked."""
+"""Placeholder for the server's only model until the server has been queried."""
 
 DEFAULT_SEED = 1
 """Seed of prompts and arrivals when the workload does not set one."""
@@ -30,14 +30,14 @@ class Arrival(str, enum.Enum):
 
 
 class Prefix(str, enum.Enum):
-    """Whether prompts may share their beginning, and so the server's prompt cache."""
+    """Whether prompts may share a prefix, and so be answered from the server's prompt cache."""
 
     UNIQUE = "unique"
     WARM = "warm"
 
 
 class Balance(str, enum.Enum):
-    """How requests are dealt out to several servers."""
+    """How requests are distributed over several servers."""
 
     ROUND_ROBIN = "round_robin"
     RANDOM = "random"
@@ -54,9 +54,9 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One stage of a load: ``level`` clients or requests/s, held for ``seconds``, or reached evenly in that time.
+    """One stage of a load: ``level`` clients or requests/s, constant for ``seconds``, or reached linearly in that time.
 
-    A ramp starts at the level of the stage before it, the first one at nothing.
+    A ramp starts at the level of the previous stage, the first one at 0.
     """
 
     level: float
@@ -73,17 +73,17 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One load. Exactly one of ``concurrency`` (closed loop) and ``rate`` (open loop, requests/s), exactly one of
-    ``requests`` and ``duration_s``; ``marks`` and ``plan`` see to that, this value only carries it.
+    ``requests`` and ``duration_s``; ``config`` and ``loadgen.plan`` check this.
 
     ``prompts`` are user-given texts, cycled; empty means synthetic ones of ``prompt_words`` words from ``seed``.
-    ``salt`` tells one run's prompts from another's, so that a run never meets the cache of the one before; it is no
-    part of the identity. ``raw`` sends the prompt past the model's template. ``prompt_set`` stands for the prompts in a
-    stored workload, which carries none: their hash.
+    ``salt`` makes the prompts of every run different, so that no run uses the prompt cache of an earlier one; it is not
+    part of the identity. ``raw`` bypasses the model's template. A stored workload has no prompts; ``prompt_set`` is
+    their hash. ``num_ctx``, ``temperature``, ``seed`` and ``think`` are only sent if they are set.
 
-    ``stages`` move the load over time; ``concurrency`` or ``rate`` is then their peak and ``duration_s`` their sum.
-    ``messages`` are whole chats in place of prompts; ``weights`` say how often each prompt or chat is sent, evenly
-    without them; ``images`` are base64, one a request in turn. With ``turns`` each client keeps a chat of that many
-    questions, the model's answers among them. ``retries`` is how often one that met 502, 503 or 504 is sent again.
+    ``stages`` vary the load over time; ``concurrency`` or ``rate`` is then their peak and ``duration_s`` their sum.
+    ``messages`` are whole chats instead of prompts; ``weights`` are the relative frequencies of prompts or chats, equal
+    by default; ``images`` are base64, one per request in turn. With ``turns`` each client holds chats of that many
+    questions, including the model's answers. ``retries`` is how often a request that got 502, 503 or 504 is sent again.
     The load stops early when more than the share ``abort_error_rate`` of its requests has failed.
     """
 
@@ -135,17 +135,17 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def clients(self) -> int:
-        """How many connections to open before the clock starts."""
+        """The number of connections to open before the clock starts."""
         return self.concurrency or 1
 
     @property
     def unloads_itself(self) -> bool:
-        """Whether the model goes as soon as a request is done: ``keep_alive`` is 0."""
+        """Whether the model is unloaded after every request: ``keep_alive`` is 0."""
         return str(self.keep_alive).rstrip("smh") in {"0", "0.0"}
 
 
 def build_load_id(workload: Workload) -> str:
-    """Return the arguments that tell one load of a contract file from another: ``concurrency=4``, ``rate=2.5``.
+    """Return the arguments that distinguish the loads of a contract file: ``concurrency=4``, ``rate=2.5``.
 
     It is part of the node id of a contract item, and so of the key under which its history is stored: it depends on
     the values of the arguments only, never on a text for display.
@@ -189,10 +189,10 @@ _NON_IDENTITY_FIELDS = frozenset(
         "abort_error_rate",
     }
 )
-"""Fields that do not change what the server has to do; the model is known by its digest, the prompts by their hash."""
+"""Fields that are not part of the identity: the model is identified by its digest, the prompts by their hash."""
 
 _ADDED_FIELDS = ("balance", "stages", "weights", "turns", "retries", "reuse_connections")
-"""Fields that stored loads lack: at their defaults they do not show, so that those are still the same loads."""
+"""Fields that older stored workloads lack. They are left out at their defaults, so that identities do not change."""
 
 
 def hash_prompts(
@@ -211,14 +211,14 @@ def hash_prompts(
 
 
 def compute_identity(workload: Workload) -> str:
-    """Return the 16 hex digits that two workloads share exactly when they ask for the same load."""
+    """Return 16 hex digits that are equal for two workloads if and only if they are the same load."""
     return hashlib.sha256(
         msgspec.json.encode(_normalize_numbers(collect_identity_fields(workload)), order="sorted")
     ).hexdigest()[:16]
 
 
 def collect_identity_fields(workload: Workload) -> dict[str, Any]:
-    """Return the fields that make the load what it is, the prompts as their hash."""
+    """Return the fields that identify the load, with the prompts as a hash."""
     fields = {
         name: value for name, value in msgspec.structs.asdict(workload).items() if name not in _NON_IDENTITY_FIELDS
     }
@@ -241,7 +241,7 @@ def _escape_surrogates(text: str) -> str:
 
 
 def _normalize_numbers(value: object) -> object:
-    """JSON knows one kind of number: 2 and 2.0 are the same load, before a file and after it."""
+    """Return ``value`` with all numbers as floats, because JSON has one kind of number: 2 and 2.0 are the same load."""
     if isinstance(value, dict):
         return {key: _normalize_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""A faithful Ollama without a model."""
+"""An Ollama server without a model: slots, queue, scheduler, prompt cache and faults."""

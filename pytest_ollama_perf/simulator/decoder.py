@@ -1,7 +1,7 @@
-"""A loaded model: its slots, their queue and the loop that decodes one batch after another.
+"""A loaded model: its slots, their queue, and the loop that decodes batch after batch.
 
-A batch holds one token of every decoding slot and up to ``prefill_batch`` prompt tokens; it takes the time of both, so
-that a long prompt stalls the other streams. The schedule is absolute: a batch starts when the one before was due.
+A batch holds one token of every decoding slot and up to ``prefill_batch`` prompt tokens; its duration is the sum of
+both, so a long prompt stalls the other streams. The schedule is absolute: a batch starts when the previous one was due.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pytest_ollama_perf.simulator.tokens import VOCABULARY, PromptCache, decode_
 
 
 def emit_token(job: InferenceJob, at_ns: int, tokens_per_line: int) -> None:
-    """Hand on the token that ``job`` just sampled and end the job when it was the last."""
+    """Send the token that ``job`` has just sampled, and end the job if it was the last one."""
     count = len(job.output)
     if _apply_fault(job, count - 1, at_ns):
         return
@@ -89,11 +89,11 @@ def _end_job(job: InferenceJob, at_ns: int, reason: str) -> None:
 
 
 _MAX_LAG_NS = 50_000_000
-"""How far real time may run ahead of the schedule before the schedule gives in: a stalled host, never virtual time."""
+"""How far real time may be ahead of the schedule before the schedule is moved. Only a stalled host causes this."""
 
 
 class SpeedModel:
-    """How long a batch takes, in ns: ``decode(streams)`` and ``prefill(tokens)``; the noise is drawn from a seed."""
+    """The duration of a batch in nanoseconds: decode time by streams, prefill time by tokens, and seeded noise."""
 
     def __init__(self, settings: SimulatorSettings, model: SimulatedModel, chance: random.Random) -> None:
         self._points = settings.aggregate if model.tps is None else ()
@@ -121,7 +121,7 @@ class SpeedModel:
         return tokens / self._prefill_tps * 1e9
 
     def draw_noise(self) -> float:
-        """Return the factor of this batch."""
+        """Return the random factor for the duration of this batch."""
         return self._run_factor * _draw_lognormal(self._chance, self._token_jitter)
 
 
@@ -130,7 +130,7 @@ def _draw_lognormal(chance: random.Random, sigma: float) -> float:
 
 
 class ModelRunner:
-    """One model in memory with the options it was loaded with. ``run`` must be running for anything to be answered."""
+    """One model in memory with the options it was loaded with. Requests are answered only while ``run`` runs."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class ModelRunner:
         self.scope = anyio.CancelScope()
 
     async def answer(self, job: InferenceJob) -> None:
-        """Queue ``job`` and return when it is over; a cancelled caller frees the slot."""
+        """Queue ``job`` and return when it has ended; cancelling the caller frees the slot."""
         job.truth.queued_ns = self._clock.now_ns()
         self._enqueue(job)
         self._wake.set()
@@ -175,7 +175,7 @@ class ModelRunner:
                 await self._run_batch()
 
     def die(self) -> None:
-        """End everything in flight, as a killed engine does."""
+        """Fail all requests in flight, as a killed engine does."""
         self.dead = True
         for job in [*self._list_running_jobs(), *self._queue]:
             job.finish(self._clock.now_ns(), error=ResponseError(500, RUNNER_DIED_MESSAGE, engine=True))
@@ -183,7 +183,7 @@ class ModelRunner:
         self._slots = [None] * len(self._slots)
 
     def _enqueue(self, job: InferenceJob) -> None:
-        """Queue by arrival at the slots; of those that come in the same nanosecond the earlier request goes first."""
+        """Queue in order of arrival, and of number among requests that arrive in the same nanosecond."""
         bisect.insort(self._queue, job, key=lambda each: (each.truth.queued_ns, each.truth.number))
 
     def _list_running_jobs(self) -> list[InferenceJob]:
@@ -216,7 +216,7 @@ class ModelRunner:
             self._now = present
 
     def _fill_slots(self) -> None:
-        """Give free slots to those who wait, first come first served; a batch under way takes nobody in."""
+        """Assign free slots to waiting requests in order of arrival; a batch that has started takes no new ones."""
         for index, held in enumerate(self._slots):
             if held is None and self._queue and (self._queue[0].truth.queued_ns or 0) <= self._now:
                 job = self._slots[index] = self._queue.popleft()
@@ -236,7 +236,7 @@ class ModelRunner:
             job.resume_ns = self._now + round(fault.seconds * 1e9)
 
     async def _run_batch(self) -> None:
-        """Run one batch: sleep for as long as it takes, then hand out its tokens."""
+        """Run one batch: sleep for its duration, then send its tokens."""
         awake = [job for job in self._list_running_jobs() if job.resume_ns <= self._now]
         if not awake:
             await self._wait_for_stall()
@@ -250,10 +250,10 @@ class ModelRunner:
         read = [job for job, _ in reading if job.unread <= 0]
         for job in [*decoding, *read]:
             self._sample(job)
-        await self._clock.settle()  # whoever arrives in this very instant gets into the next batch
+        await self._clock.settle()  # a request that arrives at this instant is part of the next batch
 
     async def _wait_for_stall(self) -> None:
-        """Every slot stands still; wait for the first that goes on, or for somebody who comes or goes."""
+        """All slots are stalled; wait until the first one continues, or a request arrives or is cancelled."""
         resume = min(job.resume_ns for job in self._list_running_jobs())
         self._wake = anyio.Event()
         with anyio.move_on_after((resume - self._clock.now_ns()) / 1e9):

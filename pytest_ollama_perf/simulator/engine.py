@@ -1,4 +1,4 @@
-"""The simulated server without its sockets: takes checked requests, gives pieces, counters and the ground truth."""
+"""The simulated server without sockets: takes parsed requests, returns text, counters and the ground truth."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from pytest_ollama_perf.simulator.sinks import DelayingSink, wrap_sink
 from pytest_ollama_perf.simulator.tokens import Tokenizer, truncate_prompt
 
 _MAX_TRUTHS = 100_000
-"""How many requests the ground truth remembers; older ones are forgotten."""
+"""The number of requests in the ground truth; older ones are dropped."""
 
 
 class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request ended: the reason, the counters of the final object and all tokens, prompt and output."""
+    """How a request ended: the reason, the counters of the final object, and all tokens of prompt and output."""
 
     reason: str
     counters: Counters
@@ -45,7 +45,7 @@ class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine:
-    """A server's models, slots and queues on ``clock``; use ``engine(...)`` to have one running."""
+    """A server's models, slots and queues on ``clock``. Use ``run_engine(...)`` to run one."""
 
     def __init__(self, settings: SimulatorSettings, clock: SimulatorClock, tasks: TaskGroup) -> None:
         self.settings = settings
@@ -55,14 +55,14 @@ class Engine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the ground truth and start the scripted faults over; loaded models stay."""
+        """Clear the ground truth and restart the script of faults; loaded models stay loaded."""
         self.ground_truths: deque[GroundTruth] = deque(maxlen=_MAX_TRUTHS)
         requests = [fault for fault in self.settings.faults if fault.kind not in CONTROL_FAULTS]
         self._script = FaultScript(requests, self.settings.seed)
         self._count = 0
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Load models until cancelled."""
         await self._scheduler.run()
 
     def list_loaded(self) -> list[ResidentModel]:
@@ -70,18 +70,18 @@ class Engine:
         return self._scheduler.list_loaded()
 
     async def load(self, model: SimulatedModel, options: Mapping[str, Any], keep_alive_s: float | None) -> None:
-        """Load a model without asking it anything."""
+        """Load a model without a prompt."""
         async with self._scheduler.use(model, self._select_reload_options(model, options), keep_alive_s):
             pass
 
     def unload(self, model: SimulatedModel) -> None:
-        """Unload a model as soon as nobody uses it."""
+        """Unload a model as soon as no request uses it."""
         self._scheduler.unload(model.full_name)
 
     async def answer(
         self, ask: InferenceRequest, sink: ResponseSink, arrived_ns: int | None = None
     ) -> tuple[InferenceResult, GroundTruth]:
-        """Answer one request, giving its text to ``sink``; return the answer and the ground truth.
+        """Answer one request, writing its text to ``sink``; return the result and the ground truth.
 
         Raises ``ResponseError`` for what the server refuses or fails, and ``DroppedConnectionError``,
         ``TruncatedResponseError`` or ``TransportFaultError`` for a scripted fault.
@@ -138,7 +138,7 @@ class Engine:
         )
 
     def get_model(self, name: str) -> SimulatedModel:
-        """Return the model of that name; a ``Failure`` 404 when there is none."""
+        """Return the model called ``name``; ``ResponseError`` 404 if there is none."""
         model = self.settings.find_model(name)
         if model is None:
             raise ResponseError(404, f"model '{name}' not found")
@@ -159,7 +159,7 @@ class Engine:
             await self.clock.sleep_until(self.clock.now_ns() + round(seconds * 1e9))
 
     def _select_reload_options(self, model: SimulatedModel, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Keep what a reload looks at; ``num_gpu`` below 0 leaves the choice to the server."""
+        """Return the options that decide about a reload; ``num_gpu`` below 0 leaves the choice to the server."""
         kept = {name: options[name] for name in RELOAD_OPTIONS if options.get(name) is not None}
         if kept.get("num_gpu", 0) < 0:
             del kept["num_gpu"]
@@ -207,7 +207,7 @@ class Engine:
 
 
 def _omit_zero(value: int) -> int | None:
-    """A zero is absent, not 0; llama.cpp counts in whole microseconds, this in nanoseconds."""
+    """Return ``None`` for 0, because Ollama omits zeros."""
     return value or None
 
 
@@ -227,14 +227,14 @@ def _format_context_error(tokens: int, num_ctx: int) -> str:
 
 @asynccontextmanager
 async def run_engine(settings: SimulatorSettings, clock: SimulatorClock) -> AsyncIterator[Engine]:
-    """Run an engine for as long as the block does; what is in flight when it ends is cancelled."""
+    """Run an engine while the block runs; requests in flight at its end are cancelled."""
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         running = Engine(settings, clock, tasks)
         tasks.start_soon(running.run)
         try:
             yield running
-        except Exception as error:  # raised below, as it is: a task group would wrap it
+        except Exception as error:  # raised below, because a task group would wrap it
             failure = error
         finally:
             tasks.cancel_scope.cancel()

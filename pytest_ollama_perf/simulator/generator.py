@@ -1,9 +1,9 @@
-"""A token generator that does nothing else, in a process of its own: what a client is measured against.
+"""A token generator in a separate process, which serves as the reference when a client is measured.
 
-``python -m pytest_ollama_perf.simulator.generator`` reads a ``Pace`` as one line of JSON from standard input, prints
-its URL, and ends when its standard input does. It answers every request with a stream of one-token chunks, as fast as
-the socket takes them or at a pace. The last object's ``prompt_eval_duration`` is the time from the request read to the
-first token written on its own clock, so that a client can see how far off its own time to the first token is.
+``python -m pytest_ollama_perf.simulator.generator`` reads ``GeneratorSettings`` as one line of JSON from standard
+input, prints its URL, and ends when standard input is closed. It answers every request with a stream of one-token
+chunks, as fast as the socket accepts them or at a fixed rate. ``prompt_eval_duration`` in the last object is the time
+from reading the request to writing the first token, so that a client can compare its own time to first token with it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pytest_ollama_perf.core.errors import ServerError
 
 
 class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``tokens`` a response, the others ``gap_s`` apart; 0: as fast as possible. The first comes after ``first_s`` and
-    up to one gap more, so that streams which began together do not stay in step."""
+    """A response has ``tokens`` tokens, ``gap_s`` seconds apart; 0 means as fast as possible. The first one comes after
+    ``first_s`` seconds and up to one gap more, so that streams which start together are not synchronised."""
 
     tokens: int
     gap_s: float = 0.0
@@ -65,7 +65,7 @@ class _GeneratorStream:
 
 
 class TokenGenerator:
-    """Serves on a free port of 127.0.0.1, in the thread that calls ``serve``."""
+    """Serves on a free port of 127.0.0.1 in the thread that calls ``serve``."""
 
     def __init__(self, pace: GeneratorSettings) -> None:
         self._pace = pace
@@ -79,7 +79,7 @@ class TokenGenerator:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def serve(self) -> None:
-        """Answer until the process ends."""
+        """Answer requests until the process ends."""
         while True:
             wait = max(0.0, (self._due[0][0] - time.perf_counter_ns()) / 1e9) if self._due else None
             for key, events in self._selector.select(wait):
@@ -142,7 +142,7 @@ class TokenGenerator:
                     self._schedule(stream, at_ns + int(self._pace.gap_s * 1e9))
 
     def _write(self, stream: _GeneratorStream) -> bool:
-        """Write the next token, or the end; return whether there is more to come."""
+        """Write the next token or the end; return whether there is more to write."""
         stream.sent += 1
         if stream.sent == 1:
             stream.first_ns = time.perf_counter_ns() - stream.read_ns
@@ -166,7 +166,7 @@ class TokenGenerator:
 
 @contextmanager
 def start_generator(pace: GeneratorSettings) -> Iterator[str]:
-    """Run a generator for as long as the block does; gives its URL.
+    """Run a generator while the block runs; yield its URL.
 
     Raises:
         ServerError: it did not start.
@@ -198,12 +198,12 @@ def _await_url(child: subprocess.Popen[bytes], pace: GeneratorSettings) -> str:
 def _end_with_parent() -> None:
     while sys.stdin.buffer.read(4096):
         pass
-    # sys.exit would end this thread alone
+    # sys.exit would only end this thread
     signal.raise_signal(signal.SIGTERM)
 
 
 def main() -> None:
-    """Serve until the parent is gone."""
+    """Serve until the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     generator = TokenGenerator(msgspec.json.decode(sys.stdin.buffer.readline(), type=GeneratorSettings))
     threading.Thread(target=_end_with_parent, daemon=True).start()

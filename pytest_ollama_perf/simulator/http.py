@@ -1,4 +1,4 @@
-"""HTTP/1.1 on asyncio transports: one request at a time, answered whole or in chunks; a hang-up cancels the handler."""
+"""HTTP/1.1 on asyncio transports: one request at a time. A client that disconnects cancels the handler."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import httptools
 
 JSON_TYPE = "application/json; charset=utf-8"
 _MAX_UNCHUNKED_BYTES = 2048
-"""Go sends a longer answer in chunks, as it does not hold it back to count it."""
+"""Go sends longer responses in chunks, because it does not buffer them to compute their length."""
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 class IncomingRequest:
-    """A request as it came; ``read_ns`` is when its last byte was read (``time.perf_counter_ns``)."""
+    """One HTTP request; ``read_ns`` is when its last byte was read (``time.perf_counter_ns``)."""
 
     def __init__(self) -> None:
         self.method = ""
@@ -42,7 +42,7 @@ RequestHandler = Callable[[IncomingRequest, "OutgoingResponse"], Awaitable[None]
 
 
 class OutgoingResponse:
-    """The response under way. Nothing is sent before ``whole``, ``start`` or ``chunk`` say so."""
+    """The response to one request, sent whole or in chunks. Nothing is sent before the first call."""
 
     def __init__(self, transport: asyncio.Transport, keep_alive: bool, chunked: bool = True) -> None:
         self._transport = transport
@@ -95,9 +95,9 @@ class OutgoingResponse:
     def _format_head(self, status: int, content_type: str, framing: str) -> bytes:
         kind = f"Content-Type: {content_type}\r\n" if content_type else ""
         close = "" if self._keep_alive else "Connection: close\r\n"
-        words = HTTPStatus(status).phrase
+        phrase = HTTPStatus(status).phrase
         date = _format_date(int(time.time()))
-        return f"HTTP/1.1 {status} {words}\r\n{kind}{close}Date: {date}\r\n{framing}\r\n".encode()
+        return f"HTTP/1.1 {status} {phrase}\r\n{kind}{close}Date: {date}\r\n{framing}\r\n".encode()
 
 
 def reset_connection(transport: asyncio.Transport) -> None:
@@ -119,7 +119,7 @@ def _format_date(second: int) -> str:
 
 
 class HttpServerConnection(asyncio.Protocol):
-    """One connection; requests that come before the answer to the one before wait their turn."""
+    """One connection; pipelined requests are answered in order."""
 
     def __init__(self, handler: RequestHandler, connections: set[HttpServerConnection]) -> None:
         self._handler = handler
@@ -142,7 +142,7 @@ class HttpServerConnection(asyncio.Protocol):
             self._task.cancel()
 
     def eof_received(self) -> bool:
-        """A client that closes its sending side has hung up."""
+        """Treat a client that closes its sending side as disconnected."""
         return False
 
     def reset(self) -> None:
@@ -150,7 +150,7 @@ class HttpServerConnection(asyncio.Protocol):
         reset_connection(self._transport)
 
     async def close(self) -> None:
-        """Close the connection and wait until its handler has given up."""
+        """Close the connection and wait until its handler has ended."""
         self._transport.abort()
         if self._task is not None:
             self._task.cancel()
@@ -190,7 +190,7 @@ class HttpServerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         request = self._request
         request.method = self._parser.get_method().decode("latin-1")
-        # HTTP/1.0, which a proxy may speak, has no chunks: there the end of the connection ends the answer.
+        # HTTP/1.0, which a proxy may use, has no chunks: the end of the connection is the end of the response.
         request.chunked = self._parser.get_http_version() != "1.0"
         request.keep_alive = self._parser.should_keep_alive() and request.chunked
         request.body = b"".join(self._parts)

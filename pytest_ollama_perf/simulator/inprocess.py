@@ -27,7 +27,7 @@ from pytest_ollama_perf.simulator.settings import SimulatorSettings
 
 
 class _RequestObserver:
-    """What one request shows to a client that reads ``delay_ns`` after the server wrote."""
+    """What a client observes of one request when it reads ``delay_ns`` after the server wrote."""
 
     def __init__(self, request: Request, sent_ns: int, delay_ns: int) -> None:
         self.request = request
@@ -54,7 +54,7 @@ class _RequestObserver:
         self.progressed.set()
 
     def build_sample(self, url: str, outcome: Outcome, done_ns: int, truth: _ServerOutcome) -> Sample:
-        """Write down what the request showed."""
+        """Return the sample of the request."""
         request, streamed = self.request, bool(self.chunks)
         answered = outcome is Outcome.OK or streamed
         first = self.chunks[0] if streamed else (done_ns if outcome is Outcome.OK else None)
@@ -82,7 +82,7 @@ class _RequestObserver:
 
 
 class _ServerOutcome:
-    """How the server's side ended."""
+    """How the server ended a request."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _ServerOutcome:
 
 
 class SimulatedBackend:
-    """A ``load.backend.Backend`` on an engine; ``simulated(...)`` makes one. Every target is the same server.
+    """A ``loadgen.backend.Backend`` on an engine; see ``open_simulated_backend``. All targets are the same server.
 
     ``requests`` is the ground truth, on the same clock as the samples.
     """
@@ -120,7 +120,7 @@ class SimulatedBackend:
         return self.engine.clock.now_ns()
 
     async def connect(self, connections: int) -> None:
-        """Nothing to connect."""
+        """Do nothing: there are no connections."""
 
     async def send(self, request: Request, record: Callable[[Sample], None]) -> None:
         """Answer ``request`` and record its sample, also when a timeout or the caller cancels it."""
@@ -134,7 +134,7 @@ class SimulatedBackend:
             record(client.build_sample(self._url, result.outcome, self.now_ns(), result))
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there are no connections."""
 
     async def _answer_within_timeouts(self, client: _RequestObserver) -> _ServerOutcome:
         result: list[_ServerOutcome] = []
@@ -152,7 +152,7 @@ class SimulatedBackend:
         return result[0]
 
     async def _wait_for_timeout(self, client: _RequestObserver) -> Outcome:
-        """Return which timeout ran out first."""
+        """Wait, and return which timeout expired first."""
         timeouts = client.request.timeouts
         end = client.sent_ns + round(timeouts.total_s * 1e9)
         while True:
@@ -181,7 +181,7 @@ class SimulatedBackend:
         return _ServerOutcome(Outcome.OK, reason=answer.reason, counters=answer.counters)
 
     def _build_request(self, request: Request) -> InferenceRequest:
-        """Read the body as the server does."""
+        """Parse the body as the server does."""
         given = requests_module.parse_body(request.body, "GenerateRequest")
         tokenizer = self.engine.tokenizer
         model = self.engine.get_model(given.get_text("model"))
@@ -228,7 +228,7 @@ def _build_failed_outcome(failure: ResponseError, *, started: bool) -> _ServerOu
 async def open_simulated_backend(
     settings: SimulatorSettings | None = None, *, clock: SimulatorClock | None = None, read_delay_s: float = 0.0
 ) -> AsyncIterator[SimulatedBackend]:
-    """Run a simulator on ``clock`` (the event loop's: virtual under trio's ``MockClock``) and yield a backend on it."""
+    """Run a simulator on ``clock`` (default: the event loop's, virtual under ``MockClock``) and yield a backend."""
     chosen = SimulatorSettings() if settings is None else settings
     async with run_engine(chosen, LoopClock() if clock is None else clock) as running:
         yield SimulatedBackend(running, read_delay_s=read_delay_s)

@@ -1,4 +1,4 @@
-"""One request inside the simulator: what it asks, what it has so far, and where its pieces go."""
+"""One request inside the simulator: its parameters, its state, and the sink for its text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ BUSY_MESSAGE = "server busy, please try again.  maximum pending requests exceede
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked request. ``keep_alive_s`` of ``None`` is the server's default, a negative one forever.
+    """A parsed and checked request.
 
-    ``limit`` is the most tokens to sample (``None``: until the context is full), ``options`` what a reload looks at.
+    ``keep_alive_s`` is in seconds, ``None`` for the server's default, negative for ever. ``limit`` is the maximum
+    number of tokens to sample (``None``: until the context is full). ``options`` decide whether the model is reloaded.
     """
 
     model: str
@@ -39,7 +40,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseError(Exception):
-    """The server refuses or fails a request: a status before the first token, an error line after it."""
+    """The server rejects or fails a request: an HTTP status before the first token, an error line after it."""
 
     outcome = "failure"
 
@@ -48,17 +49,17 @@ class ResponseError(Exception):
         self.status = status
         self.message = message
         self.engine = engine
-        """Whether the engine said it; the server then streams it, and leaves the charset out."""
+        """Whether the error comes from the engine; the server then streams it and omits the charset."""
 
 
 class DroppedConnectionError(Exception):
-    """The connection breaks."""
+    """The connection is closed before the response ends."""
 
     outcome = "drop"
 
 
 class TruncatedResponseError(Exception):
-    """The response ends, properly and without ``done: true``."""
+    """The response ends without ``done: true``, but properly as HTTP."""
 
     outcome = "truncate"
 
@@ -76,20 +77,20 @@ class TransportFaultError(Exception):
 
 
 class ResponseSink(Protocol):
-    """Takes the pieces of a response as they are sampled; must not block."""
+    """Receives the pieces of a response as they are sampled. Methods must not block."""
 
     def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
-        """Take the text of one or more tokens; ``at_ns`` is when the schedule has it leave."""
+        """Take the text of one or more tokens; ``at_ns`` is the scheduled time."""
 
     def write_garbage(self, at_ns: int) -> None:
-        """Send something that is no JSON."""
+        """Send something that is not JSON."""
 
 
 class GroundTruth(msgspec.Struct, kw_only=True):
-    """What really happened to a request, on the simulator's clock (``time.perf_counter_ns`` in a server).
+    """What happened to a request, on the simulator's clock (``time.perf_counter_ns`` in a server), in nanoseconds.
 
-    ``first_token_ns`` and ``done_ns`` are times of the schedule; ``first_write_ns`` and ``last_write_ns`` are when
-    the bytes were handed to the socket. ``queue_ns`` is the wait for a slot, without loading.
+    ``first_token_ns`` and ``done_ns`` are scheduled times; ``first_write_ns`` and ``last_write_ns`` are when the bytes
+    were passed to the socket. ``queue_ns`` is the wait for a slot, without loading.
     """
 
     number: int
@@ -123,7 +124,7 @@ class JobState(enum.Enum):
 
 
 class InferenceJob:
-    """A request on its way through a runner; the runner alone changes it once it waits there."""
+    """A request that a runner processes; only the runner changes it once it is queued there."""
 
     def __init__(
         self,
@@ -156,12 +157,12 @@ class InferenceJob:
         return self.prompt[: len(self.prompt) - self.unread] + self.output
 
     def get_due_fault(self, kind: FaultKind, tokens: int) -> Fault | None:
-        """Return the fault of ``kind`` when it is due after ``tokens`` tokens."""
+        """Return the fault of ``kind`` if it is due after ``tokens`` tokens, else ``None``."""
         fault = self.faults.get(kind)
         return fault if fault is not None and fault.tokens == tokens else None
 
     def get_slowdown(self, kind: FaultKind) -> float:
-        """How much longer than usual this request takes."""
+        """Return the factor by which faults slow this request down."""
         return math.prod(self.faults[each].factor for each in (kind, FaultKind.SLOW) if each in self.faults)
 
     @property
@@ -180,17 +181,17 @@ class InferenceJob:
 
 class SimulatorClock(Protocol):
     def now_ns(self) -> int:
-        """The present, in nanoseconds."""
+        """Return the current time in nanoseconds."""
 
     async def sleep_until(self, deadline_ns: int) -> None:
-        """Return at ``deadline_ns`` or later; at once (after a checkpoint) when that has passed."""
+        """Return at ``deadline_ns`` or later; immediately, after a checkpoint, if that has passed."""
 
     async def settle(self) -> None:
-        """Let whatever else happens at this instant happen first."""
+        """Let everything else that happens at this instant happen first."""
 
 
 class LoopClock:
-    """The clock of the running event loop; exact to the nanosecond in virtual time."""
+    """The clock of the running event loop, exact to the nanosecond in virtual time."""
 
     def now_ns(self) -> int:
         return round(anyio.current_time() * 1e9)
@@ -199,12 +200,12 @@ class LoopClock:
         await anyio.sleep_until(deadline_ns / 1e9)
 
     async def settle(self) -> None:
-        # virtual time moves, here by a nanosecond, only when nobody has anything left to do
+        # virtual time moves, here by a nanosecond, only when all tasks are waiting
         await anyio.sleep(1e-9)
 
 
 class RealClock:
-    """``time.perf_counter_ns``: the clock that a load client on the same machine stamps its samples with."""
+    """``time.perf_counter_ns``, the clock that load clients on the same machine use for their samples."""
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()

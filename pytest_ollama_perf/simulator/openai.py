@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes: the same engine, other words around it, no timings."""
+"""The OpenAI-compatible routes: the same engine, other field names, no timings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encode_models(settings: SimulatorSettings) -> bytes:
 
 
 class _ObjectHead:
-    """What all objects of one answer begin with; ``chunk`` marks the parts of a streamed chat."""
+    """The fields that all objects of one response share; ``chunk`` marks the parts of a streamed chat."""
 
     def __init__(self, endpoint: str, model: str, *, streamed: bool) -> None:
         prefix, kind = _OBJECT_KINDS[endpoint]
@@ -58,7 +58,7 @@ def _build_message(text: str, thinking: str) -> dict[str, str]:
 
 
 class EventReply(StreamReply):
-    """Server-sent events, ending in ``[DONE]``; a failure just ends them."""
+    """Server-sent events that end with ``[DONE]``; after a failure the stream ends without it."""
 
     content_type = "text/event-stream"
 
@@ -122,7 +122,7 @@ class CompletionReply(WholeReply):
 def parse_completion(
     endpoint: str, running: Engine, request: IncomingRequest, outgoing: OutgoingResponse, request_id: str
 ) -> tuple[InferenceRequest, Reply] | None:
-    """Read a request of ``/v1/chat/completions`` or ``/v1/completions``; ``None`` when it is already answered."""
+    """Read a request of ``/v1/chat/completions`` or ``/v1/completions``; ``None`` if it was already answered."""
     try:
         return _parse_request(endpoint, running, request, outgoing, request_id)
     except ResponseError as failure:
@@ -151,7 +151,7 @@ def _parse_request(
 
 
 def _to_native_fields(given: requests.RequestBody) -> dict[str, Any]:
-    """Say the request in Ollama's own words."""
+    """Return the fields of the equivalent request of Ollama's API."""
     fields = given.fields
     limit = fields.get("max_completion_tokens") or fields.get("max_tokens")
     stop = fields.get("stop")

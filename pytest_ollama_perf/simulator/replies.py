@@ -1,4 +1,4 @@
-"""The JSON that Ollama answers: listings, model details, the lines of a stream and the final object."""
+"""The JSON of Ollama's responses: listings, model details, the lines of a stream and the final object."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encode_error(message: str) -> bytes:
 
 
 def format_time(wall_ns: int | None = None) -> str:
-    """Return a time as Go writes it: RFC 3339, UTC, as many digits as it takes."""
+    """Return a time as Go formats it: RFC 3339 in UTC, without trailing zeros."""
     seconds, nanos = divmod(time.time_ns() if wall_ns is None else wall_ns, 1_000_000_000)
     fraction = f".{nanos:09d}".rstrip("0").rstrip(".")
     return f"{_format_second(seconds)}{fraction}Z"
@@ -98,7 +98,7 @@ def _build_running_model(settings: SimulatorSettings, held: ResidentModel, now_n
 
 
 def _format_expiry(held: ResidentModel, now_ns: int) -> str:
-    """A model in use has no timer; the server then tells the time that the timer will be set to."""
+    """Return when the model expires; a model in use expires one ``keep_alive`` from now."""
     if held.keep_s < 0:
         return "2318-11-20T00:00:00Z"
     left = round(held.keep_s * 1e9) if held.users or held.expires_ns is None else held.expires_ns - now_ns
@@ -136,7 +136,7 @@ def _parse_parameter_count(parameters: str) -> int:
 
 
 def build_head(model: str) -> dict[str, Any]:
-    """Return what every object of a text answer begins with."""
+    """Return the fields that every object of a text response begins with."""
     return {"model": model, "created_at": format_time()}
 
 
@@ -153,7 +153,7 @@ def build_done(reason: str) -> dict[str, Any]:
 
 
 def build_counters(counters: Counters) -> dict[str, int]:
-    """Return the counters of a final object; what is zero is left out."""
+    """Return the counters of a final object; zeros are omitted."""
     fields = {
         "total_duration": counters.total_duration_ns,
         "load_duration": counters.load_duration_ns,
@@ -167,7 +167,7 @@ def build_counters(counters: Counters) -> dict[str, int]:
 
 
 def build_ending(answer: InferenceResult, with_context: bool) -> dict[str, Any]:
-    """Return the part of the final object after its text; ``context`` only where a template was used."""
+    """Return the part of the final object after its text; ``context`` only if a template was used."""
     context = {"context": list(answer.tokens)} if with_context else {}
     return build_done(answer.reason) | context | build_counters(answer.counters)
 
@@ -179,7 +179,7 @@ def build_embeddings(model: str, vectors: list[tuple[float, ...]]) -> dict[str, 
 
 @functools.lru_cache(maxsize=512)
 def compute_embedding(text: str, length: int) -> tuple[float, ...]:
-    """Return a vector of length 1 that depends on ``text`` alone."""
+    """Return a vector of length 1 that depends only on ``text``."""
     drawn = [byte - 127.5 for byte in random.Random(text).randbytes(length)]
     norm = sum(value * value for value in drawn) ** 0.5
     return tuple(round(value / norm, 9) for value in drawn)
@@ -191,13 +191,13 @@ _GARBAGE = b"<html><body>502 Bad Gateway</body></html>\n"
 
 @functools.lru_cache(maxsize=4096)
 def _encode_line_end(endpoint: str, text: str, thinking: bool) -> bytes:
-    """Return a line of a stream from its text on: the same words come again and again."""
+    """Return a line of a stream from its text on, cached because the same texts repeat."""
     fields = build_text_field(endpoint, "" if thinking else text, text if thinking else "")
     return b'",' + encode_json(fields | {"done": False})[1:] + b"\n"
 
 
 class Reply(abc.ABC):
-    """An answer under way, whatever its form; takes the pieces as the engine's ``Sink``."""
+    """A response in any form; receives the pieces as the engine's ``ResponseSink``."""
 
     def __init__(self, outgoing: OutgoingResponse) -> None:
         self.outgoing = outgoing
@@ -209,32 +209,32 @@ class Reply(abc.ABC):
 
     @abc.abstractmethod
     def write_garbage(self, at_ns: int) -> None:
-        """Send something that is no JSON."""
+        """Send something that is not JSON."""
 
     @abc.abstractmethod
     def finish(self, answer: InferenceResult) -> None:
-        """Send how it ended."""
+        """Send the final object."""
 
     @abc.abstractmethod
     def fail(self, failure: ResponseError) -> None:
-        """Send what went wrong."""
+        """Send the error."""
 
     @abc.abstractmethod
     def truncate(self) -> None:
-        """End the response properly, but without saying that it is done."""
+        """End the response properly as HTTP, but without ``done: true``."""
 
     def record_write_times(self, truth: GroundTruth) -> None:
-        """Note in the ground truth when bytes were handed over."""
+        """Record in the ground truth when bytes were written."""
         truth.first_write_ns, truth.last_write_ns = self._first_write_ns, time.perf_counter_ns()
 
     def record_first_write(self) -> None:
-        """Note that the first bytes of the text leave."""
+        """Record when the first bytes of the text are written."""
         if self._first_write_ns is None:
             self._first_write_ns = time.perf_counter_ns()
 
 
 class StreamReply(Reply):
-    """Sends every piece at once; status and headers leave with the first."""
+    """Sends every piece immediately; status and headers leave with the first one."""
 
     content_type = NDJSON_TYPE
 
@@ -255,7 +255,7 @@ class StreamReply(Reply):
 
 
 class LineReply(StreamReply):
-    """Ollama's own stream: an object a line, an error line when it fails."""
+    """Ollama's stream: one object per line, and an error line for a failure."""
 
     def __init__(self, outgoing: OutgoingResponse, model: str, endpoint: str, *, with_context: bool) -> None:
         super().__init__(outgoing)
@@ -286,7 +286,7 @@ class LineReply(StreamReply):
 
 
 class WholeReply(Reply):
-    """One object at the end."""
+    """A response of one object at the end."""
 
     def __init__(self, outgoing: OutgoingResponse, model: str, endpoint: str, *, with_context: bool) -> None:
         super().__init__(outgoing)
@@ -306,12 +306,12 @@ class WholeReply(Reply):
         self.send_whole(200, JSON_TYPE, _GARBAGE if self._garbled else encode_json(self.build_fields(answer)))
 
     def build_fields(self, answer: InferenceResult) -> dict[str, object]:
-        """Return the one object."""
+        """Return the object."""
         text = build_text_field(self._endpoint, self.join_text(), self.join_text(thinking=True))
         return build_head(self._model) | text | build_ending(answer, self._with_context)
 
     def join_text(self, *, thinking: bool = False) -> str:
-        """Return what the model said, or what it thought before."""
+        """Return the text of the response, or of the thinking before it."""
         return "".join(self._texts[thinking])
 
     def fail(self, failure: ResponseError) -> None:
@@ -321,13 +321,13 @@ class WholeReply(Reply):
         self.send_whole(200, JSON_TYPE, b"")
 
     def send_whole(self, status: int, content_type: str, body: bytes) -> None:
-        """Send it."""
+        """Send the whole response."""
         self.record_first_write()
         self.outgoing.send_whole(status, content_type, body)
 
 
 class EmbedReply(WholeReply):
-    """The answer of ``/api/embed``: a vector for every text."""
+    """The response of ``/api/embed``: one vector per text."""
 
     def __init__(self, outgoing: OutgoingResponse, model: str, texts: list[str], length: int) -> None:
         super().__init__(outgoing, model, "embed", with_context=False)

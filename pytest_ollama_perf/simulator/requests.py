@@ -1,4 +1,4 @@
-"""What a request body asks, checked as Ollama checks it, with Ollama's own words for what is wrong."""
+"""Request bodies, parsed and checked as Ollama does, with Ollama's error messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _GO_SYNTAX_ERRORS = MappingProxyType(
 
 
 class RequestBody:
-    """A decoded request body; ``text`` and friends answer 400 for a value of the wrong type, as Ollama does."""
+    """A decoded request body. The getters raise ``ResponseError`` 400 for a value of the wrong type, as Ollama does."""
 
     def __init__(self, fields: Mapping[str, Any], kind: str) -> None:
         self.fields = fields
@@ -58,7 +58,7 @@ class RequestBody:
 
     @property
     def keep_alive_s(self) -> float | None:
-        """Seconds, negative for ever, ``None`` when the request leaves it to the server."""
+        """In seconds; negative means for ever, ``None`` the server's default."""
         return parse_keep_alive(self.fields.get("keep_alive"))
 
     def _get_typed(self, name: str, wanted: type[_T], go_type: str, default: _T) -> _T:
@@ -75,7 +75,7 @@ class RequestBody:
 
 
 def parse_body(raw: bytes, kind: str) -> RequestBody:
-    """Decode a request body; ``kind`` is the Go type that Ollama names in its errors."""
+    """Decode a request body; ``kind`` is the Go type in Ollama's error messages."""
     if not raw:
         raise ResponseError(400, "missing request body")
     try:
@@ -94,9 +94,7 @@ def parse_body(raw: bytes, kind: str) -> RequestBody:
 def _translate_syntax_error(error: json.JSONDecodeError) -> str:
     if error.pos >= len(error.doc.rstrip()):
         return "unexpected EOF"
-    where = next(
-        (words for python, words in _GO_SYNTAX_ERRORS.items() if error.msg.startswith(python)), "in string literal"
-    )
+    where = next((go for python, go in _GO_SYNTAX_ERRORS.items() if error.msg.startswith(python)), "in string literal")
     return f"invalid character {error.doc[error.pos]!r} {where}"
 
 
@@ -109,7 +107,7 @@ def _get_go_kind(value: object) -> str:
 
 
 def parse_keep_alive(value: object) -> float | None:
-    """Read Ollama's ``keep_alive``: seconds as a number, or a Go duration; negative means for ever."""
+    """Parse ``keep_alive``: a number of seconds or a Go duration; negative means for ever."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -129,7 +127,7 @@ def _parse_go_duration(text: str) -> float:
 
 
 def check_options(given: object) -> dict[str, Any]:
-    """Check the types of a request's ``options``; unknown ones are silently ignored, as Ollama does."""
+    """Check the types of a request's ``options``; unknown options are ignored, as in Ollama."""
     if given is None:
         return {}
     if not isinstance(given, dict):
@@ -155,11 +153,11 @@ def _find_expected_type(name: str, value: object) -> str:
         (_BOOLEAN_OPTIONS, lambda given: isinstance(given, bool), "boolean"),
         (frozenset({"stop"}), lambda given: isinstance(given, list), "array"),
     )
-    return next((words for names, fits, words in checks if name in names and not fits(value)), "")
+    return next((go_type for names, fits, go_type in checks if name in names and not fits(value)), "")
 
 
 def resolve_think(given: RequestBody, model: SimulatedModel) -> bool:
-    """Return whether the model thinks: as the request says, else wherever it can and the template is used."""
+    """Return whether the model thinks: as the request says, by default if it can and the template is used."""
     wanted = given.fields.get("think")
     if wanted is None:
         return model.has_capability("thinking") and not given.get_flag("raw", False)
@@ -171,7 +169,7 @@ def resolve_think(given: RequestBody, model: SimulatedModel) -> bool:
 def build_completion_request(
     given: RequestBody, model: SimulatedModel, prompt: list[int], endpoint: str, request_id: str
 ) -> InferenceRequest:
-    """Make the request for a text, once its model is known to exist and to be able to."""
+    """Return the request for a text; the model exists and has the capability."""
     thinks = resolve_think(given, model)
     chosen = check_options(given.fields.get("options"))
     limit = chosen.get("num_predict")
@@ -191,13 +189,13 @@ def build_completion_request(
 
 
 def merge_shift_option(given: RequestBody, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the options together with ``shift``, which stands beside them and forces a reload as they do."""
+    """Return the options together with ``shift``, a separate field that also forces a reload."""
     shift = given.fields.get("shift")
     return chosen if shift is None else {**chosen, "shift": shift}
 
 
 def tokenize_prompt(given: RequestBody, tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens of a generate request: past the template when ``raw``, else inside it."""
+    """Return the tokens of a generate request: without the template if ``raw``, else with it."""
     context = [token for token in given.get_list("context") if isinstance(token, int)]
     text = given.get_text("prompt")
     if given.get_flag("raw", False):
@@ -213,16 +211,16 @@ def tokenize_chat(given: RequestBody, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode_chat((str(each.get("role", "")), str(each.get("content", ""))) for each in messages)
 
 
-def require_capability(model: SimulatedModel, asked: str, capability: str, what: str) -> None:
-    """Refuse what the model cannot do."""
+def require_capability(model: SimulatedModel, name: str, capability: str, what: str) -> None:
+    """Raise ``ResponseError`` if the model lacks the capability."""
     if not model.has_capability(capability):
-        raise ResponseError(400, f'"{asked}" does not support {what}')
+        raise ResponseError(400, f'"{name}" does not support {what}')
 
 
 def build_embed_request(
     given: RequestBody, tokenizer: Tokenizer, request_id: str
 ) -> tuple[InferenceRequest, list[str]]:
-    """Make the request for embeddings; the texts are evaluated one after another in one slot."""
+    """Return the request for embeddings; the texts are evaluated one after another in one slot."""
     given_input = given.fields.get("input")
     texts = [given_input] if isinstance(given_input, str) else given_input
     if texts is None:

@@ -1,7 +1,7 @@
-"""Which models are in memory: loading, reloading, making room, keep-alive and the queue of those who wait for it.
+"""The models in memory: loading, reloading, eviction, keep-alive, and the queue of requests that wait for a load.
 
-A request for a model that is loaded with the options it wants goes straight to it, past everybody who waits for a load.
-All others wait in one bounded queue; loads happen one at a time, in order.
+A request for a model that is loaded with matching options does not wait, even while others wait for a load. All others
+wait in one bounded queue. Models are loaded one at a time, in order.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pytest_ollama_perf.simulator.job import BUSY_MESSAGE, ResponseError, Simula
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 
 RELOAD_OPTIONS = ("num_ctx", "num_batch", "num_thread", "use_mmap", "main_gpu", "draft_num_predict", "num_gpu", "shift")
-"""The options that cannot change without loading the model again."""
+"""The options that cannot change without reloading the model."""
 
 _POLL_S = 0.25
-"""How often the server looks whether a load is complete; a load takes a whole number of these."""
+"""How often the server polls whether a load is complete; a load takes a multiple of it."""
 
 
 class ResidentModel:
-    """A model in memory and who uses it. ``expires_ns`` is ``None`` while it is in use or kept forever."""
+    """A model in memory and the number of its users. ``expires_ns`` is ``None`` if it is kept for ever."""
 
     def __init__(self, runner: ModelRunner, options: Mapping[str, Any]) -> None:
         self.runner = runner
@@ -59,7 +59,7 @@ class _LoadTicket:
 
 
 class Scheduler:
-    """Holds the loaded models; ``run`` must be running for anything to be loaded."""
+    """Holds the loaded models. Models are loaded only while ``run`` runs."""
 
     def __init__(self, settings: SimulatorSettings, clock: SimulatorClock, tasks: TaskGroup) -> None:
         self._settings = settings
@@ -74,7 +74,7 @@ class Scheduler:
     async def use(
         self, model: SimulatedModel, options: Mapping[str, Any], keep_alive_s: float | None
     ) -> AsyncIterator[ResidentModel]:
-        """Hold ``model`` in memory for as long as the block runs; a ``Failure`` 503 when too many wait for a load."""
+        """Keep ``model`` in memory while the block runs; ``ResponseError`` 503 if too many requests wait for a load."""
         held = await self._acquire(model, options)
         held.keep_s = self._settings.keep_alive_s if keep_alive_s is None else keep_alive_s
         try:
@@ -83,19 +83,19 @@ class Scheduler:
             self._release(held)
 
     def list_loaded(self) -> list[ResidentModel]:
-        """Return what is in memory, the newest first."""
+        """Return the models in memory, the newest first."""
         self._expire()
         return sorted(self._loaded.values(), key=lambda held: -held.serial)
 
     def unload(self, name: str) -> None:
-        """Unload the model of that full name, once nobody uses it."""
+        """Unload the model with that full name once no request uses it."""
         held = self._loaded.get(name)
         if held is not None:
             held.keep_s = 0.0
             self._expire()
 
     async def run(self) -> None:
-        """Load, one at a time and in order, what is waited for."""
+        """Load the models that requests wait for, one at a time and in order."""
         while True:
             while not self._pending:
                 await self._wait_for_change()
@@ -153,7 +153,7 @@ class Scheduler:
         ticket.granted.set()
 
     def _pick_eviction(self) -> ResidentModel | None:
-        """Return what must go to make room: an idle model before a busy one, the longest unused first."""
+        """Return the model to evict: an idle one before a busy one, the longest unused first."""
         if len(self._loaded) < self._settings.max_loaded:
             return None
         return min(self._loaded.values(), key=lambda held: (held.users > 0, held.used_ns, held.serial))
@@ -178,7 +178,7 @@ class Scheduler:
         self._notify()
 
     def _expire(self) -> None:
-        """Unload what nobody uses and nobody needs to keep any longer, and what died."""
+        """Unload models that are unused and expired, and models whose engine has died."""
         now = self._clock.now_ns()
         for name, held in list(self._loaded.items()):
             expired = not held.users and held.expires_ns is not None and held.expires_ns <= now

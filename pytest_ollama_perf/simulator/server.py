@@ -1,18 +1,19 @@
-"""The simulated server on a socket: Ollama's routes over the engine, in real time."""
+"""The simulated server on a socket: Ollama's routes, answered by the engine in real time."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 
 import msgspec
 
 from pytest_ollama_perf.simulator import openai, replies, requests
 from pytest_ollama_perf.simulator.engine import Engine, run_engine
-from pytest_ollama_perf.simulator.faults import CONTROL_FAULTS, FaultKind, FaultScript
+from pytest_ollama_perf.simulator.faults import CONTROL_FAULTS, Fault, FaultKind, FaultScript
 from pytest_ollama_perf.simulator.http import JSON_TYPE, HttpServerConnection, IncomingRequest, OutgoingResponse
 from pytest_ollama_perf.simulator.job import (
     DroppedConnectionError,
@@ -24,7 +25,6 @@ from pytest_ollama_perf.simulator.job import (
 )
 from pytest_ollama_perf.simulator.replies import EmbedReply, LineReply, Reply, WholeReply
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
-from pytest_ollama_perf.simulator.transport_faults import respond_with_fault
 
 _REQUEST_ID_HEADER = "x-request-id"
 _RouteHandler = Callable[[IncomingRequest, OutgoingResponse], Awaitable[None]]
@@ -32,7 +32,7 @@ _REQUEST_TYPES = {"generate": "GenerateRequest", "chat": "ChatRequest"}
 
 
 class Router:
-    """Answers requests by path and method."""
+    """Routes requests by path and method."""
 
     def __init__(self, running: Engine, loopback: bool, refuse: Callable[[float], None]) -> None:
         self._engine = running
@@ -60,15 +60,15 @@ class Router:
         }
 
     async def __call__(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
-        """Answer one request; what Ollama refuses is an answer as well."""
+        """Answer one request, with an error response where Ollama would send one."""
         if self._loopback and not _is_local(request.headers.get("host", "")):
             outgoing.send_whole(403, "", b"")
             return
         methods = self._routes.get(request.path)
         route = methods.get(request.method) if methods else None
         if route is None:
-            status, words = (405, b"405 method not allowed") if methods else (404, b"404 page not found")
-            outgoing.send_whole(status, "text/plain", words)
+            status, text = (405, b"405 method not allowed") if methods else (404, b"404 page not found")
+            outgoing.send_whole(status, "text/plain", text)
             return
         try:
             await route(request, outgoing)
@@ -87,7 +87,7 @@ class Router:
         self._control_calls += 1
         faults = self._control_script.draw_faults(self._control_calls)
         for fault in faults.values():
-            await respond_with_fault(fault, request, outgoing)
+            await _respond_with_fault(fault, request, outgoing)
         return bool(faults)
 
     async def _handle_root(self, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
@@ -159,7 +159,7 @@ class Router:
         return ask, kind(outgoing, given.get_text("model"), endpoint, with_context=with_context)
 
     async def _answer(self, ask: InferenceRequest, reply: Reply, request: IncomingRequest) -> None:
-        """Run a request through the engine and write how it ends."""
+        """Run a request in the engine and write its result."""
         try:
             answer, truth = await self._engine.answer(ask, reply, request.read_ns)
             reply.finish(answer)
@@ -170,7 +170,7 @@ class Router:
             if failure.fault.kind is FaultKind.REFUSE:
                 self._refuse(failure.fault.seconds)
             else:
-                await respond_with_fault(failure.fault, request, reply.outgoing)
+                await _respond_with_fault(failure.fault, request, reply.outgoing)
         except DroppedConnectionError:
             reply.outgoing.drop()
         except TruncatedResponseError:
@@ -206,13 +206,57 @@ class Router:
 
 
 def _send_empty_reply(outgoing: OutgoingResponse, name: str, endpoint: str, reason: str) -> None:
-    """Answer an empty prompt: it loads the model, or unloads it when it is to be kept for no time at all."""
+    """Answer an empty prompt, which loads the model, or unloads it with ``keep_alive`` 0."""
     fields = replies.build_head(name) | replies.build_text_field(endpoint, "") | replies.build_done(reason)
     outgoing.send_whole(200, JSON_TYPE, replies.encode_json(fields))
 
 
+_HTML_PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>\n"
+_TRICKLED_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Padding: "
+_Respond = Callable[[Fault, IncomingRequest, OutgoingResponse], Awaitable[None]]
+
+
+async def _respond_with_fault(fault: Fault, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+    """Write what ``fault`` sends in place of a response. ``REFUSE`` is left to the server, which owns the socket."""
+    await _RESPONDERS[fault.kind](fault, request, outgoing)
+
+
+async def _send_html(fault: Fault, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+    outgoing.send_whole(200, "text/html; charset=utf-8", _HTML_PAGE)
+
+
+async def _reset(fault: Fault, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+    outgoing.reset()
+
+
+async def _trickle(fault: Fault, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+    for byte in _TRICKLED_HEAD:
+        outgoing.send_raw(bytes([byte]))
+        await asyncio.sleep(fault.seconds)
+    while True:  # a header that never ends; the client hanging up cancels this task
+        outgoing.send_raw(b"x")
+        await asyncio.sleep(fault.seconds)
+
+
+async def _echo_key(fault: Fault, request: IncomingRequest, outgoing: OutgoingResponse) -> None:
+    given = request.headers.get("authorization", "no key")
+    outgoing.send_whole(500, JSON_TYPE, replies.encode_error(f"upstream rejected Authorization: {given}"))
+
+
+_RESPONDERS: Mapping[FaultKind, _Respond] = MappingProxyType(
+    {
+        FaultKind.HTML: _send_html,
+        FaultKind.CONTROL_HTML: _send_html,
+        FaultKind.RESET: _reset,
+        FaultKind.TRICKLE: _trickle,
+        FaultKind.CONTROL_TRICKLE: _trickle,
+        FaultKind.ECHO_KEY: _echo_key,
+    }
+)
+
+
 def _is_local(host: str) -> bool:
-    """Say whether a Host header is one that a server on loopback answers, so that no foreign web page can use it."""
+    """Return whether a server on loopback accepts this Host header; others are rejected to block foreign web pages."""
     name = host.rsplit(":", 1)[0] if host.count(":") == 1 or host.startswith("[") else host
     name = name.strip("[]").lower()
     if name in {"", "localhost"} or name.endswith((".localhost", ".local", ".internal")):
@@ -230,7 +274,7 @@ async def serve(
 ) -> AsyncIterator[tuple[str, Engine]]:
     """Serve on ``host`` and ``port`` (0: any free one); yields the URL and the engine. Must run on asyncio.
 
-    ``OSError`` when the address cannot be had.
+    ``OSError`` if the address is not available.
     """
     async with run_engine(settings, RealClock()) as running:
         listener = _Listener(running, host, port)

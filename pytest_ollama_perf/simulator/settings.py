@@ -1,10 +1,10 @@
-"""What to simulate: one plain value that travels to another process as JSON."""
+"""The settings of a simulator, which are passed to another process as JSON."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ _VERSION_PATTERN = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:[-+].*)?")
 
 
 class VersionProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """The habits of one version.
+    """The behaviour of one server version.
 
     ``default_slots`` is what an unset ``OLLAMA_NUM_PARALLEL`` means; ``single_token_eval_ns`` the ``eval_duration`` at
     an ``eval_count`` of 1 (0 is left out); ``eval_excludes_sampling`` marks the old runners.
@@ -29,7 +29,7 @@ class VersionProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_version(version: str) -> tuple[int, int, int]:
-    """Return the three numbers of ``version``; a ``ConfigError`` when it has no such form."""
+    """Return the three numbers of ``version``; ``ConfigError`` if it has another form."""
     found = _VERSION_PATTERN.fullmatch(version)
     if not found:
         raise ConfigError(f"simulator: version {version!r} is not of the form 0.32.15")
@@ -38,7 +38,7 @@ def parse_version(version: str) -> tuple[int, int, int]:
 
 
 def get_profile(version: str) -> VersionProfile:
-    """Return the habits of ``version``."""
+    """Return the behaviour of ``version``."""
     number = parse_version(version)
     old_runner = number < (0, 25, 0)
     return VersionProfile(
@@ -54,7 +54,7 @@ CAPABILITIES = ("completion", "embedding", "thinking", "tools", "vision")
 
 
 class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model of the simulated server; speeds and load time, where given, replace the server's.
+    """One model of the simulated server; speeds and load time override those of the server.
 
     ``size`` is the size of its file in bytes; ``vram_share`` the share in GPU memory, 0..1 (``None``: the server's).
     ``num_ctx`` is the context length that the model file sets, which takes precedence over the server's default.
@@ -77,7 +77,7 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def full_name(self) -> str:
-        """The name with its tag, ``latest`` where none was given."""
+        """The name with its tag, which is ``latest`` by default."""
         return qualify_name(self.name)
 
     @property
@@ -121,7 +121,7 @@ TRANSCRIPT_MODELS = (
         "small", "4.98M", 9_989_037, 256, 1390.0, "359acce1c2a942a7adbc8b23787f415c6d1617c06002a1e86b6c42d2a8fac28c"
     ),
 )
-"""The models of the recorded transcripts: on the CPU, with the speeds of OLLAMA.md."""
+"""The models of the recorded transcripts, which ran on a CPU."""
 
 DEFAULT_MODELS = (
     SimulatedModel(name="llama3.2:3b"),
@@ -142,10 +142,10 @@ DEFAULT_MODELS = (
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One simulated server. ``url.describe`` says what each field means and how it is written in a ``sim:`` URL.
+    """One simulated server. ``url.URL_PARAMETERS`` describes the fields and how they are written in a ``sim:`` URL.
 
-    ``aggregate`` gives (streams, tokens/s of all of them together) and replaces ``tps`` and ``scaling``; between its
-    points the total is interpolated, past the last it stays. Otherwise the total at n streams is ``tps * n**scaling``.
+    ``aggregate`` gives pairs of streams and their total tokens/s. It replaces ``tps`` and ``scaling``; the total is
+    interpolated between the points and constant after the last. Otherwise n streams have ``tps * n**scaling``.
     """
 
     slots: int | None = None
@@ -176,7 +176,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the values; a ``ConfigError`` names the field, what was given and what is valid."""
+        """Check the values; ``ConfigError`` names the field, its value and the valid values."""
         _check_settings(self)
 
     @property
@@ -213,12 +213,13 @@ def _check_settings(settings: SimulatorSettings) -> None:
     _check_models(settings.models)
 
 
-def _check_range(settings: SimulatorSettings, names: Sequence[str], valid: object, words: str) -> None:
-    assert callable(valid)
+def _check_range(
+    settings: SimulatorSettings, names: Sequence[str], is_valid: Callable[[float], bool], requirement: str
+) -> None:
     for name in names:
         value = getattr(settings, name)
-        if not valid(value):
-            raise ConfigError(f"simulator: {name} {value:g} must be {words}")
+        if not is_valid(value):
+            raise ConfigError(f"simulator: {name} {value:g} must be {requirement}")
 
 
 def _check_aggregate(points: tuple[tuple[int, float], ...]) -> None:

@@ -1,6 +1,7 @@
-"""``sim:`` URLs and keyword settings: the words, what they mean, and how they are read.
+"""The parameters of ``sim:`` URLs and of keyword settings: their meaning and how they are parsed.
 
-``sim:`` is a simulator as it comes; ``sim:?slots=4&tps=80&fault=error:12@3`` one with settings, ``fault`` repeatable.
+``sim:`` is a simulator with default settings, ``sim:?slots=4&tps=80&fault=error:12@3`` one with custom settings.
+``fault`` may be repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SWITCH_VALUES = MappingProxyType(
 
 @dataclass(frozen=True)
 class UrlParameter:
-    """One word of a ``sim:`` URL: the field it sets, how it is read, an example and what it means."""
+    """One parameter of a ``sim:`` URL: the field it sets, its parser, an example and its meaning."""
 
     field: str
     parse: Callable[[str, Any], Any]
@@ -38,12 +39,12 @@ class UrlParameter:
 
 
 def is_sim_url(url: str) -> bool:
-    """Say whether ``url`` names the built-in simulator."""
+    """Return whether ``url`` names the built-in simulator."""
     return url.strip().lower().startswith(SIM_SCHEME)
 
 
 def parse_sim_url(url: str) -> SimulatorSettings:
-    """Read a ``sim:`` URL; a ``ConfigError`` names the word or value that is wrong and the valid ones."""
+    """Parse a ``sim:`` URL; ``ConfigError`` names the wrong parameter or value and the valid ones."""
     rest = url.strip()[len(SIM_SCHEME) :]
     if not is_sim_url(url) or (rest and not rest.startswith("?")):
         raise ConfigError(f"{url!r}: a simulator is written as sim: or sim:?slots=4&tps=80")
@@ -59,10 +60,10 @@ def _split_query(query: str, url: str) -> list[tuple[str, Any]]:
     return [(unquote(name), value) for name, value in pairs]
 
 
-def read_settings(words: Mapping[str, Any]) -> SimulatorSettings:
-    """Make settings of the words of a ``sim:`` URL as keywords; values may be text or numbers, ``fault`` a list."""
+def read_settings(parameters: Mapping[str, Any]) -> SimulatorSettings:
+    """Return settings from the parameters of a ``sim:`` URL as keywords; ``fault`` may be a list."""
     pairs: list[tuple[str, Any]] = []
-    for name, value in words.items():
+    for name, value in parameters.items():
         several = name == "fault" and not isinstance(value, str | Fault)
         pairs += [(name, each) for each in value] if several else [(name, value)]
     return _build_settings(pairs, "simulator: ")
@@ -87,14 +88,14 @@ def _build_settings(pairs: Iterable[tuple[str, Any]], where: str) -> SimulatorSe
 
 
 def _override_models(fields: Mapping[str, Any]) -> tuple[SimulatedModel, ...]:
-    """Let what was asked of the server win over what the models that come with it have of their own."""
-    asked = {_MODEL_FIELDS[name]: None for name in fields if name in _MODEL_FIELDS}
+    """Return the models, with speeds that were set for the server instead of the built-in ones."""
+    overridden = {_MODEL_FIELDS[name]: None for name in fields if name in _MODEL_FIELDS}
     given: tuple[SimulatedModel, ...] = fields.get("models", DEFAULT_MODELS)
-    return tuple(msgspec.structs.replace(each, **asked) if each in DEFAULT_MODELS else each for each in given)
+    return tuple(msgspec.structs.replace(each, **overridden) if each in DEFAULT_MODELS else each for each in given)
 
 
 def describe_settings(settings: SimulatorSettings) -> str:
-    """Say on one line what is simulated, for a person."""
+    """Return a one-line description of a simulator."""
     parts = [f"Ollama {settings.version}", f"{settings.slot_count} slot{'s' * (settings.slot_count != 1)}"]
     speed = ", ".join(f"{count}: {total:g}" for count, total in settings.aggregate)
     parts.append(f"tokens/s by streams {speed}" if speed else f"{settings.tps:g} tokens/s")
@@ -124,7 +125,7 @@ def _parse_duration(name: str, value: object) -> float:
 
 
 def _parse_keep_alive(name: str, value: object) -> float:
-    """``-1`` means for ever, as in Ollama."""
+    """Return seconds; ``-1`` means for ever, as in Ollama."""
     return -1.0 if str(value) in {"-1", "-1.0"} else _parse_duration(name, value)
 
 
@@ -141,7 +142,7 @@ def _parse_text(name: str, value: object) -> str:
 
 
 def _parse_points(name: str, value: object) -> tuple[tuple[int, float], ...]:
-    """Read ``1:123,2:184``, or a mapping or list of pairs."""
+    """Parse ``1:123,2:184``, or a mapping or list of pairs."""
     pairs: list[Any] = []
     if isinstance(value, str):
         pairs = [part.split(":") for part in value.split(",")]
@@ -155,7 +156,7 @@ def _parse_points(name: str, value: object) -> tuple[tuple[int, float], ...]:
 
 
 def _parse_models(name: str, value: object) -> tuple[SimulatedModel, ...]:
-    """Read ``a,b``; names of the models that come with the simulator keep what is known of them."""
+    """Parse ``a,b``; built-in models keep their properties."""
     given = value if isinstance(value, Sequence) and not isinstance(value, str) else str(value).split(",")
     return tuple(each if isinstance(each, SimulatedModel) else _find_model(str(each).strip()) for each in given)
 
@@ -191,13 +192,15 @@ URL_PARAMETERS: Mapping[str, UrlParameter] = MappingProxyType(
         "models": UrlParameter("models", _parse_models, "llama3.2:3b,tiny", "the models that the server has"),
         "vram": UrlParameter("vram_share", _parse_number, "1", "share of a model in GPU memory, 0..1"),
         "max_loaded": UrlParameter(
-            "max_loaded", _parse_integer, "3", "models in memory at once (OLLAMA_MAX_LOADED_MODELS)"
+            "max_loaded", _parse_integer, "3", "maximum number of models in memory (OLLAMA_MAX_LOADED_MODELS)"
         ),
         "max_queue": UrlParameter(
             "max_queue", _parse_integer, "512", "requests that may wait for a load (OLLAMA_MAX_QUEUE)"
         ),
-        "num_ctx": UrlParameter("num_ctx", _parse_integer, "4096", "context length where a request names none"),
-        "version": UrlParameter("version", _parse_text, "0.32.15", "the version of Ollama to be like"),
+        "num_ctx": UrlParameter(
+            "num_ctx", _parse_integer, "4096", "default context length, for requests that do not set one"
+        ),
+        "version": UrlParameter("version", _parse_text, "0.32.15", "the version of Ollama to simulate"),
         "cache": UrlParameter("cache", _parse_switch, "on", "prompt cache"),
         "cache_tokens": UrlParameter("cache_tokens", _parse_integer, "1000000", "tokens that the prompt cache holds"),
         "run_jitter": UrlParameter(
@@ -206,9 +209,7 @@ URL_PARAMETERS: Mapping[str, UrlParameter] = MappingProxyType(
         "token_jitter": UrlParameter(
             "token_jitter", _parse_number, "0.05", "noise between tokens (sd of the logarithm)"
         ),
-        "eos_after": UrlParameter(
-            "eos_after", _parse_integer, "0", "the token that ends a text by itself; 0: none does"
-        ),
+        "eos_after": UrlParameter("eos_after", _parse_integer, "0", "the token that ends a text; 0: no token does"),
         "thinking_tokens": UrlParameter("thinking_tokens", _parse_integer, "16", "tokens a thinking model thinks"),
         "tokens_per_line": UrlParameter("tokens_per_line", _parse_integer, "1", "tokens in a line of the stream"),
         "warm_load": UrlParameter("warm_load_s", _parse_duration, "1ms", "load_duration of a loaded model"),
@@ -222,4 +223,4 @@ URL_PARAMETERS: Mapping[str, UrlParameter] = MappingProxyType(
         "fault": UrlParameter("faults", _parse_fault_value, "error:12@3", "a scripted fault, repeatable"),
     }
 )
-"""Every word of a ``sim:`` URL."""
+"""Every parameter of a ``sim:`` URL."""

@@ -1,1 +1,1 @@
-"""What the GPU and the machine do while a load runs: read beside the load, never part of its numbers."""
+"""Readings of GPUs and of the machine while a load runs. They never change the load's metrics."""

@@ -1,6 +1,6 @@
-"""Telemetry of a server elsewhere: a command of the user's that prints it, such as nvidia-smi behind ssh.
+"""Telemetry of a remote server from a command of the user, such as nvidia-smi over ssh.
 
-It runs without a shell for as long as a load does. What it prints is bounded and checked, and cannot stop the load.
+The command runs without a shell while a load runs. Its output is bounded and checked, and cannot stop the load.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pytest_ollama_perf.core.text import sanitize, suggest_match
 from pytest_ollama_perf.telemetry.readings import THROTTLE_REASONS, GpuReading, HostReading, TelemetryLog
 
 MAX_LINE_CHARS = 16 * 1024
-"""Characters of a line; nothing that was asked for is longer."""
+"""Maximum length of a line in characters."""
 
 MAX_GPUS = 64
 
 
 class UnreadableLineError(ValueError):
-    """A line that is none of what a telemetry command may print; the message says what it is."""
+    """A line that is not valid telemetry; the message describes it."""
 
 
 LineReadings = tuple[GpuReading | None, HostReading | None]
 
 
 class LineReader:
-    """Reads lines one after another; ``driver`` is known once a line has named it."""
+    """Parses lines in order; ``driver`` is set once a line contains it."""
 
     def __init__(self) -> None:
         self.driver = ""
@@ -46,10 +46,10 @@ class LineReader:
         self._gpus: set[str] = set()
 
     def read(self, line: str, at_ns: int) -> LineReadings:
-        """Return what a line says; nothing of a header or an empty line.
+        """Return the reading of a line; ``None`` for a header or an empty line.
 
         Raises:
-            Unreadable: it is neither JSON nor CSV of the kind that is understood.
+            Unreadable: it is neither JSON nor CSV with known columns.
         """
         text = line.strip()
         if not text or text == self._head:
@@ -67,10 +67,10 @@ class LineReader:
         self._gpus.add(gpu)
         if len(self._gpus) > MAX_GPUS:
             raise UnreadableLineError(f"more than {MAX_GPUS} different GPUs")
-        told = {name: found[name] for name in GpuReading._fields if name in found and name != "gpu"}
+        known = {name: found[name] for name in GpuReading._fields if name in found and name != "gpu"}
         host = {name.removeprefix("host_"): found[name] for name in _HOST_FIELDS if name in found}
         return (
-            GpuReading(at_ns=at_ns, gpu=gpu, **told) if told.keys() - {"name"} else None,
+            GpuReading(at_ns=at_ns, gpu=gpu, **known) if known.keys() - {"name"} else None,
             HostReading(at_ns=at_ns, **host) if host else None,
         )
 
@@ -160,7 +160,7 @@ def _split_cells(text: str) -> list[str]:
 
 
 def _parse_header(text: str) -> list[tuple[str, float] | None]:
-    """Return for each column what it is and the unit its header names, ``None`` for one that is not needed."""
+    """Return the field and unit of each column, ``None`` for columns that are not needed."""
     columns: list[tuple[str, float] | None] = []
     for cell in _split_cells(text):
         column, _, unit = cell.partition(" [")
@@ -188,7 +188,7 @@ def _parse_csv(text: str, columns: list[tuple[str, float] | None]) -> dict[str, 
 
 
 def _parse_quantity(cell: str, name: str, scale: float) -> float | None:
-    """Read ``93 %`` or, with the unit in the header, ``93``; nothing where the driver writes a word: ``N/A``."""
+    """Parse ``93 %`` or, with the unit in the header, ``93``; ``None`` for text such as ``N/A``."""
     match = _QUANTITY.fullmatch(cell)
     if match is None or match[2] not in _UNITS:
         return None
@@ -212,7 +212,7 @@ _CELL_PARSERS: Mapping[str, Callable[[str, str, float], Any]] = MappingProxyType
 
 
 def _scale_number(value: object, scale: float, name: str, said: str) -> float:
-    """Return a measured number in the unit it is kept in; nothing that is measured here is negative, but cold."""
+    """Return a value in the unit of its field; only temperatures may be negative."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UnreadableLineError(f"{said} is no number")
     if not (-100 if name == "temperature_c" else 0) <= value <= 1e18:
@@ -222,40 +222,40 @@ def _scale_number(value: object, scale: float, name: str, said: str) -> float:
 
 
 FIRST_READING_TIMEOUT_S = 10.0
-"""How long the load waits for the first reading: what ssh may need to connect."""
+"""How long the load waits for the first reading, which includes the time that ssh takes to connect."""
 
 MAX_LINES_PER_SECOND = 200
-"""Lines a second; more say nothing, and reading them would keep the load from its core."""
+"""Maximum lines per second; reading more would take CPU time from the load."""
 
 _STOP_TIMEOUT_S = 2.0
 _STDERR_TAIL_BYTES = 2000
 
 
 def parse_command(text: str, flag: str) -> tuple[str, ...]:
-    """Return the words of a command; ``ConfigError`` names ``flag``."""
+    """Split a command into arguments; ``ConfigError`` names ``flag``."""
     try:
-        words = tuple(shlex.split(text))
+        arguments = tuple(shlex.split(text))
     except ValueError as error:
         raise ConfigError(f"{flag}: cannot be split into words ({error}); check its quotes") from None
-    if not words or not words[0]:
+    if not arguments or not arguments[0]:
         raise ConfigError(f"{flag} is empty; give a command that prints readings, or 'off'")
-    return words
+    return arguments
 
 
 class CommandMeter:
-    """Runs the command while a load runs, and keeps a log of what it prints."""
+    """Runs the command while a load runs, and logs its readings."""
 
-    def __init__(self, words: tuple[str, ...], *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._words = words
+    def __init__(self, arguments: tuple[str, ...], *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._arguments = arguments
         self._clock = clock
 
     @contextlib.contextmanager
     def record(self) -> Iterator[TelemetryLog]:
-        """Read while the block runs, which begins with the first reading; the log is whole once it has been left."""
+        """Read while the block runs, which starts with the first reading; the log is complete after the block."""
         log = TelemetryLog(source="command")
         try:
             process = subprocess.Popen(
-                self._words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                self._arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or str(error)
@@ -272,7 +272,7 @@ class CommandMeter:
 
 
 class _CommandReader:
-    """Follows one process: a thread for what it prints, one for its complaints."""
+    """Follows one process, with a thread for standard output and one for standard error."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: TelemetryLog, clock: Callable[[], int]) -> None:
         self.started = threading.Event()
@@ -303,7 +303,7 @@ class _CommandReader:
             self._silent = True
         except UnreadableLineError as error:
             self._output_error = f"the telemetry command printed what cannot be read: {error}"
-        except (OSError, ValueError):  # the pipe was closed under us
+        except (OSError, ValueError):  # the pipe was closed by another thread
             return
         finally:
             self.started.set()
@@ -320,14 +320,14 @@ class _CommandReader:
             self.started.set()
 
     def _read_errors(self) -> None:
-        """Keep the end of what it complains of; a pipe that nobody reads would stop the command."""
+        """Keep the end of standard error. Reading it also prevents a full pipe from blocking the command."""
         assert self._process.stderr is not None
         with contextlib.suppress(OSError, ValueError):
             while piece := self._process.stderr.read1(_STDERR_TAIL_BYTES):  # type: ignore[attr-defined]
                 self._complaint = (self._complaint + piece)[-_STDERR_TAIL_BYTES:]
 
     def stop(self) -> None:
-        """End the command and say what went wrong."""
+        """End the command and return what went wrong."""
         ended = self._wait_for_exit()
         if ended is None:
             self._process.terminate()
@@ -344,7 +344,7 @@ class _CommandReader:
         self._log.missing = self._output_error or self._explain_missing(ended)
 
     def _wait_for_exit(self) -> int | None:
-        """Return with what the command ended by itself, ``None`` while it runs; the end of its output comes first."""
+        """Return the status with which the command ended by itself, ``None`` while it runs."""
         if self._silent:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._process.wait(_STOP_TIMEOUT_S)
@@ -358,7 +358,7 @@ class _CommandReader:
 
 
 def _iter_lines(pipe: IO[bytes]) -> Iterator[str]:
-    """Yield lines as they come; ``Unreadable`` where one is too long to be a reading."""
+    """Yield lines as they arrive; raise an error for a line that is too long to be a reading."""
     while line := pipe.readline(MAX_LINE_CHARS):
         if len(line) == MAX_LINE_CHARS and not line.endswith(b"\n"):
             raise UnreadableLineError(f"a line of more than {MAX_LINE_CHARS} bytes")

@@ -1,6 +1,6 @@
 """NVIDIA GPUs of this machine, read through nvidia-ml-py (the extra ``gpu``).
 
-What a GPU or driver does not support is asked once and then left out. A GPU that is lost ends its readings and says so.
+Queries that a GPU or driver does not support are tried once. A lost GPU ends its readings and is reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOST_CODES = frozenset({1, 9, 15, 16, 28})
 
 
 class Nvml(Protocol):
-    """The part of the module ``pynvml`` that is used. Every function raises ``NVMLError``, which has a ``value``."""
+    """The used part of the module ``pynvml``. Every function raises ``NVMLError``, which has a ``value``."""
 
     NVMLError: type[Exception]
     NVML_TEMPERATURE_GPU: int
@@ -39,12 +39,12 @@ class Nvml(Protocol):
 
 
 def import_nvml() -> Nvml | None:
-    """Return the module, ``None`` where the extra is not installed or cannot be imported."""
+    """Return the module, ``None`` if the extra is not installed or cannot be imported."""
     if importlib.util.find_spec("pynvml") is None:
         return None
     try:
         return cast(Nvml, importlib.import_module("pynvml"))
-    except Exception:  # a package of that name that is none of NVIDIA's, or a broken one
+    except Exception:  # another package of that name, or a broken one
         return None
 
 
@@ -57,9 +57,9 @@ class _Device:
 
 
 class NvmlGpus:
-    """The GPUs that the driver shows. Without any, ``missing`` says why, and there is nothing to read.
+    """The GPUs that the driver reports.
 
-    ``missing`` is also where a GPU that stops answering is named.
+    ``missing`` explains why there are none, and names a GPU that stops answering.
     """
 
     name = "nvml"
@@ -120,14 +120,14 @@ class NvmlGpus:
         )
 
     def _read_reasons(self, device: _Device) -> int | None:
-        """The function has had two names; drivers before 535 know the second alone."""
+        """The function has two names; drivers before 535 only have the second one."""
         found = self._query(device, "nvmlDeviceGetCurrentClocksEventReasons")
         if found is None:
             found = self._query(device, "nvmlDeviceGetCurrentClocksThrottleReasons")
         return None if found is None else int(found)
 
     def _query(self, device: _Device, function: str, *arguments: object) -> Any:
-        """Return what a function of NVML says, ``None`` where it does not; raise ``_Lost`` where the GPU is gone."""
+        """Return the result of an NVML function, ``None`` if it is unsupported; raise an error if the GPU is lost."""
         ask = getattr(self._nvml, function, None)
         if ask is None or function in device.unsupported:
             return None
@@ -142,7 +142,7 @@ class NvmlGpus:
             return None
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         if self._opened:
             self._opened = False
             self._devices.clear()
@@ -153,11 +153,11 @@ class NvmlGpus:
 
 
 class _GpuLostError(Exception):
-    """The GPU is gone: asking it again is of no use."""
+    """The GPU is lost; querying it again is useless."""
 
 
 def _from_thousandths(thousandths: float | None) -> float | None:
-    """NVML counts milliwatts and millijoules."""
+    """Convert NVML's milliwatts and millijoules."""
     return None if thousandths is None else thousandths / 1000
 
 

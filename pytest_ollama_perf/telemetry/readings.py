@@ -1,4 +1,4 @@
-"""One look at one GPU or at the machine, and the log that a load leaves of them."""
+"""Readings of GPUs and of the machine, and their log over a load."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ THROTTLE_REASONS = MappingProxyType(
         "hardware power brake": 0x80,
     }
 )
-"""Why a driver slows a GPU down, and its bit in NVML's mask of clock event reasons. An idle GPU and clocks that a
-person has set are no slow-down."""
+"""Reasons for which a driver lowers the clocks of a GPU, with their bits in NVML's mask of clock event reasons. An idle
+GPU and clocks set by the user do not count."""
 
 MAX_READINGS = 20_000
-"""Above this every other reading is dropped: a load of hours must not fill the memory."""
+"""Above this number every other reading is dropped, which bounds the memory of long loads."""
 
 
 class GpuReading(NamedTuple):
-    """One GPU at one time, on the clock of the samples. ``None`` stands for what its driver does not tell.
+    """One GPU at one time, on the clock of the samples. ``None`` means that the driver does not report the value.
 
     ``utilization`` is 0..1, ``energy_j`` counts from any fixed point, ``reasons`` is NVML's mask.
     """
@@ -50,7 +50,7 @@ class GpuReading(NamedTuple):
 
 
 class HostReading(NamedTuple):
-    """The machine at one time: busy share of all its cores since the reading before, memory in use."""
+    """The machine at one time: busy share of all cores since the previous reading, and memory in use."""
 
     at_ns: int
     cpu_share: float | None = None
@@ -62,7 +62,7 @@ class HostReading(NamedTuple):
 class TelemetryLog:
     """Everything that was read during one load.
 
-    ``missing`` says why there is nothing of a GPU, or not all; ``cpu_share`` is what reading cost, of one core.
+    ``missing`` explains missing GPU readings. ``cpu_share`` is the CPU time of reading, as a share of one core.
     """
 
     source: str = ""
@@ -73,7 +73,7 @@ class TelemetryLog:
     host: list[HostReading] = field(default_factory=list)
 
     def thin(self) -> bool:
-        """Drop every other reading of each GPU where there are too many; return whether that was so."""
+        """Drop every other reading of each GPU if there are too many; return whether that happened."""
         if len(self.gpus) + len(self.host) <= MAX_READINGS:
             return False
         seen: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class TelemetryLog:
 
 
 WINDOW_SLACK_S = 2.5
-"""How far the first and the last reading may lie inside the window: what a command that prints every second needs."""
+"""How far the first and the last reading may be inside the window; enough for a command that prints every second."""
 
 TimeWindow = tuple[int, int]
 CounterPoints = list[tuple[int, float]]
@@ -103,9 +103,9 @@ _R = TypeVar("_R", bound=_HasTime)
 
 
 def summarize_log(log: TelemetryLog, window: TimeWindow) -> Telemetry:
-    """Return what ``log`` says of ``window``, two times on the clock of the readings.
+    """Return the summary of ``log`` over ``window``, two times on the clock of the readings.
 
-    The readings next to the window count, too: a load may be over before the second reading.
+    The readings next to the window are included, because a load may end before the second reading.
     """
     by_gpu: dict[str, list[GpuReading]] = {}
     for reading in log.gpus:
@@ -124,7 +124,7 @@ def summarize_log(log: TelemetryLog, window: TimeWindow) -> Telemetry:
 
 
 def _describe_gap(gpu: str, found: Sequence[GpuReading], window: TimeWindow) -> str:
-    """Say how much of the window the readings of one GPU span where that is not all of it."""
+    """Return a text if the readings of one GPU cover only a part of the window."""
     whole_s = (window[1] - window[0]) / 1e9
     bearable_ns = max(WINDOW_SLACK_S, whole_s / 10) * 1e9
     if found[0].at_ns <= window[0] + bearable_ns and found[-1].at_ns >= window[1] - bearable_ns:
@@ -171,7 +171,7 @@ def _summarize_host(near: Sequence[HostReading]) -> HostStats:
 def _compute_throttled(found: Sequence[GpuReading], window: TimeWindow) -> dict[str, float]:
     """Return for each reason the share of the readings inside the window in which it slowed the clocks.
 
-    The driver names the hardware's slow-down beside its cause; where the cause is named, that says it all.
+    The driver reports the hardware slow-down in addition to its cause; then only the cause is listed.
     """
     inside = [one.reasons for one in found if window[0] <= one.at_ns <= window[1] and one.reasons is not None]
     causes = THROTTLE_REASONS["hardware thermal slowdown"] | THROTTLE_REASONS["hardware power brake"]
@@ -181,7 +181,7 @@ def _compute_throttled(found: Sequence[GpuReading], window: TimeWindow) -> dict[
 
 
 def _compute_peak_memory(by_gpu: Iterable[Sequence[GpuReading]], window: TimeWindow) -> int | None:
-    """Return the most memory in use at once on all GPUs, which are read one after the other."""
+    """Return the highest total memory in use on all GPUs, which are read one after another."""
     near = sorted((one for found in by_gpu for one in _select_around(found, window)), key=lambda one: one.at_ns)
     now: dict[str, int] = {}
     most: int | None = None
@@ -207,7 +207,7 @@ def compute_energy_j(found: Sequence[GpuReading], window: TimeWindow) -> float |
 
 
 def _interpolate(counter: CounterPoints, at_ns: int) -> float:
-    """Return where a counter stood: on the line between its neighbours, beyond its ends on the line of the last two."""
+    """Return a counter's value at a time, interpolated, or extrapolated from the two nearest readings."""
     after = min(max(bisect_left(counter, at_ns, key=lambda point: point[0]), 1), len(counter) - 1)
     (t0, j0), (t1, j1) = counter[after - 1], counter[after]
     return j1 if t1 == t0 else j0 + (j1 - j0) * (at_ns - t0) / (t1 - t0)
@@ -225,5 +225,5 @@ def _compute_mean(values: Sequence[float]) -> float | None:
 
 
 def _round(value: float | None) -> float | None:
-    """Four places are finer than any sensor, and shorter in a file."""
+    """Round to four places, which is finer than any sensor."""
     return None if value is None else round(float(value), 4)

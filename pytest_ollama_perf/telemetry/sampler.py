@@ -1,4 +1,4 @@
-"""Reads this machine's GPUs, and the machine itself, in a thread of its own while a load runs."""
+"""Reads the GPUs and the load of this machine in a separate thread while a load runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pytest_ollama_perf.telemetry.nvml import NvmlGpus, import_nvml
 from pytest_ollama_perf.telemetry.readings import GpuReading, HostReading, TelemetryLog
 
 SAMPLE_INTERVAL_S = 0.5
-"""Drivers themselves bring utilisation up to date a few times a second."""
+"""Drivers update the utilisation a few times per second."""
 
 _MAX_COST_SHARE = 0.02
-"""The share of its time that reading may take; where a driver is slow, readings become rarer."""
+"""The maximum share of time spent on reading; a slow driver is read less often."""
 
 _STOP_TIMEOUT_S = 2.0
 
 
 class GpuSource(Protocol):
-    """GPUs that can be read again and again. ``missing`` says why there are none, or which one was lost."""
+    """GPUs that can be read repeatedly. ``missing`` explains why there are none, or which one was lost."""
 
     name: str
     driver: str
@@ -36,15 +36,15 @@ class GpuSource(Protocol):
 
 
 class HostSource(Protocol):
-    """A machine that can be read again and again."""
+    """A machine that can be read repeatedly."""
 
     def read(self, at_ns: int) -> HostReading: ...
 
 
 class LocalSampler:
-    """Keeps a log of GPUs and machine. The clock is that of the samples; ``wait`` returns true once it is to stop.
+    """Logs readings of GPUs and machine. The clock is that of the samples; ``wait`` returns true to stop.
 
-    One reading is taken before the load begins and one after its end, so that a load of any length lies between two.
+    One reading is taken before the load starts and one after it ends, so that a load of any length is covered.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LocalSampler:
 
     @contextlib.contextmanager
     def record(self) -> Iterator[TelemetryLog]:
-        """Read while the block runs; the log is whole once it has been left."""
+        """Read while the block runs; the log is complete after the block."""
         self._log = log = TelemetryLog(source=self._gpus.name, driver=self._gpus.driver, missing=self._gpus.missing)
         self._every_s, self._spent_ns = SAMPLE_INTERVAL_S, 0
         began = self._clock()
@@ -98,14 +98,14 @@ class LocalSampler:
 
 
 CpuTimes = tuple[float, float]
-"""What all cores together have been busy, and what they could have been, in any unit."""
+"""Busy time and total time of all cores together, in any unit."""
 
 MemoryUse = tuple[int, int]
-"""Bytes in use, bytes there are."""
+"""Bytes in use, bytes in total."""
 
 
 class HostMeter:
-    """Reads the machine; a figure that cannot be read is ``None``."""
+    """Reads the machine; a value that cannot be read is ``None``."""
 
     def __init__(self, times: Callable[[], CpuTimes], memory: Callable[[], MemoryUse]) -> None:
         self._times = times
@@ -113,7 +113,7 @@ class HostMeter:
         self._last: CpuTimes | None = None
 
     def read(self, at_ns: int) -> HostReading:
-        """Return one reading; the first has no share of the CPU, which is counted from one reading to the next."""
+        """Return one reading; the first has no CPU share, which is computed between two readings."""
         share = self._compute_cpu_share()
         try:
             used, total = self._memory()
@@ -136,7 +136,7 @@ _READ_ERRORS = (OSError, ValueError, KeyError, IndexError, AttributeError)
 
 
 def make_host_meter(proc: Path = Path("/proc")) -> HostMeter | None:
-    """Return a meter for this machine; ``None`` where there is neither ``/proc`` nor psutil."""
+    """Return a meter for this machine; ``None`` if there is neither ``/proc`` nor psutil."""
     if (proc / "stat").is_file() and (proc / "meminfo").is_file():
         return HostMeter(lambda: read_cpu_times(proc / "stat"), lambda: read_memory(proc / "meminfo"))
     try:
@@ -163,7 +163,7 @@ def read_cpu_times(path: Path) -> CpuTimes:
 
 
 def read_memory(path: Path) -> MemoryUse:
-    """Read ``/proc/meminfo``; what the kernel could give away at once counts as free (proc_meminfo(5))."""
+    """Read ``/proc/meminfo``; memory that the kernel can reclaim counts as free (proc_meminfo(5))."""
     with path.open(encoding="ascii") as file:
         lines = dict(line.split(":", 1) for line in file if ":" in line)
     total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
@@ -174,13 +174,13 @@ TELEMETRY_OFF = "off"
 
 
 class Meter(Protocol):
-    """Keeps a log of GPU and machine while a load runs."""
+    """Logs readings of GPUs and machine while a load runs."""
 
     def record(self) -> contextlib.AbstractContextManager[TelemetryLog]: ...
 
 
 class NoTelemetry:
-    """Nothing is read; the log says why."""
+    """Reads nothing; the log explains why."""
 
     def __init__(self, why: str) -> None:
         self._why = why
@@ -192,18 +192,20 @@ class NoTelemetry:
 
 
 class TelemetryProvider:
-    """The telemetry of one session. Drivers are opened with the first load that needs them, and closed with it.
+    """The telemetry of one session. Drivers are opened with the first load that needs them and closed with the session.
 
-    ``asked`` is the setting: a command, ``off``, or nothing for this machine's own GPUs.
+    ``setting`` is a command, ``off``, or ``None`` for the GPUs of this machine.
     """
 
-    def __init__(self, asked: str | None) -> None:
-        self._is_off = asked == TELEMETRY_OFF
-        self._command = CommandMeter(parse_command(asked, "--ollama-telemetry")) if asked and not self._is_off else None
+    def __init__(self, setting: str | None) -> None:
+        self._is_off = setting == TELEMETRY_OFF
+        self._command = (
+            CommandMeter(parse_command(setting, "--ollama-telemetry")) if setting and not self._is_off else None
+        )
         self._gpus: NvmlGpus | None = None
 
     def select_meter(self, hosts: Iterable[str], *, simulated: bool) -> Meter:
-        """Return the telemetry of the servers at ``hosts``; a simulator has no GPU of its own."""
+        """Return the telemetry of the servers at ``hosts``; a simulator has no GPU."""
         if self._command is not None:
             return self._command
         if self._is_off:
@@ -217,13 +219,13 @@ class TelemetryProvider:
         return LocalSampler(self._gpus, make_host_meter())
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         if self._gpus is not None:
             self._gpus.close()
 
 
 def is_local_host(host: str) -> bool:
-    """Tell whether ``host`` can only be this machine: a loopback address, ``localhost`` or its own name."""
+    """Return whether ``host`` is this machine: a loopback address, ``localhost`` or its host name."""
     name = host.rstrip(".").lower()
     if name in {"localhost", socket.gethostname().lower()} or name.endswith(".localhost"):
         return True
