@@ -39,6 +39,7 @@ class _PytestConfigSource:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options and ini keys."""
     group = parser.getgroup("ollama", "performance of models served by Ollama")
     actions: dict[str, dict[str, Any]] = {"value": {}, "list": {"action": "append"}, "flag": {"action": "store_true"}}
     for option in OPTIONS:
@@ -48,10 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks that other plugins can implement."""
     pluginmanager.add_hookspecs(specs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Describe the markers and register the hooks."""
     config.addinivalue_line("markers", UMBRELLA_HELP)
     for line in _list_marker_lines(config):
         config.addinivalue_line("markers", line)
@@ -83,6 +86,7 @@ def _register_hooks(config: pytest.Config, settings: Settings) -> Hooks:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect contract files."""
     if not (file_path.name.endswith(".ollama.toml") or file_path.name == "pyproject.toml"):
         return None
     from pytest_ollama_perf.contracts.items import collect_file

@@ -83,6 +83,7 @@ class BaselineRuns(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_incomparable(self) -> bool:
+        """Whether stored runs exist, and none of them can be compared."""
         return not self.runs and bool(self.apart)
 
 

@@ -63,6 +63,7 @@ class Noise:
 
     @property
     def margin(self) -> float:
+        """The recommended margin: the smallest whole per cent above the detectable change."""
         return math.ceil(round(self.detectable[-1] * 100, 6)) / 100
 
     @property
@@ -77,6 +78,7 @@ class Noise:
 
     @property
     def is_unusable(self) -> bool:
+        """Whether the noise is too large for useful regression checks."""
         return self.detectable[-1] > MAX_USEFUL_CHANGE
 
     @property

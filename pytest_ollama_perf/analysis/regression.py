@@ -43,6 +43,7 @@ class MetricVerdict:
 
     @property
     def word(self) -> VerdictStatus:
+        """The status of this metric."""
         return VerdictStatus.UNSURE if self.refusal else self.judgement.word
 
     @property
@@ -100,10 +101,12 @@ class TestVerdict:
 
     @property
     def word(self) -> VerdictStatus:
+        """The most severe status of all metrics; unsure without metrics."""
         return get_worst_status(tuple(metric.word for metric in self.metrics)) if self.metrics else VerdictStatus.UNSURE
 
     @property
     def reason(self) -> str:
+        """The reason for the status, on one line."""
         if not self.metrics:
             return "no data: no candidate run has a value for a metric that can gate"
         return next(metric.reason for metric in self.metrics if metric.word is self.word)

@@ -53,6 +53,7 @@ class MetricPolicy:
 
     @property
     def name(self) -> str:
+        """The name of the metric with its statistic, such as ``ttft.p95``."""
         return f"{self.metric.name}.{self.stat}" if self.stat else self.metric.name
 
     def explain_refusal(self, requests: int) -> str:

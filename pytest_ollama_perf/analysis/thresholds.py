@@ -160,6 +160,7 @@ def _format_limit_name(limit: Limit) -> str:
 
 
 def format_all_requests(n: int) -> str:
+    """Return "the only request" or "all N requests"."""
     return "the only request" if n == 1 else f"all {n} requests"
 
 

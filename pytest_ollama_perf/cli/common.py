@@ -277,9 +277,11 @@ class CommandLineSource:
         self._options = options
 
     def read_command_line(self, option: Option) -> object:
+        """Return the value of a server option; other options are not on the command line."""
         return getattr(self._options, option.key) if option.name in SERVER_SETTINGS else None
 
     def read_ini(self, option: Option) -> object:
+        """Return None: commands do not read ini files."""
         return None
 
 

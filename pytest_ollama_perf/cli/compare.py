@@ -82,12 +82,14 @@ class RunPair:
 
     @property
     def status(self) -> VerdictStatus:
+        """The verdict on the pair; new or incomparable without one."""
         return (
             self.verdict.word if self.verdict else VerdictStatus.INCOMPARABLE if self.separating else VerdictStatus.NEW
         )
 
     @property
     def reason(self) -> str:
+        """The reason for the status, on one line."""
         if self.verdict:
             return self.verdict.reason
         if self.separating:

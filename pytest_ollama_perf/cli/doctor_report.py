@@ -51,6 +51,7 @@ class Campaign:
 
     @cached_property
     def valid_runs(self) -> tuple[Run, ...]:
+        """The runs that are valid measurements."""
         return tuple(run for run in self.runs if run.id not in self.invalid_runs)
 
     @cached_property
@@ -94,6 +95,7 @@ class DoctorReport:
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
+        """All problems that were found, of the client first."""
         found = [*find_client_problems(self.client, streams=self._streams, tps=self._tps)]
         if self.campaign:
             found += self.campaign.list_problems()
@@ -103,6 +105,7 @@ class DoctorReport:
 
     @property
     def is_healthy(self) -> bool:
+        """Whether no problem invalidates measurements."""
         return not any(problem.invalidates for problem in self.problems)
 
     @property

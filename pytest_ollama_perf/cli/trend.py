@@ -66,6 +66,7 @@ class DriftRow:
 
     @property
     def state(self) -> str:
+        """The state of the metric in words."""
         if self.trend.warns and self.trend.since is not None:
             return f"{format_percent(self.trend.slowdown)} slower since {format_day(self.trend.since)}"
         if self.trend.undecided:

@@ -50,6 +50,7 @@ class AsyncioConnection(Connection):
 
     @property
     def is_usable(self) -> bool:
+        """Whether another request can be sent."""
         return not self.is_closed and not self._transport.is_closing()
 
     def _send(self, data: bytes) -> None:
@@ -63,6 +64,7 @@ class AsyncioConnection(Connection):
         """Do nothing: the loop delivers what has arrived."""
 
     def close(self) -> None:
+        """Close the connection at once."""
         self.is_closed = True
         self._transport.abort()
 

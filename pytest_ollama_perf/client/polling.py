@@ -45,10 +45,12 @@ class LoopPoller:
         self._watched: set[int] = set()
 
     def watch(self, fd: int, callback: ReadCallback) -> None:
+        """Call ``callback`` when ``fd`` is readable."""
         self._watched.add(fd)
         self._loop.add_reader(fd, callback)
 
     def forget(self, fd: int) -> None:
+        """Stop watching ``fd``."""
         self._watched.discard(fd)
         self._loop.remove_reader(fd)
 
@@ -56,6 +58,7 @@ class LoopPoller:
         """Do nothing: the loop decides the order."""
 
     def close(self) -> None:
+        """Stop watching all descriptors."""
         for fd in list(self._watched):
             self.forget(fd)
 
@@ -78,19 +81,23 @@ if sys.platform == "linux":
                 raise
 
         def watch(self, fd: int, callback: ReadCallback) -> None:
+            """Call ``callback`` when ``fd`` is readable."""
             self._callbacks[fd] = callback
             self._epoll.register(fd, _EDGE_TRIGGERED)
 
         def forget(self, fd: int) -> None:
+            """Stop watching ``fd``."""
             if self._callbacks.pop(fd, None) is not None:
                 self._epoll.unregister(fd)
 
         def catch_up(self) -> None:
+            """Read what is ready if the last look was too long ago."""
             if perf_counter_ns() - self._looked_ns > _CATCH_UP_AFTER_NS:
                 self._read_ready()
                 self._looked_ns = perf_counter_ns()
 
         def close(self) -> None:
+            """Stop watching and close the epoll descriptor."""
             if not self._epoll.closed:
                 self._loop.remove_reader(self._epoll.fileno())
                 self._callbacks.clear()

@@ -188,6 +188,7 @@ class SocketConnection(Connection):
 
     @property
     def is_usable(self) -> bool:
+        """Whether another request can be sent: open, and nothing unexpected received."""
         if self.is_closed or self._is_tls:
             return not self.is_closed
         try:
@@ -215,6 +216,7 @@ class SocketConnection(Connection):
         return bool(self._unsent)
 
     def poll(self) -> None:
+        """Read everything that has arrived."""
         if self._is_stamped:
             while not self.is_closed and self._read_stamped():
                 pass
@@ -222,6 +224,7 @@ class SocketConnection(Connection):
             self._read_available()
 
     def close(self) -> None:
+        """Close the socket; closing twice does nothing."""
         if self.is_closed:
             return
         self.is_closed = True

@@ -43,14 +43,17 @@ class Option:
 
     @property
     def flag(self) -> str:
+        """The option on the command line."""
         return f"--ollama-{self.name}"
 
     @property
     def key(self) -> str:
+        """The key in the ini file."""
         return f"ollama_{self.name.replace('-', '_')}"
 
     @property
     def ini_type(self) -> str:
+        """The type of the key in the ini file, as pytest names it."""
         return {"value": "string", "list": "linelist", "flag": "bool"}[self.kind]
 
 
@@ -225,9 +228,11 @@ class Settings:
 class OptionSource(Protocol):
     """Where raw values come from: pytest's config, seen through two functions."""
 
-    def read_command_line(self, option: Option) -> object: ...  # None when not given
+    def read_command_line(self, option: Option) -> object:
+        """Return the value from the command line, None without one."""
 
-    def read_ini(self, option: Option) -> object: ...  # None when not given
+    def read_ini(self, option: Option) -> object:
+        """Return the value from the ini file, None without one."""
 
 
 def resolve_settings(source: OptionSource, environment: Mapping[str, str] = os.environ) -> Settings:

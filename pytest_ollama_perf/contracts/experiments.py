@@ -42,6 +42,7 @@ class ExperimentMetric:
 
     @property
     def example(self) -> str:
+        """An example of a requirement, such as ``<= 5s``."""
         return f"{self.op} {'5s' if self.is_time else 4}"
 
 

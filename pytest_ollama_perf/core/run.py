@@ -164,8 +164,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def measured(self) -> tuple[Sample, ...]:
+        """The samples of the measured phase."""
         return tuple(sample for sample in self.samples if sample.stage is Phase.MEASURED)
 
     @property
     def warmup(self) -> tuple[Sample, ...]:
+        """The warm-up samples."""
         return tuple(sample for sample in self.samples if sample.stage is Phase.WARMUP)

@@ -13,6 +13,7 @@ class Outcome(str, enum.Enum):
     description: str
 
     def __new__(cls, value: str, description: str = "") -> Outcome:
+        """Create a member whose value is the text ``value``."""
         member = str.__new__(cls, value)
         member._value_, member.description = value, description
         return member
@@ -103,6 +104,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ok(self) -> bool:
+        """Whether the request succeeded."""
         return self.outcome is Outcome.OK
 
     @property

@@ -13,6 +13,7 @@ class VerdictStatus(str, enum.Enum):
     description: str
 
     def __new__(cls, value: str, description: str = "") -> VerdictStatus:
+        """Create a member whose value is the text ``value``."""
         member = str.__new__(cls, value)
         member._value_, member.description = value, description
         return member
@@ -47,6 +48,7 @@ class ProblemCode(str, enum.Enum):
     is_doctor: bool
 
     def __new__(cls, code: str, label: str, description: str, is_doctor: bool = False) -> ProblemCode:
+        """Create a member whose value is the text ``code``."""
         member = str.__new__(cls, code)
         member._value_ = code
         member.label, member.description, member.is_doctor = label, description, is_doctor

@@ -17,6 +17,8 @@ DEFAULT_SEED = 1
 
 
 class Endpoint(str, enum.Enum):
+    """The API that requests use."""
+
     GENERATE = "generate"
     CHAT = "chat"
     EMBED = "embed"

@@ -29,10 +29,12 @@ class Experiment(Protocol):
     """What one marker asks for. ``models`` it needs; ``gating`` pairs (test, metric) it may be judged by history in."""
 
     @property
-    def models(self) -> tuple[str, ...]: ...
+    def models(self) -> tuple[str, ...]:
+        """The models that the experiment needs."""
 
     @property
-    def gating(self) -> int: ...
+    def gating(self) -> int:
+        """The number of pairs (test, metric) that history can gate."""
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Measure and judge.

@@ -59,6 +59,7 @@ class ABTest:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models of both sides."""
         return tuple(dict.fromkeys(side.spec.workload.model for side in (self.baseline, self.candidate)))
 
     @property

@@ -51,10 +51,12 @@ class MaxConcurrencyTest:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that the search needs."""
         return (self.spec.workload.model,)
 
     @property
     def gating(self) -> int:
+        """The number of pairs (test, metric) that history can gate."""
         return count_gating_pairs(self.spec.margins)
 
     def build_load(self, concurrency: int) -> LoadSpec:

@@ -50,10 +50,12 @@ class ColdStartTest:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that are started."""
         return (self.warm.workload.model,)
 
     @property
     def gating(self) -> int:
+        """The number of pairs (test, metric) that history can gate."""
         return count_gating_pairs(self.cold.margins) + count_gating_pairs(self.warm.margins)
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:

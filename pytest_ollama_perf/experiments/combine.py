@@ -21,6 +21,7 @@ class ExperimentPart:
 
     @property
     def verdict(self) -> Verdict:
+        """The verdict on this part."""
         return self.evaluation.verdict
 
 

@@ -101,10 +101,12 @@ class LoadTest:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that the load needs."""
         return (self.spec.workload.model,)
 
     @property
     def gating(self) -> int:
+        """The number of pairs (test, metric) that history can gate."""
         return count_gating_pairs(self.spec.margins)
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:

@@ -67,10 +67,12 @@ class SweepTest:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models of all points."""
         return tuple(dict.fromkeys(spec.workload.model for spec in self.specs))
 
     @property
     def gating(self) -> int:
+        """The number of pairs (test, metric) that history can gate."""
         return sum(count_gating_pairs(spec.margins) for spec in self.specs)
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:

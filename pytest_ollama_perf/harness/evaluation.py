@@ -86,14 +86,17 @@ class StoppableListener:
     stop: threading.Event
 
     def begin(self, model: str, duration_s: float | None = None) -> None:
+        """Forward the start of a load unless the experiment was stopped."""
         self._raise_if_stopped()
         self.listener.begin(model, duration_s)
 
     def show_message(self, text: str) -> None:
+        """Forward a message unless the experiment was stopped."""
         self._raise_if_stopped()
         self.listener.show_message(text)
 
     def update(self, progress: LoadProgress) -> None:
+        """Forward progress unless the experiment was stopped."""
         self._raise_if_stopped()
         self.listener.update(progress)
 
@@ -122,12 +125,15 @@ class CaptionedListener:
     caption: str
 
     def begin(self, model: str, duration_s: float | None = None) -> None:
+        """Forward the start of a load with the caption."""
         self.listener.begin(f"{self.caption}, {model}", duration_s)
 
     def show_message(self, text: str) -> None:
+        """Forward a message with the caption."""
         self.listener.show_message(f"{self.caption}: {text}")
 
     def update(self, progress: LoadProgress) -> None:
+        """Forward progress."""
         self.listener.update(progress)
 
 
@@ -148,6 +154,7 @@ class ExperimentContext:
 
     @property
     def settings(self) -> Settings:
+        """The settings of the session."""
         return self.harness.settings
 
     def fire(

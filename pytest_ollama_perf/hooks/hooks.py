@@ -79,11 +79,13 @@ class Hooks:
     # Collection: every marker is read before the first test.
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Mark every test that uses the server with the umbrella marker."""
         if collection.uses_server(item):
             item.add_marker(collection.UMBRELLA_MARKER)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Read the markers of the selected tests, and apply skips."""
         self._select(items)
         if self.settings.skip:
             return
@@ -131,6 +133,7 @@ class Hooks:
         return any(self.config.getoption(name, default=False) for name in _LISTING_OPTIONS)
 
     def pytest_report_collectionfinish(self) -> list[str]:
+        """Show the servers under test below the header."""
         if self._config_errors or not self._uses_server:
             return []
         if self._is_listing_only or self._frontend.verbosity < 0:
@@ -150,6 +153,7 @@ class Hooks:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Measure before the body of a marked test, and check the result after it."""
         marked = self._marked.get(item.nodeid)
         evaluation = _measure(marked) if marked else None
         try:
@@ -167,6 +171,7 @@ class Hooks:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Add the results of the test to its report."""
         if not self.settings.no_properties and (result := self.session.build_result(collection.get_test_name(item))):
             from pytest_ollama_perf.report.properties import replace_properties
 
@@ -206,9 +211,11 @@ class Hooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Record why the session ended early."""
         self.session.aborted = str(excinfo.value) or "interrupted (Ctrl-C)"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write the terminal section."""
         session, verbosity = self.session, self._frontend.verbosity
         if not session.evaluations and not session.report_errors:
             return
@@ -227,6 +234,7 @@ class Hooks:
             terminalreporter.write_line(lost, red=True, bold=True)
 
     def pytest_unconfigure(self) -> None:
+        """Close the session and restore the signal handlers."""
         self.session.close()
         self._signals.restore()
 

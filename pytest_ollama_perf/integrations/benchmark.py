@@ -42,6 +42,7 @@ class BenchmarkBridge:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self) -> Generator[None, None, None]:
+        """Hand the latencies to pytest-benchmark before it ends its session."""
         disabled = self._config.getoption("benchmark_disable", default=None)
         if disabled is None:
             self._warning = "pytest-benchmark is not installed: pip install pytest-benchmark, or remove the option"
@@ -66,6 +67,7 @@ class BenchmarkBridge:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show why no rows were added."""
         if self._warning:
             terminalreporter.write_line(f"--ollama-benchmark: {self._warning}", yellow=True)
 

@@ -37,6 +37,7 @@ class GitHubActionsReporter:
         self._failed: dict[str, tuple[str, int | None]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember where a failed test is defined."""
         if report.failed:
             path, line, _ = report.location
             self._failed.setdefault(report.nodeid, (self._to_repository_path(path), None if line is None else line + 1))
@@ -50,6 +51,7 @@ class GitHubActionsReporter:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write annotations and the job summary."""
         results = self._session.build_results()
         if not results:
             return

@@ -72,6 +72,7 @@ class XdistWorker:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Attach the results of the test to the report that goes to the controller."""
         report = yield
         test = self._get_test_name(item)
         if call.when == "teardown" and test in self._session.evaluations:
@@ -79,6 +80,7 @@ class XdistWorker:
         return report
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Send the results that no report carried."""
         rest = [self._encode(test) for test in list(self._session.evaluations)]
         output: dict[str, Any] = session.config.workeroutput  # type: ignore[attr-defined]
         output[PAYLOAD_KEY] = {"payloads": rest, "unsaved": self._session.unsaved}
@@ -108,15 +110,18 @@ class XdistController:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """Remember the order of the tests."""
         self._order = self._order or {test: position for position, test in enumerate(ids)}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """End the session with the usage error of a worker."""
         if error := report.__dict__.get(USAGE_ERROR_KEY):
             raise pytest.UsageError(error)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the results out of a worker's report."""
         self._receive_report(report, report.node)
 
     @pytest.hookimpl(optionalhook=True)
@@ -173,6 +178,7 @@ class XdistController:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, None, None]:
+        """Stop the workers of an aborted session, and put the results in order."""
         if self._session.aborted:
             self._stop_workers(session.config)
         if self._payloads:

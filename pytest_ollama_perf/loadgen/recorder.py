@@ -31,6 +31,7 @@ class LoadProgress:
 
     @property
     def in_flight(self) -> int:
+        """The number of requests that were sent and are not done."""
         return self.sent - self.done
 
 

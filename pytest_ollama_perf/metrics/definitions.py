@@ -17,11 +17,15 @@ from pytest_ollama_perf.core.errors import ConfigError
 
 
 class Better(str, enum.Enum):
+    """Which direction of a metric is better."""
+
     HIGHER = "higher"
     LOWER = "lower"
 
 
 class Shape(str, enum.Enum):
+    """How many values a metric has, and how they make one value of a run."""
+
     PER_REQUEST = "per request"
     POOLED = "pooled"
     PER_RUN = "per run"
@@ -63,6 +67,7 @@ class Metric:
 
     @property
     def is_higher_better(self) -> bool:
+        """Whether higher values are better."""
         return self.better is Better.HIGHER
 
 

@@ -170,6 +170,7 @@ def get_steady_window(samples: Sequence[Sample]) -> Window:
 
 
 def compute_window_s(window: Window) -> float:
+    """Return the length of a window in seconds."""
     return max(0, window[1] - window[0]) / 1e9
 
 

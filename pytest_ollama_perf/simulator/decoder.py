@@ -115,9 +115,11 @@ class SpeedModel:
         return low_tps + (high_tps - low_tps) * (streams - low) / (high - low)
 
     def compute_decode_ns(self, streams: int) -> float:
+        """Return the nanoseconds per token of each of ``streams`` streams."""
         return streams / self.compute_aggregate_tps(streams) * 1e9 if streams else 0.0
 
     def compute_prefill_ns(self, tokens: int) -> float:
+        """Return the nanoseconds that a prompt of ``tokens`` tokens takes."""
         return tokens / self._prefill_tps * 1e9
 
     def draw_noise(self) -> float:

@@ -22,6 +22,8 @@ from pytest_ollama_perf.core.text import suggest_match
 
 
 class FaultKind(str, enum.Enum):
+    """What a fault does."""
+
     HTTP_500 = "http_500"
     BUSY = "busy"
     DROP = "drop"

@@ -35,6 +35,7 @@ class IncomingRequest:
 
     @property
     def path(self) -> str:
+        """The path without the query."""
         return self.target.split(b"?", 1)[0].decode("latin-1")
 
 
@@ -132,10 +133,12 @@ class HttpServerConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport."""
         self._transport = cast(asyncio.Transport, transport)
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what the client no longer waits for."""
         self._connections.discard(self)
         self._waiting.clear()
         if self._task is not None:
@@ -157,6 +160,7 @@ class HttpServerConnection(asyncio.Protocol):
             await asyncio.wait([self._task])
 
     def data_received(self, data: bytes) -> None:
+        """Parse the received bytes; an invalid request is answered with status 400."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -167,20 +171,25 @@ class HttpServerConnection(asyncio.Protocol):
             self._transport.close()
 
     def on_message_begin(self) -> None:
+        """Begin a request."""
         self._request = IncomingRequest()
         self._parts, self._size = [], 0
 
     def on_url(self, url: bytes) -> None:
+        """Add a part of the target."""
         self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header."""
         self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        """Answer ``Expect: 100-continue``."""
         if self._request.headers.get("expect", "").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        """Add a part of the body, up to the maximum size."""
         self._size += len(body)
         if self._size > _MAX_BODY_BYTES:
             self._transport.abort()
@@ -188,6 +197,7 @@ class HttpServerConnection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        """Queue the complete request."""
         request = self._request
         request.method = self._parser.get_method().decode("latin-1")
         # HTTP/1.0, which a proxy may use, has no chunks: the end of the connection is the end of the response.

@@ -73,6 +73,7 @@ class TransportFaultError(Exception):
 
     @property
     def outcome(self) -> str:
+        """The name of the fault."""
         return self.fault.kind.value
 
 
@@ -113,10 +114,13 @@ class GroundTruth(msgspec.Struct, kw_only=True):
 
     @property
     def queue_ns(self) -> int | None:
+        """How long the request waited for a slot, in nanoseconds; None if it never got one."""
         return None if self.slot_ns is None or self.queued_ns is None else self.slot_ns - self.queued_ns
 
 
 class JobState(enum.Enum):
+    """Where a job is on its way through the engine."""
+
     WAITING = "waiting"
     PREFILL = "prefill"
     DECODE = "decode"
@@ -180,6 +184,8 @@ class InferenceJob:
 
 
 class SimulatorClock(Protocol):
+    """The clock that the simulator uses."""
+
     def now_ns(self) -> int:
         """Return the current time in nanoseconds."""
 
@@ -194,12 +200,15 @@ class LoopClock:
     """The clock of the running event loop, exact to the nanosecond in virtual time."""
 
     def now_ns(self) -> int:
+        """Return the time of the event loop in nanoseconds."""
         return round(anyio.current_time() * 1e9)
 
     async def sleep_until(self, deadline_ns: int) -> None:
+        """Sleep until a time of the event loop."""
         await anyio.sleep_until(deadline_ns / 1e9)
 
     async def settle(self) -> None:
+        """Let all other tasks run before time passes."""
         # virtual time moves, here by a nanosecond, only when all tasks are waiting
         await anyio.sleep(1e-9)
 
@@ -208,10 +217,13 @@ class RealClock:
     """``time.perf_counter_ns``, the clock that load clients on the same machine use for their samples."""
 
     def now_ns(self) -> int:
+        """Return the performance counter in nanoseconds."""
         return time.perf_counter_ns()
 
     async def sleep_until(self, deadline_ns: int) -> None:
+        """Sleep until a value of the performance counter."""
         await anyio.sleep(max(0, deadline_ns - time.perf_counter_ns()) / 1e9)
 
     async def settle(self) -> None:
+        """Let other tasks run."""
         await anyio.lowlevel.checkpoint()

@@ -69,11 +69,13 @@ class EventReply(StreamReply):
         self._with_usage = with_usage
 
     def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
+        """Send a piece of text as an event."""
         role = {} if self.outgoing.started else {"role": "assistant"}
         said = _build_message("" if thinking else text, text if thinking else "")
         self._send_event([self._build_choice(text, role | said, None)])
 
     def finish(self, answer: InferenceResult) -> None:
+        """Send the finish reason, the usage if it was requested, and the end of the stream."""
         self._send_event([self._build_choice("", {}, answer.reason)])
         if self._with_usage:
             self._send_event([], usage=_build_usage(answer))
@@ -81,6 +83,7 @@ class EventReply(StreamReply):
         self.outgoing.end()
 
     def fail(self, failure: ResponseError) -> None:
+        """End the stream, or send the error if nothing was sent yet."""
         if self.outgoing.started:
             self.outgoing.end()
         else:
@@ -106,9 +109,11 @@ class CompletionReply(WholeReply):
         self._head = _ObjectHead(endpoint, model, streamed=False).fields
 
     def finish(self, answer: InferenceResult) -> None:
+        """Send the whole answer."""
         self.send_whole(200, _OPENAI_JSON_TYPE, replies.encode_json(self.build_fields(answer)) + b"\n")
 
     def build_fields(self, answer: InferenceResult) -> dict[str, object]:
+        """Return the fields of the JSON answer."""
         choice: dict[str, object] = {"text": self.join_text(), "index": 0, "finish_reason": answer.reason}
         if self._chat:
             message = {"role": "assistant"} | _build_message(self.join_text(), self.join_text(thinking=True))
@@ -116,6 +121,7 @@ class CompletionReply(WholeReply):
         return self._head | {"choices": [choice], "usage": _build_usage(answer)}
 
     def fail(self, failure: ResponseError) -> None:
+        """Send the error."""
         self.send_whole(failure.status, _OPENAI_JSON_TYPE, encode_error(failure.status, failure.message) + b"\n")
 
 

@@ -32,6 +32,7 @@ def encode_json(value: object) -> bytes:
 
 
 def encode_error(message: str) -> bytes:
+    """Return the JSON of an error message."""
     return encode_json({"error": message})
 
 
@@ -149,6 +150,7 @@ def build_text_field(endpoint: str, text: str, thinking: str = "") -> dict[str, 
 
 
 def build_done(reason: str) -> dict[str, Any]:
+    """Return the fields that end an answer."""
     return {"done": True, "done_reason": reason}
 
 
@@ -239,9 +241,11 @@ class StreamReply(Reply):
     content_type = NDJSON_TYPE
 
     def write_garbage(self, at_ns: int) -> None:
+        """Send a line that is no JSON."""
         self.send(_GARBAGE)
 
     def truncate(self) -> None:
+        """End the stream without its last line."""
         if not self.outgoing.started:
             self.outgoing.start(200, self.content_type)
         self.outgoing.end()
@@ -265,15 +269,18 @@ class LineReply(StreamReply):
         self._line_start = b'{"model":' + encode_json(model) + b',"created_at":"'
 
     def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
+        """Send a piece of text as a line."""
         self.send(self._line_start + format_time().encode() + _encode_line_end(self._endpoint, text, thinking))
 
     def finish(self, answer: InferenceResult) -> None:
+        """Send the last line with the counters."""
         text = build_text_field(self._endpoint, "")
         fields = build_head(self._model) | text | build_ending(answer, self._with_context)
         self.send(encode_json(fields) + b"\n")
         self.outgoing.end()
 
     def fail(self, failure: ResponseError) -> None:
+        """Send the error, as a line if the stream has begun."""
         if self.outgoing.started:
             self.send(encode_error(failure.message) + b"\n")
             self.outgoing.end()
@@ -297,12 +304,15 @@ class WholeReply(Reply):
         self._garbled = False
 
     def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
+        """Keep a piece of text for the answer."""
         self._texts[thinking].append(text)
 
     def write_garbage(self, at_ns: int) -> None:
+        """Make the answer invalid JSON."""
         self._garbled = True
 
     def finish(self, answer: InferenceResult) -> None:
+        """Send the whole answer."""
         self.send_whole(200, JSON_TYPE, _GARBAGE if self._garbled else encode_json(self.build_fields(answer)))
 
     def build_fields(self, answer: InferenceResult) -> dict[str, object]:
@@ -315,9 +325,11 @@ class WholeReply(Reply):
         return "".join(self._texts[thinking])
 
     def fail(self, failure: ResponseError) -> None:
+        """Send the error."""
         self.send_whole(failure.status, JSON_TYPE, encode_error(failure.message))
 
     def truncate(self) -> None:
+        """Send an empty body."""
         self.send_whole(200, JSON_TYPE, b"")
 
     def send_whole(self, status: int, content_type: str, body: bytes) -> None:
@@ -334,4 +346,5 @@ class EmbedReply(WholeReply):
         self._vectors = [compute_embedding(text, length) for text in texts]
 
     def build_fields(self, answer: InferenceResult) -> dict[str, object]:
+        """Return the fields of the JSON answer."""
         return build_embeddings(self._model, self._vectors) | build_counters(answer.counters)

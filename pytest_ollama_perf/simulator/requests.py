@@ -43,17 +43,21 @@ class RequestBody:
         self._kind = kind
 
     def get_text(self, name: str) -> str:
+        """Return a string field; an empty text without one."""
         return self._get_typed(name, str, "string", "")
 
     def get_flag(self, name: str, default: bool) -> bool:
+        """Return a boolean field."""
         return self._get_typed(name, bool, "bool", default)
 
     def get_list(self, name: str) -> list[Any]:
+        """Return a list field; an empty list without one."""
         empty: list[Any] = []
         return self._get_typed(name, list, "[]interface {}", empty)
 
     @property
     def stream(self) -> bool:
+        """Whether the client wants a stream; the default is true."""
         return self.get_flag("stream", True)
 
     @property

@@ -40,10 +40,12 @@ class ResidentModel:
 
     @property
     def model(self) -> SimulatedModel:
+        """The loaded model."""
         return self.runner.model
 
     @property
     def expires_ns(self) -> int | None:
+        """When the model is unloaded, in nanoseconds; None for never."""
         if self.keep_s < 0:
             return None
         return self.used_ns + round(self.keep_s * 1e9)

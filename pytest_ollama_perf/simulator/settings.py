@@ -82,9 +82,11 @@ class SimulatedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def full_digest(self) -> str:
+        """The digest, derived from the name if none is set."""
         return self.digest or hashlib.sha256(self.full_name.encode()).hexdigest()
 
     def has_capability(self, capability: str) -> bool:
+        """Return whether the model has a capability."""
         return capability in self.capabilities
 
 
@@ -181,10 +183,12 @@ class SimulatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     @property
     def profile(self) -> VersionProfile:
+        """What the simulated version of Ollama does differently."""
         return get_profile(self.version)
 
     @property
     def slot_count(self) -> int:
+        """The number of slots; the default depends on the version."""
         return self.slots if self.slots is not None else self.profile.default_slots
 
     def find_model(self, name: str) -> SimulatedModel | None:

@@ -18,11 +18,13 @@ class DelayingSink:
         self.held_until_ns = 0
 
     def write_text(self, text: str, thinking: bool, at_ns: int) -> None:
+        """Keep a piece of text until it is due."""
         self._pieces.append((text, thinking))
         if self.is_due(at_ns):
             self.flush(at_ns)
 
     def write_garbage(self, at_ns: int) -> None:
+        """Flush, then pass garbage on."""
         self.flush(at_ns)
         self._sink.write_garbage(at_ns)
 
@@ -46,9 +48,11 @@ class BufferingSink(DelayingSink):
         self._due_ns = start_ns + self._period_ns
 
     def is_due(self, at_ns: int) -> bool:
+        """Return whether the period has ended."""
         return at_ns >= self._due_ns
 
     def flush(self, at_ns: int) -> None:
+        """Pass everything on and begin the next period."""
         super().flush(at_ns)
         self._due_ns += self._period_ns * max(1, math.ceil((at_ns - self._due_ns) / self._period_ns))
 
@@ -62,6 +66,7 @@ class BurstingSink(DelayingSink):
         self._bursts = 0
 
     def is_due(self, at_ns: int) -> bool:
+        """Return whether the burst is complete."""
         due = len(self._pieces) >= max(1, self._tokens - 1 + self._bursts % 3)
         self._bursts += due
         return due
@@ -75,6 +80,7 @@ class HoldingSink(DelayingSink):
         self._hold_ns = round(fault.seconds * 1e9)
 
     def is_due(self, at_ns: int) -> bool:
+        """Return whether the hold has ended."""
         self.held_until_ns = self.held_until_ns or at_ns + self._hold_ns
         return at_ns >= self.held_until_ns
 

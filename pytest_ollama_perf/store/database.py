@@ -59,7 +59,8 @@ class Database(Protocol):
     def create_tables(self, statements: Sequence[str]) -> None:
         """Run ``statements`` in one transaction; safe if several processes do so at the same time."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection."""
 
 
 class DatabaseStore(BaseStore):
@@ -71,20 +72,25 @@ class DatabaseStore(BaseStore):
 
     @property
     def name(self) -> str:
+        """The address of the database without its secrets."""
         return self._database.name
 
     def list_tests(self) -> tuple[str, ...]:
+        """Return the tests that have runs."""
         return tuple(sorted(row[0] for row in self._query("SELECT DISTINCT test FROM ollama_perf_runs")))
 
     def read_run(self, run_id: str) -> Run | None:
+        """Return a run by its id, None without one."""
         rows = self._query("SELECT record FROM ollama_perf_runs WHERE id = ?", to_slug(run_id))
         return decode_run(bytes(rows[0][0]), self._describe("", run_id)) if rows else None
 
     def find_run_ids(self, beginning: str) -> tuple[str, ...]:
+        """Return the ids that begin with ``beginning``."""
         rows = self._query("SELECT id FROM ollama_perf_runs WHERE substr(id, 1, ?) = ?", len(beginning), beginning)
         return tuple(sorted(row[0] for row in rows))
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     def _list_entries(self, test: str) -> list[RunEntry]:

@@ -42,16 +42,20 @@ class DirectoryStore(BaseStore):
 
     @property
     def name(self) -> str:
+        """The path of the directory."""
         return sanitize(str(self.root))
 
     def list_tests(self) -> tuple[str, ...]:
+        """Return the tests that have runs."""
         return tuple(sorted({test for folder in self._list_folders() if (test := _read_test_id(folder))}))
 
     def read_run(self, run_id: str) -> Run | None:
+        """Return a run by its id, None without one."""
         wanted = to_slug(run_id)
         return next((read_run(path) for path, entry in self._iterate_files() if entry.run == wanted), None)
 
     def find_run_ids(self, beginning: str) -> tuple[str, ...]:
+        """Return the ids that begin with ``beginning``."""
         found = {entry.run for _, entry in self._iterate_files() if entry.run and entry.run.startswith(beginning)}
         return tuple(sorted(found))
 

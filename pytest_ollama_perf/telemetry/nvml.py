@@ -30,12 +30,23 @@ class Nvml(Protocol):
     NVML_TEMPERATURE_GPU: int
     NVML_CLOCK_SM: int
 
-    def nvmlInit(self) -> object: ...
-    def nvmlShutdown(self) -> object: ...
-    def nvmlSystemGetDriverVersion(self) -> str | bytes: ...
-    def nvmlDeviceGetCount(self) -> int: ...
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
-    def nvmlDeviceGetName(self, handle: Any) -> str | bytes: ...
+    def nvmlInit(self) -> object:
+        """Open the library."""
+
+    def nvmlShutdown(self) -> object:
+        """Close the library."""
+
+    def nvmlSystemGetDriverVersion(self) -> str | bytes:
+        """Return the version of the driver."""
+
+    def nvmlDeviceGetCount(self) -> int:
+        """Return the number of GPUs."""
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
+        """Return the handle of a GPU."""
+
+    def nvmlDeviceGetName(self, handle: Any) -> str | bytes:
+        """Return the name of a GPU."""
 
 
 def import_nvml() -> Nvml | None:

@@ -32,13 +32,15 @@ class GpuSource(Protocol):
     driver: str
     missing: str
 
-    def read(self, at_ns: int) -> Iterable[GpuReading]: ...
+    def read(self, at_ns: int) -> Iterable[GpuReading]:
+        """Return the readings of all GPUs."""
 
 
 class HostSource(Protocol):
     """A machine that can be read repeatedly."""
 
-    def read(self, at_ns: int) -> HostReading: ...
+    def read(self, at_ns: int) -> HostReading:
+        """Return a reading of the host."""
 
 
 class LocalSampler:
@@ -176,7 +178,8 @@ TELEMETRY_OFF = "off"
 class Meter(Protocol):
     """Logs readings of GPUs and machine while a load runs."""
 
-    def record(self) -> contextlib.AbstractContextManager[TelemetryLog]: ...
+    def record(self) -> contextlib.AbstractContextManager[TelemetryLog]:
+        """Record while the context is open."""
 
 
 class NoTelemetry:
