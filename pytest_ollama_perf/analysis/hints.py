@@ -9,12 +9,24 @@ from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.metrics.format import format_count, format_seconds
-from pytest_ollama_perf.metrics.summary import Summary
+from pytest_ollama_perf.metrics.summary import Summary, has_short_steady_window
 
 
 def find_hints(run: Run, summary: Summary) -> tuple[str, ...]:
     """Return the hints of ``run``, one line each."""
-    return (*_suggest_slots(run), *_explain_refusals(summary))
+    return (*_suggest_slots(run), *_explain_refusals(summary), *_explain_whole_run(run, summary))
+
+
+_REQUESTS_PER_CLIENT = 3
+"""Requests per client from which the time in which all clients are busy usually is long enough."""
+
+
+def _explain_whole_run(run: Run, summary: Summary) -> Iterator[str]:
+    if summary.ok and run.workload.rate is None and has_short_steady_window(run):
+        yield (
+            "throughput covers the whole run, because the time in which all clients were busy is too short; "
+            f"use {_REQUESTS_PER_CLIENT * run.workload.clients} requests or more"
+        )
 
 
 def _suggest_slots(run: Run) -> Iterator[str]:

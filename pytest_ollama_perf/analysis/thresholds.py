@@ -169,8 +169,6 @@ def _explain_absence(limit: Limit, run: Run, summary: Summary) -> str:
         return "no request was measured"
     if limit.metric in TELEMETRY_METRICS:
         return _explain_missing_telemetry(limit, run, summary)
-    if limit.metric == "throughput" and "throughput_whole" in summary.metrics:
-        return "no steady-state window: all clients were never busy at the same time; send more requests than clients"
     if limit.metric == "goodput":
         return (
             "it counts requests that meet the latency limits, and this test has none; add one such as max_p95_latency"

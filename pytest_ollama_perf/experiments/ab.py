@@ -192,6 +192,12 @@ def _parse_requests(given: object, clients: int) -> int:
             "block, half of them in "
             "each of the side's two turns"
         )
+    least = RUNS_PER_BLOCK * MIN_REQUESTS_PER_CLIENT * clients
+    if clients > 1 and given < least:
+        raise ConfigError(
+            f"requests={given}: {clients} clients need at least {least} requests per side and block, "
+            f"{MIN_REQUESTS_PER_CLIENT} per client and run"
+        )
     return given
 
 

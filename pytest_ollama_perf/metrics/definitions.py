@@ -81,7 +81,11 @@ _UP, _DOWN = Better.HIGHER, Better.LOWER
 _METRICS = _index_by_name(
     Metric("tps", _T, _UP, Shape.POOLED, "eval-based tokens/s: sum of eval_count over sum of eval_duration"),
     Metric(
-        "throughput", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the steady window (all clients busy)"
+        "throughput",
+        _T,
+        _UP,
+        Shape.PER_RUN,
+        "tokens/s of the whole system while all clients are busy; over the whole run if that time is too short",
     ),
     Metric("throughput_whole", _T, _UP, Shape.PER_RUN, "tokens/s of the whole system over the whole run"),
     Metric("qps", _R, _UP, Shape.PER_RUN, "completed requests per second"),

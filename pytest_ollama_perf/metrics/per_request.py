@@ -20,7 +20,9 @@ prefill    (prompt_eval_count - cached) / prompt_eval_duration          prompts 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import median
 from types import MappingProxyType
 
 import numpy as np
@@ -153,7 +155,7 @@ def get_whole_window(samples: Sequence[Sample]) -> Window:
 
 
 def get_steady_window(samples: Sequence[Sample]) -> Window:
-    """Return the time in which all clients were busy.
+    """Return the time in which all clients were busy; it may be empty (``has_steady_window``).
 
     Closed loop: from when the last client sent its first request until the first client's last request ended. Open
     loop: from the first to the last scheduled time.
@@ -167,6 +169,54 @@ def get_steady_window(samples: Sequence[Sample]) -> Window:
         first[sample.client] = min(sample.sent_ns, first.get(sample.client, sample.sent_ns))
         last[sample.client] = max(sample.done_ns, last.get(sample.client, sample.done_ns))
     return max(first.values()), min(last.values())
+
+
+def has_steady_window(samples: Sequence[Sample], clients: int) -> bool:
+    """Whether the steady window is long enough to represent the load.
+
+    Closed loop of several clients: each of them sent at least two requests, and the window lasts as long as a typical
+    (median) request. Open loop: the scheduled times differ. A window without tokens never represents a load that made
+    some.
+    """
+    window = get_steady_window(samples)
+    if not compute_window_s(window) or not _has_tokens(samples, window):
+        return False
+    if samples[0].scheduled_ns is not None or clients == 1:
+        return True
+    sent = Counter(sample.client for sample in samples)
+    typical_ns = median(sample.done_ns - sample.sent_ns for sample in samples)
+    return len(sent) >= clients and min(sent.values()) >= _MIN_WAVES and window[1] - window[0] >= typical_ns
+
+
+def _has_tokens(samples: Sequence[Sample], window: Window) -> bool:
+    made = any(sample.ok and sample.counters.eval_count for sample in samples)
+    return not made or bool(count_tokens(samples, split_window(window)).any())
+
+
+_MIN_WAVES = 2
+
+
+def compute_utilization(samples: Sequence[Sample], clients: int) -> float:
+    """Return the share of the whole run, 0 to 1, in which the clients of a closed loop had a request in flight."""
+    busy = sum(sample.done_ns - sample.sent_ns for sample in samples)
+    return min(1.0, busy / _NS_PER_SECOND / clients / compute_window_s(get_whole_window(samples)))
+
+
+_MIN_WAITING_SHARE = 0.2
+
+
+def count_parallel_streams(samples: Sequence[Sample], clients: int) -> int:
+    """Return how many requests of a closed loop can run at the same time: as many as there are clients or, if requests
+    waited for a slot for a fifth of their running time, as many as did."""
+    spans = [(sample.done_ns - _get_running_ns(sample), sample.done_ns) for sample in samples if sample.ok]
+    waited = sum(sample.counters.queue_ns or 0 for sample in samples if sample.ok)
+    if waited < _MIN_WAITING_SHARE * sum(done - start for start, done in spans):
+        return clients
+    return min(clients, max(sum(start <= done < end for start, end in spans) + 1 for _, done in spans))
+
+
+def _get_running_ns(sample: Sample) -> int:
+    return (sample.counters.prompt_eval_duration_ns or 0) + (sample.counters.eval_duration_ns or 0)
 
 
 def compute_window_s(window: Window) -> float:

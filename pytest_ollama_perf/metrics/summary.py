@@ -63,7 +63,8 @@ class MetricSummary(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a run measured. ``requests`` counts measured ones, ``ok`` those that succeeded, ``warmup`` those dropped.
 
-    ``wall_s`` is first start to last done, ``steady_s`` the part of it in which all clients were busy.
+    ``wall_s`` is first start to last done. ``steady_s`` is the part of it that ``throughput`` covers, usually the time
+    in which all clients were busy.
     """
 
     metrics: dict[str, MetricSummary] = {}
@@ -111,6 +112,12 @@ def _summarise_added(run: Run, samples: Sequence[Sample]) -> Iterator[MetricSumm
     for metric in METRICS.values():
         if metric.compute is not None and metric.shape is Shape.PER_RUN and (value := metric.compute(run)) is not None:
             yield _build_metric(metric.name, float(value), {}, {}, n=len(samples), failed=failed)
+
+
+def has_short_steady_window(run: Run) -> bool:
+    """Whether ``throughput`` covers the whole run because the time in which all clients were busy is too short."""
+    measured = [sample for sample in run.measured if sample.outcome is not Outcome.CANCELLED]
+    return bool(measured) and _is_whole_run(run.workload, measured)
 
 
 def _summarise_requests(workload: Workload, samples: Sequence[Sample]) -> list[MetricSummary]:
@@ -209,8 +216,15 @@ def _summarise_run(
 
 
 def _select_window(workload: Workload, samples: Sequence[Sample]) -> per_request.Window:
-    """Return the time that throughput is of: a load that moves has none in which all its clients are busy."""
-    return per_request.get_whole_window(samples) if workload.stages else per_request.get_steady_window(samples)
+    """Return the time that throughput covers: the whole run if its steady window is too short to represent the load,
+    and for a load in stages, whose clients are never all busy."""
+    if workload.stages or _is_whole_run(workload, samples):
+        return per_request.get_whole_window(samples)
+    return per_request.get_steady_window(samples)
+
+
+def _is_whole_run(workload: Workload, samples: Sequence[Sample]) -> bool:
+    return not workload.stages and not per_request.has_steady_window(samples, workload.clients)
 
 
 def _summarise_telemetry(telemetry: Telemetry | None, samples: Sequence[Sample]) -> Iterator[MetricSummary]:
@@ -245,7 +259,21 @@ def _compute_throughputs(workload: Workload, samples: Sequence[Sample]) -> list[
             # A token that a clock's rounding puts outside the whole run was still made in it.
             total = float(made.sum() if name == "throughput" else tokens.sum())
             found.append(_build_rate(name, total / per_request.compute_window_s(span), samples, tokens, made))
+    if found and _is_whole_run(workload, samples):
+        found[0] = _widen_to_full_load(found[0], samples, workload.clients)
     return found
+
+
+def _widen_to_full_load(metric: MetricSummary, samples: Sequence[Sample], clients: int) -> MetricSummary:
+    """Extend the interval of a whole run to what clients that are busy all the time could reach at most: as much more
+    as they were idle, or one stream's rate for every request that can run at the same time."""
+    interval = metric.get_interval()
+    if interval is None or samples[0].scheduled_ns is not None:
+        return metric
+    stream_tps, _ = _pool_rate("tps", samples)
+    high = interval[1] / (per_request.compute_utilization(samples, clients) or 1.0)
+    high = max(high, stream_tps * per_request.count_parallel_streams(samples, clients))
+    return msgspec.structs.replace(metric, ci={**metric.ci, "value": (interval[0], high)})
 
 
 def _compute_completions(samples: Sequence[Sample], limits: Mapping[str, float] | None) -> list[MetricSummary]:

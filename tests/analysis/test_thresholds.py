@@ -166,9 +166,6 @@ def test_a_metric_that_the_run_does_not_have_breaks_its_limit():
     assert verdict.reason == (
         "ttfa p95 was not measured: none of 20 requests has it (send to first answer token of a thinking model)"
     )
-    assert (
-        "send more requests than clients" in judge([sample(0), sample(1, sent=500, client=1)], min_throughput=1).reason
-    )
     assert "this test has none; add one such as max_p95_latency" in judge(one_after_another(20), min_goodput=1).reason
 
 
