@@ -35,8 +35,8 @@ from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS
 from pytest_ollama_perf.core import errors
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
-from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep_points
-from pytest_ollama_perf.fixtures import Ollama, Simulators
+from pytest_ollama_perf.experiments import experiment_results, results, sweep_points
+from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
 from pytest_ollama_perf.metrics.definitions import METRICS, STATS
 from pytest_ollama_perf.report import document
 from pytest_ollama_perf.simulator.faults import FAULT_HELP as FAULTS
@@ -218,13 +218,16 @@ def api() -> str:
     """Return the classes that a test holds in its hands."""
     kinds = (
         Ollama,
-        load.LoadResult,
+        results.LoadResult,
+        results.LoadMetrics,
         sweep_points.SweepResult,
         sweep_points.CurveResult,
         sweep_points.SweepPointResult,
-        capacity.MaxConcurrencyResult,
-        cold_start.ColdStartResult,
-        ab.ABResult,
+        experiment_results.MaxConcurrencyResult,
+        experiment_results.ColdStartResult,
+        experiment_results.ABResult,
+        experiment_results.ABChange,
+        WarmUp,
         Simulators,
         RunningSimulator,
     )

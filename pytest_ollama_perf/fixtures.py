@@ -1,21 +1,28 @@
-"""What a test holds in its hands: the answer of its marker, and the object that fires loads from code."""
+"""What the fixtures give to a test: results of its marker, and the object that runs loads from code."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio.to_thread
 
 from pytest_ollama_perf.experiments import Experiment, load_reader
-from pytest_ollama_perf.experiments.load import LoadResult
+from pytest_ollama_perf.experiments.results import LoadResult, bind_evaluation
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.experiments.ab import ABResult
-    from pytest_ollama_perf.experiments.capacity import MaxConcurrencyResult
-    from pytest_ollama_perf.experiments.cold_start import ColdStartResult
+    from typing_extensions import Unpack
+
+    from pytest_ollama_perf.config.option_types import (
+        ABOptions,
+        ColdStartOptions,
+        LoadOptions,
+        MaxConcurrencyOptions,
+        SweepOptions,
+    )
+    from pytest_ollama_perf.experiments.experiment_results import ABResult, ColdStartResult, MaxConcurrencyResult
     from pytest_ollama_perf.experiments.sweep_points import SweepResult
     from pytest_ollama_perf.harness.evaluation import Evaluation
     from pytest_ollama_perf.session import Session
@@ -28,122 +35,147 @@ __tracebackhide__ = True  # pytest leaves the frames of this module out of trace
 
 
 class MarkedExperiment:
-    """What one test's marker asks for. Conducted once, before the test's body or at the first question, whichever is
-    first; then it answers as the result of its experiment."""
+    """The experiment of one test's marker. It runs once: before the body of the test, or when its result is used."""
 
-    def __init__(self, room: Session, test: str, experiment: Experiment) -> None:
-        self._session, self._test = room, test
+    def __init__(self, session: Session, test: str, experiment: Experiment) -> None:
+        self._session, self._test = session, test
         self._experiment = experiment
-        self._trial: Evaluation | None = None
+        self._evaluation: Evaluation | None = None
 
     @property
     def experiment(self) -> Experiment:
-        """What the marker asks for."""
+        """The experiment that the marker describes."""
         return self._experiment
 
     def measure(self) -> Evaluation:
-        """Conduct the experiment, unless that has been done."""
-        if self._trial is None:
-            self._trial = self._session.run(self._experiment, self._test)
-        return self._trial
+        """Return the evaluation; the first call runs the experiment."""
+        if self._evaluation is None:
+            self._evaluation = self._session.run(self._experiment, self._test)
+        return self._evaluation
 
     def reset(self) -> None:
-        """Let the next ``measure`` start anew: the test is being run another time."""
-        self._trial = None
+        """Let the next ``measure`` run the experiment again, because the test is run again."""
+        self._evaluation = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._experiment.result(self._session, self._test, self.measure()), name)
+    def build_result(self) -> Any:
+        """Return the value of the fixture with the marker's name."""
+        return self._experiment.result(self._session, self._test, self.measure)
 
 
 class Ollama:
-    """Fires loads and experiments from code. Words are those of the marker of the same name.
+    """Runs loads and experiments from code, with the arguments of the marker of the same name.
 
-    With ``check`` (the default) a verdict that fails - a broken limit, an error where ``max_error_rate`` is not raised,
-    numbers that cannot be trusted - fails the test at once; without, it only stands in the result. Wrong words raise
-    ``ConfigError``.
+    With ``check=True``, the default, a failing verdict fails the test at once. With ``check=False`` it is only part of
+    the result. Wrong arguments raise ``ConfigError``.
     """
 
-    def __init__(self, room: Session, test: str) -> None:
-        self._session, self._test = room, test
+    def __init__(self, session: Session, test: str) -> None:
+        self._session, self._test = session, test
 
     @property
     def url(self) -> str:
-        """The URL of the (first) server."""
+        """The URL of the first server."""
         return self._session.url
 
-    def load(self, *, check: bool = True, **words: Any) -> LoadResult:
-        """Fire one load and return its result."""
-        return self._run("ollama_load", words, check)  # type: ignore[no-any-return]
+    def load(self, *, check: bool = True, **options: Unpack[LoadOptions]) -> LoadResult:
+        """Run one load."""
+        return cast("LoadResult", self._run("ollama_load", dict(options), check))
 
-    async def aload(self, *, check: bool = True, **words: Any) -> LoadResult:
-        """``load`` for async tests on any event loop; the load runs in a thread of its own, so this loop stays free."""
-        return await self._arun("ollama_load", words, check)  # type: ignore[no-any-return]
+    async def aload(self, *, check: bool = True, **options: Unpack[LoadOptions]) -> LoadResult:
+        """Like ``load``, for async tests: the load runs in a thread and does not block the event loop."""
+        return cast("LoadResult", await self._arun("ollama_load", dict(options), check))
 
-    def sweep(self, *, check: bool = True, **words: Any) -> SweepResult:
-        """Fire one load at every level, for example ``sweep(concurrency=[1, 2, 4, 8])``, and return what that shows."""
-        return self._run("ollama_sweep", words, check)  # type: ignore[no-any-return]
+    def sweep(self, *, check: bool = True, **options: Unpack[SweepOptions]) -> SweepResult:
+        """Run a load at every level, for example ``sweep(concurrency=[1, 2, 4, 8])``."""
+        return cast("SweepResult", self._run("ollama_sweep", dict(options), check))
 
-    async def asweep(self, *, check: bool = True, **words: Any) -> SweepResult:
-        """``sweep`` for async tests, as ``aload`` is for ``load``."""
-        return await self._arun("ollama_sweep", words, check)  # type: ignore[no-any-return]
+    async def asweep(self, *, check: bool = True, **options: Unpack[SweepOptions]) -> SweepResult:
+        """Like ``sweep``, for async tests."""
+        return cast("SweepResult", await self._arun("ollama_sweep", dict(options), check))
 
-    def compare(self, *, check: bool = True, **words: Any) -> ABResult:
-        """Measure two sides in turn, for example ``compare(baseline={"model": "a"}, candidate={"model": "b"})``."""
-        return self._run("ollama_ab", words, check)  # type: ignore[no-any-return]
+    def compare(self, *, check: bool = True, **options: Unpack[ABOptions]) -> ABResult:
+        """Compare two sides, for example ``compare(baseline={"model": "a"}, candidate={"model": "b"})``."""
+        return cast("ABResult", self._run("ollama_ab", dict(options), check))
 
-    async def acompare(self, *, check: bool = True, **words: Any) -> ABResult:
-        """``compare`` for async tests, as ``aload`` is for ``load``."""
-        return await self._arun("ollama_ab", words, check)  # type: ignore[no-any-return]
+    async def acompare(self, *, check: bool = True, **options: Unpack[ABOptions]) -> ABResult:
+        """Like ``compare``, for async tests."""
+        return cast("ABResult", await self._arun("ollama_ab", dict(options), check))
 
-    def find_max_concurrency(self, *, check: bool = True, **words: Any) -> MaxConcurrencyResult:
-        """Find the largest concurrency that is borne, for example ``find_max_concurrency(max_latency=5)``."""
-        return self._run("ollama_max_concurrency", words, check)  # type: ignore[no-any-return]
+    def find_max_concurrency(
+        self, *, check: bool = True, **options: Unpack[MaxConcurrencyOptions]
+    ) -> MaxConcurrencyResult:
+        """Find the highest concurrency that meets the limits, for example ``find_max_concurrency(max_latency=5)``."""
+        return cast("MaxConcurrencyResult", self._run("ollama_max_concurrency", dict(options), check))
 
-    async def afind_max_concurrency(self, *, check: bool = True, **words: Any) -> MaxConcurrencyResult:
-        """``find_max_concurrency`` for async tests, as ``aload`` is for ``load``."""
-        return await self._arun("ollama_max_concurrency", words, check)  # type: ignore[no-any-return]
+    async def afind_max_concurrency(
+        self, *, check: bool = True, **options: Unpack[MaxConcurrencyOptions]
+    ) -> MaxConcurrencyResult:
+        """Like ``find_max_concurrency``, for async tests."""
+        return cast("MaxConcurrencyResult", await self._arun("ollama_max_concurrency", dict(options), check))
 
-    def cold_start(self, *, check: bool = True, **words: Any) -> ColdStartResult:
-        """Unload the model, time its first answer and then warm ones, for example ``cold_start(repeats=3)``."""
-        return self._run("ollama_cold_start", words, check)  # type: ignore[no-any-return]
+    def cold_start(self, *, check: bool = True, **options: Unpack[ColdStartOptions]) -> ColdStartResult:
+        """Unload the model and measure its first response, then warm ones, for example ``cold_start(repeats=3)``."""
+        return cast("ColdStartResult", self._run("ollama_cold_start", dict(options), check))
 
-    async def acold_start(self, *, check: bool = True, **words: Any) -> ColdStartResult:
-        """``cold_start`` for async tests, as ``aload`` is for ``load``."""
-        return await self._arun("ollama_cold_start", words, check)  # type: ignore[no-any-return]
+    async def acold_start(self, *, check: bool = True, **options: Unpack[ColdStartOptions]) -> ColdStartResult:
+        """Like ``cold_start``, for async tests."""
+        return cast("ColdStartResult", await self._arun("ollama_cold_start", dict(options), check))
 
-    def warm_up(self, *models: str, **words: Any) -> dict[str, float]:
-        """Load models before anything is measured and return the seconds each took; without names, the only one.
+    def warm_up(
+        self,
+        *models: str,
+        num_ctx: int | None = None,
+        keep_alive: float | str = "1h",
+        timeout_s: float | None = None,
+    ) -> dict[str, float]:
+        """Load models, or the only model of the server, and return the seconds that each took.
 
-        Words: ``num_ctx``, ``keep_alive`` (1h), ``timeout_s``. ``ServerError`` where one cannot be loaded or kept.
+        Raises:
+            ServerError: a model cannot be loaded, or does not stay loaded.
         """
-        return self._session.warm_up(models, **words)
+        return self._session.warm_up(models, num_ctx=num_ctx, keep_alive=keep_alive, timeout_s=timeout_s)
 
-    def _run(self, marker: str, words: dict[str, Any], check: bool, stop: threading.Event | None = None) -> Any:
+    def _run(self, marker: str, options: dict[str, Any], check: bool, stop: threading.Event | None = None) -> object:
         read, _ = load_reader(marker)
-        experiment = read(words, self._session.settings)
-        trial = self._session.run(experiment, self._test, check=check, stop=stop)
+        experiment = read(options, self._session.settings)
+        evaluation = self._session.run(experiment, self._test, check=check, stop=stop)
         if check:
-            self._session.raise_if_failed(self._test, trial)
-        return experiment.result(self._session, self._test, trial)
+            self._session.raise_if_failed(self._test, evaluation)
+        return experiment.result(self._session, self._test, bind_evaluation(evaluation))
 
-    async def _arun(self, marker: str, words: dict[str, Any], check: bool) -> Any:
+    async def _arun(self, marker: str, options: dict[str, Any], check: bool) -> object:
         stop, done = threading.Event(), threading.Event()
 
-        def conduct() -> Any:
+        def run() -> object:
             try:
-                return self._run(marker, words, check, stop)
+                return self._run(marker, options, check, stop)
             finally:
                 done.set()
 
         try:
-            return await anyio.to_thread.run_sync(conduct, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
         except BaseException:
-            # A cancelled task cannot be relied on to wait, and what was measured must be kept before it goes on.
+            # a cancelled task may not wait, but what was measured must be recorded before the task continues
             stop.set()
             done.wait(STOP_TIMEOUT_S)
             raise
+
+
+class WarmUp:
+    """Loads models before the first test measures; the value of the fixture ``ollama_warm_up``."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __call__(
+        self,
+        *models: str,
+        num_ctx: int | None = None,
+        keep_alive: float | str = "1h",
+        timeout_s: float | None = None,
+    ) -> dict[str, float]:
+        """Load models, or the only model of the server, and return the seconds that each took."""
+        return self._session.warm_up(models, num_ctx=num_ctx, keep_alive=keep_alive, timeout_s=timeout_s)
 
 
 class Simulators(contextlib.AbstractContextManager["Simulators"]):
@@ -152,8 +184,8 @@ class Simulators(contextlib.AbstractContextManager["Simulators"]):
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
 
-    def __call__(self, **settings: Any) -> RunningSimulator:
-        """Start one; the words are the keys of a ``sim:`` URL, for example ``slots=4, tps=80``."""
+    def __call__(self, **settings: object) -> RunningSimulator:
+        """Start one server; the arguments are the keys of a ``sim:`` URL, for example ``slots=4, tps=80``."""
         from pytest_ollama_perf.simulator.process import start_simulator
         from pytest_ollama_perf.simulator.url import read_settings
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -15,7 +15,10 @@ from pytest_ollama_perf.hooks import specs
 from pytest_ollama_perf.hooks.extensions import register_extensions
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.fixtures import MarkedExperiment, Ollama, Simulators
+    from pytest_ollama_perf.experiments.experiment_results import ABResult, ColdStartResult, MaxConcurrencyResult
+    from pytest_ollama_perf.experiments.results import LoadResult
+    from pytest_ollama_perf.experiments.sweep_points import SweepResult
+    from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
     from pytest_ollama_perf.hooks.hooks import Hooks
 
 
@@ -95,53 +98,65 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 @pytest.fixture
-def ollama_load(request: pytest.FixtureRequest) -> MarkedExperiment:
-    """The load that this test's marker describes, measured:
-    metrics, all samples, ``check(...)``."""
-    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
+def ollama_load(request: pytest.FixtureRequest) -> LoadResult:
+    """The result of the load that this test's marker describes:
+    metrics, samples, ``check(...)``."""
+    return cast("LoadResult", _build_marked_result(request))
 
 
 @pytest.fixture
-def ollama_sweep(request: pytest.FixtureRequest) -> MarkedExperiment:
-    """The sweep that this test's marker describes:
+def ollama_sweep(request: pytest.FixtureRequest) -> SweepResult:
+    """The result of the sweep that this test's marker describes:
     levels, knee, saturation, slots."""
-    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
+    return cast("SweepResult", _build_marked_result(request))
 
 
 @pytest.fixture
-def ollama_ab(request: pytest.FixtureRequest) -> MarkedExperiment:
-    """The comparison that this test's marker describes:
-    per metric the change and its interval, ``ollama_ab.tps.change``."""
-    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
+def ollama_ab(request: pytest.FixtureRequest) -> ABResult:
+    """The result of the comparison that this test's marker describes:
+    the change of each metric, ``ollama_ab.tps.change``."""
+    return cast("ABResult", _build_marked_result(request))
 
 
 @pytest.fixture
-def ollama_max_concurrency(request: pytest.FixtureRequest) -> MarkedExperiment:
-    """The search that this test's marker describes:
+def ollama_max_concurrency(request: pytest.FixtureRequest) -> MaxConcurrencyResult:
+    """The result of the search that this test's marker describes:
     the highest sustained concurrency and the first violation."""
-    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
+    return cast("MaxConcurrencyResult", _build_marked_result(request))
 
 
 @pytest.fixture
-def ollama_cold_start(request: pytest.FixtureRequest) -> MarkedExperiment:
-    """The cold starts that this test's marker describes:
+def ollama_cold_start(request: pytest.FixtureRequest) -> ColdStartResult:
+    """The result of the cold starts that this test's marker describes:
     load time, cold and warm TTFT, their ratio."""
-    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node)
+    return cast("ColdStartResult", _build_marked_result(request))
+
+
+def _build_marked_result(request: pytest.FixtureRequest) -> object:
+    return request.config.stash[HOOKS_KEY].get_marked_experiment(request.node).build_result()
 
 
 @pytest.fixture
-def ollama(request: pytest.FixtureRequest) -> Ollama:
-    """Run loads from code: ``ollama.load(concurrency=4)``,
-    or ``await ollama.aload(...)``; arguments as on the marker."""
+def ollama_perf(request: pytest.FixtureRequest) -> Ollama:
+    """Run loads from code: ``ollama_perf.load(concurrency=4)``, or
+    ``await ollama_perf.aload(...)``, with the arguments of the markers."""
     return request.config.stash[HOOKS_KEY].build_ollama(request.node)
 
 
+@pytest.fixture
+def ollama(ollama_perf: Ollama) -> Ollama:
+    """Another name of the fixture ``ollama_perf``."""
+    return ollama_perf
+
+
 @pytest.fixture(scope="session")
-def ollama_warm_up(request: pytest.FixtureRequest) -> Callable[..., dict[str, float]]:
+def ollama_warm_up(request: pytest.FixtureRequest) -> WarmUp:
     """Load models before the first test measures:
     ``ollama_warm_up("llama3.2:3b", "qwen3:4b")`` in a session fixture."""
+    from pytest_ollama_perf.fixtures import WarmUp
+
     request.config.stash[HOOKS_KEY].skip_if_asked()
-    return lambda *models, **options: request.config.stash[HOOKS_KEY].session.warm_up(models, **options)
+    return WarmUp(request.config.stash[HOOKS_KEY].session)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Verdict, VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.experiments import Experiment
 from pytest_ollama_perf.experiments.load import LoadTest
+from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 from pytest_ollama_perf.metrics.definitions import METRICS
 
@@ -124,9 +125,9 @@ class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
         lab.precondition = self._explain_violations
         return self.experiment.run(lab, test)
 
-    def result(self, host: Any, test: str, trial: Evaluation) -> Any:
-        """Return what a fixture would give; nobody asks a contract file."""
-        return self.experiment.result(host, test, trial)
+    def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> Any:
+        """Return the result of the experiment."""
+        return self.experiment.result(recorder, test, measure)
 
     def _explain_violations(self, run: Run) -> str:
         return explain_violations(self.preconditions, run)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.config.settings import Settings
-    from pytest_ollama_perf.experiments.load import EvaluationRecorder
+    from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
     from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 
 
@@ -43,7 +43,7 @@ class Experiment(Protocol):
             OllamaPerfError: nothing could be measured.
         """
 
-    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> Any:
+    def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> Any:
         """Return what the fixture of the marker's name gives to the test."""
 
 

@@ -19,9 +19,10 @@ from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Run
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.experiments.load import EvaluationRecorder
+from pytest_ollama_perf.experiments.experiment_results import ABResult
+from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, evaluate_run
 from pytest_ollama_perf.harness.results import MeasuredLoad
 from pytest_ollama_perf.harness.servers import TargetServer, parse_target
@@ -76,42 +77,9 @@ class ABTest:
         """Measure block after block; look after 4, 6, 8 and 12."""
         return _ABRunner(self, context, test).run()
 
-    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> ABResult:
-        """Return the result that the fixture ``ollama_ab`` stands for."""
-        return ABResult(evaluation)
-
-
-class ABResult:
-    """Two sides compared. Every compared metric is an attribute: ``ab.tps.change`` is the candidate's relative change,
-    ``ab.tps.low`` and ``.high`` the ends of its 95 % interval, ``ab.tps.baseline`` and ``.value`` the two numbers."""
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.verdict: Verdict = evaluation.verdict
-        self.comparison: ABComparison | None = next(
-            (one for one in evaluation.findings if isinstance(one, ABComparison)), None
-        )
-        self.loads: tuple[MeasuredLoad, ...] = evaluation.loads
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks were measured."""
-        return self.comparison.blocks if self.comparison else 0
-
-    def change(self, name: str) -> VerdictRow:
-        """Return the row of one number, such as ``tps`` or ``ttft.p50``."""
-        rows = {f"{row.metric}.{row.stat}".rstrip("."): row for row in self.comparison.rows} if self.comparison else {}
-        if name not in rows:
-            has = ", ".join(rows) or "nothing"
-            raise AttributeError(f"'{name}' was not compared{suggest_match(name, rows)} ({has} was)")
-        return rows[name]
-
-    def __getattr__(self, name: str) -> VerdictRow:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self.change(name)
-
-    def __repr__(self) -> str:
-        return f"<ABResult {self.verdict.word.value}: {self.verdict.reason}>"
+    def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> ABResult:
+        """Return the value of the fixture ``ollama_ab``."""
+        return ABResult(measure)
 
 
 def list_option_names() -> tuple[str, ...]:

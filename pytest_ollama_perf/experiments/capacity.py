@@ -27,7 +27,8 @@ from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
-from pytest_ollama_perf.experiments.load import EvaluationRecorder
+from pytest_ollama_perf.experiments.experiment_results import MaxConcurrencyResult
+from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import count_gating_pairs
 from pytest_ollama_perf.metrics.definitions import METRICS, Shape
@@ -70,33 +71,9 @@ class MaxConcurrencyTest:
         """Search, and judge what was found."""
         return _MaxConcurrencyRunner(self, context, test).run()
 
-    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> MaxConcurrencyResult:
-        """Return the result that the fixture ``ollama_max_concurrency`` stands for."""
-        return MaxConcurrencyResult(evaluation)
-
-
-class MaxConcurrencyResult:
-    """What a search found.
-
-    ``concurrency`` is the highest that met every limit (0: none), ``breach`` the probe of the lowest that did not
-    (``None``: all up to ``maximum`` did), with its ``concurrency``, ``metric``, ``stat``, ``value``, ``bound`` and
-    ``reason``. ``conclusive`` is true if both are statistically significant; ``probes`` are all probes in the order in
-    which they ran.
-    """
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.verdict: Verdict = evaluation.verdict
-        found = next((found for found in evaluation.findings if isinstance(found, MaxConcurrency)), None)
-        if found is None:
-            raise AttributeError(f"nothing was found: {evaluation.verdict.reason}")
-        self.concurrency: int = found.concurrency
-        self.maximum: int = found.maximum
-        self.breach: Probe | None = found.breach
-        self.conclusive: bool = found.conclusive
-        self.probes: tuple[Probe, ...] = found.probes
-
-    def __repr__(self) -> str:
-        return f"<MaxConcurrency {self.concurrency}, {self.verdict.word.value}: {self.verdict.reason}>"
+    def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> MaxConcurrencyResult:
+        """Return the value of the fixture ``ollama_max_concurrency``."""
+        return MaxConcurrencyResult(measure)
 
 
 class _InvalidProbeError(Exception):

@@ -11,7 +11,6 @@ import msgspec
 from pytest_ollama_perf.analysis.cold_warm import (
     COLD_WARM_METRICS,
     ColdStart,
-    ColdStartRepeat,
     build_cold_start,
     build_repeat,
 )
@@ -24,10 +23,11 @@ from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import safe_repr
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictStatus
+from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
-from pytest_ollama_perf.experiments.load import EvaluationRecorder, LoadResult
+from pytest_ollama_perf.experiments.experiment_results import ColdStartResult
+from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 from pytest_ollama_perf.harness.harness import ProgressListener
 from pytest_ollama_perf.harness.history import HistoryComparison, count_gating_pairs
@@ -62,37 +62,9 @@ class ColdStartTest:
         """Start cold as often as asked, and judge what was found."""
         return _ColdStartRunner(self, context, test).run()
 
-    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> ColdStartResult:
-        """Return the result that the fixture ``ollama_cold_start`` stands for."""
-        return ColdStartResult(recorder, test, evaluation)
-
-
-class ColdStartResult:
-    """Measured cold starts.
-
-    ``load_time``, ``cold_ttft``, ``cold_latency``, ``warm_ttft``, ``warm_latency`` (seconds) and ``ratio`` (cold TTFT
-    over warm) are medians over the repeats; ``starts`` has each repeat. ``cold`` and ``warm`` are the results of the
-    loads, one a repeat, with every sample.
-    """
-
-    def __init__(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> None:
-        self.verdict: Verdict = evaluation.verdict
-        found = next((found for found in evaluation.findings if isinstance(found, ColdStart)), None)
-        if found is None:
-            raise AttributeError(f"nothing was found: {evaluation.verdict.reason}")
-        self.starts: tuple[ColdStartRepeat, ...] = found.starts
-        self.load_time = found.load_time_s
-        self.cold_ttft = found.cold_ttft_s
-        self.cold_latency = found.cold_latency_s
-        self.warm_ttft = found.warm_ttft_s
-        self.warm_latency = found.warm_latency_s
-        self.ratio = found.ratio
-        results = [LoadResult(recorder, test, Evaluation(evaluation.verdict, (load,))) for load in evaluation.loads]
-        self.cold: tuple[LoadResult, ...] = tuple(result for result in results if result.run.workload.cold)
-        self.warm: tuple[LoadResult, ...] = tuple(result for result in results if not result.run.workload.cold)
-
-    def __repr__(self) -> str:
-        return f"<ColdStartResult {self.verdict.word.value}: {self.verdict.reason}>"
+    def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> ColdStartResult:
+        """Return the value of the fixture ``ollama_cold_start``."""
+        return ColdStartResult(recorder, test, measure)
 
 
 @dataclass(frozen=True)

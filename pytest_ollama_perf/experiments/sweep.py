@@ -31,7 +31,7 @@ from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
 from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
-from pytest_ollama_perf.experiments.load import EvaluationRecorder
+from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.experiments.sweep_points import SweepResult
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import count_gating_pairs
@@ -79,9 +79,9 @@ class SweepTest:
         """Climb every curve, and judge its levels and the whole."""
         return _SweepRunner(self, context, test).run()
 
-    def result(self, recorder: EvaluationRecorder, test: str, evaluation: Evaluation) -> SweepResult:
-        """Return the result that the fixture ``ollama_sweep`` stands for."""
-        return SweepResult(recorder, test, evaluation)
+    def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> SweepResult:
+        """Return the value of the fixture ``ollama_sweep``."""
+        return SweepResult(recorder, test, measure)
 
 
 @dataclass

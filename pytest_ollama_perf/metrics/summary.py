@@ -14,7 +14,7 @@ from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.workload import Endpoint, Workload
 from pytest_ollama_perf.metrics import intervals as intervals_module
 from pytest_ollama_perf.metrics import per_request
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, Shape, meets_bound
+from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, Shape, meets_bound
 from pytest_ollama_perf.metrics.intervals import Interval
 from pytest_ollama_perf.metrics.per_request import (
     FloatArray,
@@ -44,12 +44,45 @@ class MetricSummary(msgspec.Struct, frozen=True, kw_only=True):
     stats: dict[str, float] = {}
     ci: dict[str, tuple[float, float]] = {}
 
-    def __getattr__(self, stat: str) -> float:
-        """Answer for each of ``metric.STATS``: ``ttft.p95``."""
-        if stat in STATS and stat in self.stats:
-            return self.stats[stat]
-        has = ", ".join(self.stats) or "value alone"
-        raise AttributeError(f"{self.name} has no '{stat}' (it has {has})")
+    @property
+    def mean(self) -> float:
+        """Mean over the requests."""
+        return self._get_stat("mean")
+
+    @property
+    def p50(self) -> float:
+        """Median over the requests."""
+        return self._get_stat("p50")
+
+    @property
+    def p90(self) -> float:
+        """90th percentile."""
+        return self._get_stat("p90")
+
+    @property
+    def p95(self) -> float:
+        """95th percentile."""
+        return self._get_stat("p95")
+
+    @property
+    def p99(self) -> float:
+        """99th percentile."""
+        return self._get_stat("p99")
+
+    @property
+    def min(self) -> float:
+        """Smallest value."""
+        return self._get_stat("min")
+
+    @property
+    def max(self) -> float:
+        """Largest value."""
+        return self._get_stat("max")
+
+    def _get_stat(self, stat: str) -> float:
+        if stat not in self.stats:
+            raise AttributeError(f"{self.name} has no '{stat}' (it has {', '.join(self.stats) or 'value alone'})")
+        return self.stats[stat]
 
     def get(self, stat: str = "") -> float | None:
         """Return the statistic, or for ``""`` the value."""

@@ -253,7 +253,8 @@ def test_the_turns_grow_with_the_clients():
 
 def test_the_result_answers_for_each_metric():
     asked = parse_options({"model": "m", **MODELS}, Settings())
-    result = asked.result(None, "t", asked.run(lab_of(ScriptedBench(of_models(1.25))), "t"))  # type: ignore[arg-type]
+    measured = asked.run(lab_of(ScriptedBench(of_models(1.25))), "t")  # type: ignore[arg-type]
+    result = asked.result(None, "t", lambda: measured)  # type: ignore[arg-type]
     assert result.tps.change == pytest.approx(-0.2)
     assert result.blocks == 4
     assert result.tps.low < result.tps.change < result.tps.high < 0

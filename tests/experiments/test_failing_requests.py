@@ -109,7 +109,7 @@ def conduct(name, made, settings=None):
     history = RunHistory(settings, experiment.gating)
     evaluation = experiment.run(ExperimentContext(UnreliableHarness(made, settings), history, Listening()), TEST)
     history.close()
-    return evaluation, experiment.result(Host(settings), TEST, evaluation)
+    return evaluation, experiment.result(Host(settings), TEST, lambda: evaluation)
 
 
 def interrupt(name, made, load):

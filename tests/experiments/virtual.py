@@ -152,4 +152,4 @@ def conducted(read, words, sim: SimulatorSettings, *, folder="", settings=None, 
     past = RunHistory(settings, experiment.gating)
     trial = experiment.run(ExperimentContext(doubled, past, listener), TEST)
     past.close()
-    return Conducted(trial, experiment.result(Host(settings), TEST, trial), doubled, listener)
+    return Conducted(trial, experiment.result(Host(settings), TEST, lambda: trial), doubled, listener)
