@@ -30,11 +30,14 @@ class EvaluationRecorder(Protocol):
     """Keeps the evaluations of tests and fails the running test if a verdict demands it."""
 
     @property
-    def settings(self) -> Settings: ...
+    def settings(self) -> Settings:
+        """The settings of the session."""
 
-    def record(self, test: str, evaluation: Evaluation) -> None: ...
+    def record(self, test: str, evaluation: Evaluation) -> None:
+        """Keep an evaluation of ``test`` for the reports."""
 
-    def raise_if_failed(self, test: str, evaluation: Evaluation) -> None: ...
+    def raise_if_failed(self, test: str, evaluation: Evaluation) -> None:
+        """Fail the running test if the verdict demands it."""
 
 
 class LoadMetrics:
