@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns, is_comparable
 from pytest_ollama_perf.core.errors import NewerSchemaError, StoreError
 from pytest_ollama_perf.core.run import Run
@@ -87,11 +89,6 @@ class RunEntry(NamedTuple):
     run: str
     kind: RunKind
     location: str
-
-    @property
-    def sort_key(self) -> tuple[bool, str, str]:
-        """Oldest first; foreign names come last, so that they are always read."""
-        return (not self.stamp, self.stamp, self.location)
 
 
 class AcceptanceEntry(NamedTuple):
@@ -249,8 +246,7 @@ class BaseStore(ABC):
         """Return the readable entries that are not of the newest ``builds`` sessions of their workload."""
         sessions: dict[str, dict[str, None]] = {}
         old = []
-        newest_first = sorted(entries, key=lambda entry: entry.sort_key, reverse=True)
-        for entry, data in self._read_records(test, newest_first):
+        for entry, data in self._read_records(test, sort_entries(entries)[::-1]):
             header = None if isinstance(data, StoreError) else decode_header(data)
             if header is not None:
                 seen = sessions.setdefault(entry.identity, {})
@@ -262,9 +258,10 @@ class BaseStore(ABC):
 
     def _list_unique_entries(self, test: str) -> list[RunEntry]:
         """Return the runs of ``test``, oldest first; a run that was stored twice is listed once, as saved."""
-        entries = sorted(self._list_entries(test), key=lambda entry: (entry.kind is RunKind.REGRESSED, entry.sort_key))
-        found = {entry.run or entry.location: entry for entry in reversed(entries)}
-        return sorted(found.values(), key=lambda entry: entry.sort_key)
+        entries = self._list_entries(test)
+        found = {entry.run or entry.location: entry for entry in entries if entry.kind is RunKind.REGRESSED}
+        found |= {entry.run or entry.location: entry for entry in entries if entry.kind is RunKind.SAVED}
+        return sort_entries(found.values())
 
     def _read_acceptances(
         self, test: str, entries: Sequence[RunEntry], identity: str | None
@@ -290,11 +287,12 @@ class BaseStore(ABC):
         """Return the first ``count`` entries comparable with ``run``; unreadable records on the way are included."""
         found: set[RunEntry] = set()
         comparable = 0
+        known: dict[bytes, bool] = {}
         for start in range(0, len(entries), count + 1):
             for entry, data in self._read_records(test, entries[start : start + count + 1]):
                 if comparable >= count:
                     return found
-                fits = _is_comparable_record(data, run)
+                fits = _is_comparable_record(data, run, known)
                 comparable += fits is True
                 if fits is not False:
                     found.add(entry)
@@ -357,6 +355,13 @@ class BaseStore(ABC):
         return f"moved to {moved}; the epoch now starts with the first run saved after {format_stamp(at)}", True
 
 
+def sort_entries(entries: Iterable[RunEntry]) -> list[RunEntry]:
+    """Return ``entries`` oldest first; foreign names come last, so that they are always read."""
+    ordered = sorted(entries)
+    foreign = [entry for entry in ordered if not entry.stamp]
+    return ordered[len(foreign) :] + foreign
+
+
 def find_newest_session(pending: StoredRuns) -> tuple[str, ...]:
     """Return the ids of the pending runs of the newest regressed session, oldest first."""
     if not pending.runs:
@@ -413,9 +418,15 @@ def _select_epoch(entries: Sequence[RunEntry], acceptances: Sequence[Acceptance]
     return [entry for entry in entries if entry.run in accepted or not entry.stamp or entry.stamp >= since]
 
 
-def _is_comparable_record(data: bytes | StoreError, run: Run) -> bool | None:
-    """Whether a stored run is comparable with ``run``; ``None`` if the record is unreadable."""
-    if isinstance(data, StoreError):
+def _is_comparable_record(data: bytes | StoreError, run: Run, known: dict[bytes, bool]) -> bool | None:
+    """Whether a stored run is comparable with ``run``; ``None`` if the record is unreadable.
+
+    ``known`` holds the answers for the combinations of load and server that were met before.
+    """
+    header = None if isinstance(data, StoreError) else decode_header(data)
+    if header is None:
         return None
-    header = decode_header(data)
-    return None if header is None else is_comparable(header, run)
+    key = msgspec.json.encode((header.workload, header.fingerprint))
+    if key not in known:
+        known[key] = is_comparable(header, run)
+    return known[key]

@@ -25,7 +25,15 @@ from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import compute_identity
-from pytest_ollama_perf.store.base import AcceptanceEntry, BaseStore, RunEntry, format_stamp, parse_stamp, to_slug
+from pytest_ollama_perf.store.base import (
+    AcceptanceEntry,
+    BaseStore,
+    RunEntry,
+    format_stamp,
+    parse_stamp,
+    sort_entries,
+    to_slug,
+)
 from pytest_ollama_perf.store.files import DECODE_ERRORS, escape_surrogates, write_once
 from pytest_ollama_perf.store.record import read_bytes, read_run
 
@@ -179,8 +187,7 @@ def _list_records(folder: Path) -> list[RunEntry]:
 
 def _build_entry(name: str, kind: RunKind, location: str) -> RunEntry:
     match = _FILE_NAME_PATTERN.fullmatch(name)
-    stamp, identity, run = match.groups() if match else ("", "", "")
-    return RunEntry(stamp, identity, run, kind, location)
+    return RunEntry(match[1], match[2], match[3], kind, location) if match else RunEntry("", "", "", kind, location)
 
 
 def _read_test_id(folder: Path) -> str:
@@ -188,8 +195,8 @@ def _read_test_id(folder: Path) -> str:
     try:
         return msgspec.json.decode(read_bytes(folder / _TEST_FILE), type=dict[str, str])["test"]
     except (StoreError, *DECODE_ERRORS):
-        entries = sorted(_list_records(folder), key=lambda entry: entry.sort_key)
-    for entry in entries:
+        entries = _list_records(folder)
+    for entry in sort_entries(entries):
         try:
             return read_run(folder / entry.location).test
         except StoreError:

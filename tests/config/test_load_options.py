@@ -270,7 +270,7 @@ EVERY_WORD = (
     "model, endpoint, stream, concurrency, rate, arrival, stages, requests, duration, drain, warmup, think_time, "
     "prompt, prompts, dataset, turns, images, prompt_words, prefix, raw, num_predict, num_ctx, temperature, seed, "
     "think, keep_alive, options, cold, balance, timeout, retries, abort_error_rate, reuse_connections, "
-    "limits, "
+    "baseline, limits, "
     "max_regression, min_tps, min_throughput, min_qps, max_error_rate, and max_<stat>_<metric> such as max_p95_latency"
 )
 
