@@ -246,14 +246,14 @@ def parse_options(options: Mapping[str, Any], settings: Settings) -> ColdStartTe
     load.setdefault("requests", _DEFAULT_WARM_REQUESTS)
     warm = build_load_spec(load, default_model=settings.model)
     return ColdStartTest(
-        cold=_build_cold_load(warm, own["load_timeout"]),
+        cold=_build_cold_load(warm, own["load_timeout"], settings.margins),
         warm=warm,
         repeats=own["repeats"],
         bounds={name: own[f"max_{name}"] for name in COLD_WARM_METRICS if own[f"max_{name}"] is not None},
     )
 
 
-def _build_cold_load(warm: LoadSpec, patience: float) -> LoadSpec:
+def _build_cold_load(warm: LoadSpec, patience: float, everywhere: Mapping[str, float]) -> LoadSpec:
     """Return the load of the one cold request: separate timeouts, and ``load_time`` is compared with history too."""
     usual = warm.workload.timeouts
     total = max(usual.total_s, patience + usual.total_s)
@@ -264,7 +264,7 @@ def _build_cold_load(warm: LoadSpec, patience: float) -> LoadSpec:
     margins = {
         name: share for name, share in warm.margins.items() if name in METRICS and _is_per_request(METRICS[name])
     }
-    margins.setdefault("load_time", POLICIES["load_time"].margin)
+    margins.setdefault("load_time", everywhere.get("load_time", POLICIES["load_time"].margin))
     return LoadSpec(workload=workload, limits=limits, margins=margins, baseline=warm.baseline)
 
 

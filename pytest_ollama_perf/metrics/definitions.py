@@ -94,7 +94,7 @@ _METRICS = _index_by_name(
     Metric(
         "tpot", _S, _DOWN, Shape.PER_REQUEST, "time per output token on the server: eval_duration / (eval_count - 1)"
     ),
-    Metric("itl", _S, _DOWN, Shape.PER_REQUEST, "gap between two chunks as the client saw them"),
+    Metric("itl", _S, _DOWN, Shape.PER_REQUEST, "time between two chunks of a successful request, client clock"),
     Metric("latency", _S, _DOWN, Shape.PER_REQUEST, "send (scheduled time at a fixed rate) to done, client clock"),
     Metric(
         "queue", _S, _DOWN, Shape.PER_REQUEST, "total - load - prompt_eval - eval: the wait for a slot on the server"

@@ -9,7 +9,7 @@ latency    done minus start; an open loop starts at the scheduled time  -
 ttft       first token minus start                                      embed; responses in one piece, without text
 ttfa       first answer token minus start; inf when it only thought     runs in which no model thought first
 tpot       eval_duration / (eval_count - 1)                             fewer than two tokens
-itl        every gap between two chunks, so many values per request     fewer than two chunks
+itl        every gap between two chunks, several values per request     fewer than two chunks; failed requests
 queue      total - load - prompt_eval - eval                            embed, whose work no counter covers
 load_time  load_duration                                                servers that sent none
 tps        eval_count / eval_duration                                   fewer than two tokens
@@ -38,9 +38,12 @@ _NS_PER_SECOND = 1e9  # ns; divided by, so that 300 ms are 0.3 s exactly, as a l
 def list_request_values(metric: str, samples: Sequence[Sample]) -> list[float]:
     """Return one value for each of ``samples`` (for ``itl`` one for each gap), in the metric's own unit.
 
-    A failed request counts as ``inf`` for a time and 0.0 for a rate. A request for which the metric does not exist is
-    left out; where it exists for none of the successful ones, the metric has no values at all. ``metric`` must have one
-    value per request: ``KeyError`` for ``throughput``, ``qps`` and the like.
+    A failed request counts as ``inf`` for a time and 0.0 for a rate; for ``itl`` it adds no gap, unless all requests
+    failed. A request for which the metric does not exist is omitted; if it exists for none of the successful ones, the
+    metric has no values at all.
+
+    Raises:
+        KeyError: ``metric`` has one value per run, such as ``throughput`` or ``qps``.
     """
     return [float(value) for value in compute_values(metric, samples)]
 
@@ -49,7 +52,7 @@ def compute_values(metric: str, samples: Sequence[Sample]) -> FloatArray:
     """Return ``request_values`` as an array."""
     succeeded = [sample for sample in samples if sample.ok]
     found = compute_gaps(succeeded)[0] if metric == "itl" else _compute_each(metric, succeeded)
-    if succeeded and not len(found):
+    if succeeded and (metric == "itl" or not len(found)):
         return found
     worst = 0.0 if METRICS[metric].is_higher_better else math.inf
     return np.concatenate([found, np.full(len(samples) - len(succeeded), worst)])

@@ -189,7 +189,7 @@ _TOKEN_METRICS = _STREAM_METRICS | {
 
 def _build_request_metric(name: str, numbers: FloatArray, samples: Sequence[Sample]) -> MetricSummary:
     ordered = np.sort(numbers)
-    failed = sum(not sample.ok for sample in samples)
+    failed = 0 if name == "itl" and any(map(_is_ok, samples)) else sum(not sample.ok for sample in samples)
     stats = {stat: intervals_module.compute_quantile(ordered, q) for stat, q in PERCENTILES.items()}
     stats |= {"mean": float(ordered.sum()) / len(ordered), "min": float(ordered[0]), "max": float(ordered[-1])}
     intervals = _compute_gap_intervals(stats, samples) if name == "itl" else _compute_intervals(ordered)
@@ -206,9 +206,10 @@ def _compute_intervals(ordered: FloatArray) -> dict[str, Interval | None]:
 
 def _compute_gap_intervals(stats: Mapping[str, float], samples: Sequence[Sample]) -> dict[str, Interval | None]:
     """The gaps of one stream resemble each other, so the request is what counts as drawn."""
-    if not all(sample.ok for sample in samples):
+    succeeded = [sample for sample in samples if sample.ok]
+    if not succeeded:
         return {}
-    found, owner = compute_gaps(samples)
+    found, owner = compute_gaps(succeeded)
     sizes = np.bincount(owner)
     sums = np.bincount(owner, found).astype(np.float64)[sizes > 0]
     many = sizes[sizes > 0].astype(np.float64)

@@ -188,3 +188,12 @@ def test_wrong_words_are_refused(words, told):
     with pytest.raises(ConfigError) as error:
         parse_options(words, Settings(model="m"))
     assert told in str(error.value)
+
+
+def test_the_margin_of_load_time_for_all_tests_applies_to_cold_starts():
+    def margin_of(options, **settings):
+        return parse_options(options, Settings(model="m", **settings)).cold.margins["load_time"]
+
+    assert margin_of({}) == 0.25
+    assert margin_of({}, margins={"load_time": 9.0}) == 9.0
+    assert margin_of({"max_regression": {"load_time": "50%"}}, margins={"load_time": 9.0}) == 0.5

@@ -32,7 +32,7 @@ def test_every_metric_of_one_request_is_what_its_times_say():
     }
 
 
-@pytest.mark.parametrize("name", PER_REQUEST)
+@pytest.mark.parametrize("name", [name for name in PER_REQUEST if name != "itl"])
 def test_a_failed_request_is_infinitely_slow_and_never_absent(name):
     values = list_request_values(name, [sample(0), failure(1)])
     assert values[-1] == (0.0 if name in {"tps", "prefill_tps"} else math.inf)
@@ -189,3 +189,11 @@ def test_the_queue_on_one_slot_is_what_the_real_server_recorded():
     assert list_request_values("queue", served) == pytest.approx([0.0019, 0.1151, 0.2199, 0.3268], abs=1e-4)
     assert found["tps"].value == pytest.approx(240 / 0.45506, rel=1e-3)
     assert found["ttft"].stats["max"] == pytest.approx(0.6423 - 0.3115, abs=1e-3)
+
+
+def test_a_failed_request_adds_no_gap_unless_all_failed():
+    whole, partial = metrics(*one_after_another(4)), metrics(*one_after_another(4), failure(9, sent=900))
+    assert partial["itl"].stats == whole["itl"].stats
+    assert partial["itl"].ci.keys() == whole["itl"].ci.keys()
+    assert (partial["itl"].n, partial["itl"].failed) == (whole["itl"].n, 0)
+    assert metrics(failure(0), failure(1, sent=10))["itl"].p50 == math.inf
