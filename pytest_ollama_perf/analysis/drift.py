@@ -173,8 +173,8 @@ class MetricDrift(msgspec.Struct, frozen=True, kw_only=True):
 class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
     """The newest runs, oldest first, the new ones last, and the requests of the baseline.
 
-    ``baseline`` has for each metric up to 101 evenly spaced order statistics of all its requests; ``None`` stands for
-    the infinite time of a failed request.
+    ``baseline`` has for each metric up to 101 evenly spaced order statistics of all its requests; ``None`` is the
+    infinite time of a failed request.
     """
 
     runs: tuple[HistoryRun, ...]

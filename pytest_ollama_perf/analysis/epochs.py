@@ -1,7 +1,7 @@
 """Which stored runs may be compared with a new one, and what changed since, in words.
 
-``COMPARABILITY`` is the one table that says so: a difference in a field that separates starts an epoch of its own, a
-difference in any other is only named. Accepting a change starts a new epoch, too.
+In ``COMPARABILITY`` a difference in a separating field starts a new epoch, a difference in any other field is only
+reported. Accepting a change also starts a new epoch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pytest_ollama_perf.core.workload import Workload, collect_identity_fields, 
 
 
 class RunKind(str, enum.Enum):
-    """Why a run is in the store: a regressed one is kept apart until somebody accepts it."""
+    """Why a run is in the store: a regressed one is quarantined until it is accepted."""
 
     SAVED = "saved"
     REGRESSED = "regressed"
 
 
 class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody accepted how a test runs now: a new epoch, of the accepted ``runs`` and of those saved since ``at``."""
+    """An accepted change: a new epoch of the accepted ``runs`` and of those saved since ``at``."""
 
     test: str
     at: float  # Unix seconds
@@ -280,7 +280,7 @@ def has_success(run: Run) -> bool:
 def select_current_epoch(history: StoredRuns) -> tuple[Run, ...]:
     """Return the runs of the current epoch: those accepted last, and those saved since.
 
-    A test may fire several loads; an acceptance counts for the load whose runs it lists, or for all when it lists none.
+    A test may have several loads; an acceptance counts for the load whose runs it lists, or for all if it lists none.
     """
     known = {run.id for run in history.runs}
     ours = [one for one in history.acceptances if history.identity or not one.runs or known & set(one.runs)]

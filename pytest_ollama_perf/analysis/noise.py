@@ -1,4 +1,4 @@
-"""How much a machine's numbers differ with nothing changed, and what the gate can tell apart there.
+"""How much a machine's numbers differ with nothing changed, and what the gate can detect there.
 
 The evidence is an A/A campaign: runs of one unchanged load, each on a freshly loaded model. Costs are logarithms
 (``run_value``), so a standard deviation of 0.02 is 2 %.
@@ -40,7 +40,7 @@ class Noise:
     """One metric over a campaign. Shares throughout: 0.02 is 2 %.
 
     ``sd`` is the standard deviation between runs and ``low``..``high`` its 95 % interval (chi-squared). ``detectable``
-    holds what the gate shows four times in five after one, two and three runs, with this campaign as its history;
+    holds what the gate detects with 80 % power after one, two and three runs, with this campaign as its history;
     ``margin`` is the smallest one worth setting: whole percents, not below what three runs can show. ``drift`` is the
     change of the cost from the first run to the last and ``gap`` the distance of two modes, each 0 where none was seen;
     ``echo`` is the correlation of a run with the one before (lag 1), ``NaN`` under 8 runs.
@@ -68,12 +68,12 @@ class Noise:
 
     @property
     def sd_factor(self) -> float:
-        """The factor to which so few runs tell a deviation: from ``sd`` to ``high``."""
+        """The uncertainty of the deviation with this number of runs: ``high`` divided by ``sd``."""
         return _compute_sd_factor(len(self.costs) - 1)
 
     @property
     def is_margin_detectable(self) -> bool:
-        """Whether the margin that is set by default can be told on this machine."""
+        """Whether a change as large as the default margin can be detected on this machine."""
         return self.margin <= self.policy.margin
 
     @property
@@ -163,7 +163,7 @@ def _compute_autocorrelation(costs: Sequence[float]) -> float:
 
 
 def find_noise_problems(noises: Sequence[Noise]) -> tuple[Problem, ...]:
-    """Return what is wrong or worth knowing about a campaign's noise; what makes a gate useless spoils."""
+    """Return what is wrong or worth knowing about a campaign's noise; what makes the gate useless invalidates."""
     return tuple(problem for noise in noises for problem in _list_problems(noise))
 
 
@@ -203,5 +203,5 @@ def _find_patterns(noise: Noise) -> list[Problem]:
 
 
 def round_two_digits(share: float) -> float:
-    """Return ``share`` as well as a few runs tell it."""
+    """Return ``share`` rounded to the precision that a few runs allow."""
     return float(f"{share:.2g}")

@@ -283,6 +283,7 @@ def parse_minimal_record(record: Mapping[str, object]) -> RunEvidence:
 
     Raises:
         TypeError: a field has the wrong type; the message names it.
+        ValueError: a number is negative, or a rate is infinite.
     """
     requests = record.get("requests")
     if requests is not None and not isinstance(requests, list):
@@ -329,6 +330,8 @@ def _parse_number(value: object, name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or null, got {value!r:.40}")
+    if value < 0 or (value == math.inf and name.endswith("_tps")):
+        raise ValueError(f"{name} must be null or a finite number of at least 0, got {float(value):g}")
     return float(value)
 
 

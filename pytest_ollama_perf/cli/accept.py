@@ -13,8 +13,8 @@ from pytest_ollama_perf.core.errors import ConfigError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the description and the arguments of ``accept``."""
     parser.description = (
-        "Start a new epoch of a test: its newest regressed runs become the baseline, older ones are none "
-        "any more. They stay in the history, and so does the reason."
+        "Start a new epoch of a test: its newest regressed runs become the baseline; older runs no longer "
+        "count. They stay in the history, as does the reason."
     )
     parser.add_argument("test", metavar="TEST", help="a node id, or the end of one, as in test_chat_speed")
     parser.add_argument("--why", required=True, metavar="REASON", help="kept in the history")

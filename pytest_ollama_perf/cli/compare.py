@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", metavar="A", help="the baseline")
     parser.add_argument("after", metavar="B", help="what is judged")
     add_gate_options(parser, than="A")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 also where nothing can be told (unsure)")
+    parser.add_argument("--strict", action="store_true", help="also exit with 1 if the result is inconclusive (unsure)")
     add_store_options(parser)
     parser.set_defaults(run=main)
 
@@ -146,7 +146,7 @@ def _collect_pairs(options: argparse.Namespace) -> _PairedRuns:
         return _pair_stores(options.before, options.after)
     if any(stores):
         one, other = ("A", "B") if stores[0] else ("B", "A")
-        raise ConfigError(f"{one} is a store and {other} is none: give two runs or two stores")
+        raise ConfigError(f"{one} is a store and {other} is a run: give two runs or two stores")
     store = open_store(options.store)
     before, after = find_run(store, options.before), find_run(store, options.after)
     store.close()

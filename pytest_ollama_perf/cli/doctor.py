@@ -35,7 +35,7 @@ from pytest_ollama_perf.report.progress import LiveProgress
 
 MIN_SESSIONS = 3
 DESCRIPTION = """\
-Say what this machine can measure and how much its numbers differ with nothing
+Report what this machine can measure and how much its numbers differ with nothing
 changed: an A/A campaign, what the gate can tell there, and margins worth setting.
 """
 EPILOG = """\
@@ -99,7 +99,7 @@ def _run_checks(bench: Harness, workload: Workload, options: argparse.Namespace)
     if not options.json:
         doctor_report.print_client(client)
     campaign = None if away else _run_campaign(bench, workload, options.sessions)
-    # Nobody named the default address: that nothing answers there is no finding.
+    # The default address was not named by the user: no answer there is no finding.
     named = bool(options.ollama_url or os.environ.get("OLLAMA_HOST", "").strip())
     found = DoctorReport(client, campaign, away, named)
     if options.json:
@@ -126,7 +126,7 @@ def _resolve_workload(bench: Harness, workload: Workload) -> tuple[Workload, str
             server.control.get_installed(whole.model)
     except ServerUnreachableError as error:
         return workload, str(error)
-    # each session gets prompts of its own
+    # each session has different prompts
     return msgspec.structs.replace(whole, salt=""), ""
 
 
@@ -161,7 +161,7 @@ def _run_session(bench: Harness, workload: Workload, title: str) -> Run:
 
 
 def _find_invalid_runs(runs: Sequence[Run]) -> dict[str, tuple[Problem, ...]]:
-    """Return what spoils each run that cannot be trusted, by its id."""
+    """Return what invalidates each run that cannot be trusted, by its id."""
     return {each.id: found for each in runs if (found := tuple(_list_run_problems(each)))}
 
 

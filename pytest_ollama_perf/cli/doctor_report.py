@@ -85,7 +85,7 @@ class Campaign:
 class DoctorReport:
     """Everything that was found.
 
-    ``away`` says why the server could not be asked, ``named`` whether somebody named that server.
+    ``away`` says why the server could not be asked, ``named`` whether an option named that server.
     """
 
     client: ClientMeasurement
@@ -181,7 +181,7 @@ def _build_conclusion(found: DoctorReport) -> str:
     warnings = len(found.problems) - wrong
     beside = f", {format_count(warnings, 'warning')}" if warnings else ""
     so_far = "so far " if found.campaign and found.campaign.interrupted else ""
-    return f"{so_far}{format_count(wrong, 'thing')} to put right{beside}" if wrong else f"{so_far}healthy{beside}"
+    return f"{so_far}{format_count(wrong, 'problem')} found{beside}" if wrong else f"{so_far}healthy{beside}"
 
 
 def _print_campaign(campaign: Campaign) -> None:
@@ -216,7 +216,7 @@ def _describe_sessions(campaign: Campaign) -> str:
     )
     how = f"concurrency {load.concurrency}" if load.rate is None else f"{format_number(load.rate)} requests/s"
     sessions = f"{format_count(len(campaign.valid_runs), 'session')} x {size}, {how}, {load.warmup} warm-up dropped"
-    text = f"{sessions}; the model loaded anew for each"
+    text = f"{sessions}; the model reloaded for each"
     return f"{text}; {campaign.stopped}" if campaign.interrupted else text
 
 
@@ -255,7 +255,7 @@ def _build_legend(campaign: Campaign) -> str:
         if noise.policy.explain_refusal(campaign.workload.requests or noise.policy.least_requests)
     ]
     later = f" Can gate only: {', '.join(gates)}." if gates else ""
-    seen = "Seen in so many runs: the change that is found four times in five with these as history."
+    seen = "Detectable in N runs: the change found with 80 % power with these runs as the history."
     return f"{seen} {known}{later}"
 
 
@@ -266,7 +266,7 @@ def _list_hints(found: DoctorReport) -> Iterator[str]:
     ]
     if blunt:
         words = " ".join(f"--ollama-margin {_format_margin(noise)}" for noise in blunt)
-        yield f"margins that this machine can tell: pytest {words}"
+        yield f"recommended margins for this machine: pytest {words}"
     sharp = [noise for noise in noises if noise.policy.gating and noise.margin < noise.policy.margin]
     if sharp:
         words = " and ".join(_format_margin(noise) for noise in sharp)

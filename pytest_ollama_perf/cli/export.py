@@ -33,7 +33,7 @@ STANDARD_STREAM = "-"
 
 
 def export_report(kind: str, result: str, output: str) -> int:
-    """Write the report at ``result`` as ``kind`` to ``output``; ``-`` stands for standard input and output."""
+    """Write the report at ``result`` as ``kind`` to ``output``; ``-`` is standard input and output."""
     made = REPORT_WRITERS[kind](parse_document(_read_input(result), _format_input_name(result)))
     if output == STANDARD_STREAM:
         sys.stdout.buffer.write(made)

@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1],
         metavar="N",
-        help="requests at once; one load for each",
+        help="number of clients; one load for each value",
     )
     parser.add_argument(
         "--runs", type=int, default=DEFAULT_RUNS, metavar="N", help="runs of each load (default: %(default)s)"
@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     if options.runs < 1:
         raise ConfigError(f"--runs {options.runs}: expected 1 or more")
     if len(set(options.concurrency)) < len(options.concurrency):
-        raise ConfigError(f"--concurrency {' '.join(map(str, options.concurrency))}: a number stands twice")
+        raise ConfigError(f"--concurrency {' '.join(map(str, options.concurrency))}: duplicate value")
     common = read_load_options(options, INIT_LOAD_OPTIONS)
     for clients in options.concurrency:
         build_load_spec({**common, "concurrency": clients})

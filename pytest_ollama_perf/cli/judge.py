@@ -32,11 +32,11 @@ from pytest_ollama_perf.store import record as stored_form
 EPILOG = """\
 A record is one JSON object, either a run as this package stores it or the minimal form
   {"test": "chat", "run": 7, "requests": [{"eval_tps": 84.1, "ttft_s": 0.18, "latency_s": 0.9}], "throughput_tps": 300}
-where null, or a value that only some requests have, stands for a failed request. A folder holds such files (*.json, one
+where null, or a value that only some requests have, means a failed request. A folder holds such files (*.json, one
 record or a list of them each). Runs count oldest first: by their time or, where every "run" is a number, by that,
-else as they stand; the newest 20 stored runs are the history.
+otherwise in the given order; the newest 20 stored runs are the history.
 
-unsure with fewer than three candidate runs means: give me one more.
+unsure with fewer than three candidate runs means that another run is needed.
 
 exit status: 0, 1 where a test regressed (not with --batch), 2 where something could not be read (the rest is judged)
 """
@@ -212,7 +212,7 @@ def _read_folder(place: Path, flag: str, problems: list[str]) -> Iterator[RunEvi
 
 
 def _is_store_metadata(path: Path, aside: Collection[str]) -> bool:
-    """Tell what a store keeps beside the runs of a test: its name, acceptances, runs that nobody accepted."""
+    """Whether a file of a store is no saved run: the name of the test, an acceptance, or a regressed run."""
     folder = path.parent
     return path.name == "test.json" or (folder.name in aside and (folder.parent / "test.json").exists())
 

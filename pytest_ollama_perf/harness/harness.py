@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import subprocess
 import time
@@ -89,6 +90,7 @@ class Harness:
         self._access = Access(headers=settings.headers, verify=not settings.insecure, ca_file=settings.ca_file or "")
         self._places = tuple(parse_target(url) for url in settings.urls)
         self._other_servers: dict[str, TargetServer] = {}
+        self._unnamed_urls: set[str] = set()
         self._stack = contextlib.ExitStack()
         self._meters = TelemetryProvider(settings.telemetry)
         self._stack.callback(self._meters.close)
@@ -111,8 +113,17 @@ class Harness:
     def open_server(self, url: str) -> TargetServer:
         """The server at ``url``, beside those under test; opened once, a simulator is started here."""
         if url not in self._other_servers:
-            self._other_servers[url] = self._open_server(url, parse_target(url))
+            place = parse_target(url)
+            if isinstance(place, Address) and not self._is_named(place):
+                self._unnamed_urls.add(place.url)
+            self._other_servers[url] = self._open_server(url, place)
         return self._other_servers[url]
+
+    def _is_named(self, place: Address) -> bool:
+        """Whether ``--ollama-url`` or ``--ollama-baseline-url`` names this server."""
+        baseline = self.settings.baseline_url
+        named = (*self._places, *([parse_target(baseline)] if baseline else []))
+        return any(isinstance(one, Address) and one.url == place.url for one in named)
 
     def _open_server(self, url: str, place: Address | SimulatorSettings, running: str = "") -> TargetServer:
         if isinstance(place, SimulatorSettings):
@@ -122,7 +133,13 @@ class Harness:
         return TargetServer(place.url, place, self._open_control(place), weight=parse_weight(url))
 
     def _open_control(self, address: Address) -> ControlClient:
-        return self._stack.enter_context(ControlClient(address, self._access))
+        return self._stack.enter_context(ControlClient(address, self._select_access([address])))
+
+    def _select_access(self, addresses: Sequence[Address]) -> Access:
+        """Return how to reach these servers: headers, and so API keys, go only to servers that an option names."""
+        if self._unnamed_urls.isdisjoint(address.url for address in addresses):
+            return self._access
+        return dataclasses.replace(self._access, headers=())
 
     def remember_models(self, servers: Sequence[TargetServer] = ()) -> None:
         """Note which models are loaded, to restore them on ``close``; simulators that this object starts end there."""
@@ -207,7 +224,12 @@ class Harness:
         with self._open_meter(servers).record() as log:
             fired = runner.run_load(
                 whole,
-                lambda: BalancedBackend(HttpBackend([server.address for server in servers], self._access), balancer),
+                lambda: BalancedBackend(
+                    HttpBackend(
+                        [server.address for server in servers], self._select_access([each.address for each in servers])
+                    ),
+                    balancer,
+                ),
                 targets=len(servers),
                 choose=balancer.choose,
                 on_progress=listener.update,

@@ -383,7 +383,7 @@ def format_stamp(seconds: float) -> str:
 
 
 def parse_stamp(stamp: str) -> float | None:
-    """Return the Unix seconds of a stamp; ``None`` if it is none."""
+    """Return the Unix seconds of a stamp; ``None`` for other text."""
     try:
         return datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=timezone.utc).timestamp()
     except ValueError:

@@ -6,7 +6,7 @@ A column of integers is written as the shortest of
     "3,10,2,..."    value = 3 + 10 * u, where the u are unsigned integers of 2 bytes: all lowest bytes first, then all
                     of the next higher (the lowest are noise, the higher ones hardly vary), deflated, base85
 and where some rows have no value, as ``{"empty": those rows, "values": column of the others}``.
-A column of words is the one word that all share (``{6}`` stands for the row's number in six digits), or distinct words
+A column of words is the one word that all share (``{6}`` is the row's number in six digits), or distinct words
 and a column of their positions.
 """
 

@@ -114,7 +114,7 @@ def build_corrupt_error(where: str, reason: str) -> CorruptRecordError:
 def encode_checked(body: dict[str, Any], opened: tuple[str, ...] = ()) -> bytes:
     """Return ``body`` as JSON with its check, one member on a line, so that people and ``git diff`` can point at one.
 
-    The members of those in ``opened`` have a line each, too.
+    Members of the objects named in ``opened`` also have a line each.
     """
     members = body | {"check": _compute_checksum(body)}
     return (

@@ -5,7 +5,7 @@ Nothing derived is stored, and nothing that a metric needs is lost:
 - times of samples are whole microseconds after ``origin_ns``, rounded down; the server's counters are exact;
 - chunk times after a request's first are whole ticks after it, a tick being the power of two of microseconds that is
   nearest below a five-hundredth of the run's median gap (and at least one): a run of 7 ms per token has ticks of 8 us;
-- of prompts that a person gave, their hash is kept; synthetic ones are made again from the seed.
+- of the user's prompts only a hash is stored; synthetic prompts are generated again from the seed.
 
 ``check`` is a hash over everything else, so that a damaged file cannot pass for another run. Whoever changes the layout
 raises ``run.SCHEMA`` and adds one step to ``UPGRADES``.
@@ -41,7 +41,7 @@ RUN_UPGRADES: Mapping[int, SchemaUpgrade] = MappingProxyType({})
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A run as it stands in the file."""
+    """A run as it is in the file."""
 
     schema: int
     id: str

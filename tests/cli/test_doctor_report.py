@@ -43,8 +43,8 @@ def test_a_healthy_campaign_is_told_whole(capsys):
         "",
         "the noise of m:latest (3.2B Q4_K_M, on the GPU), ollama 0.32.15 on",
         "http://box:11434",
-        "  6 sessions x 20 requests, concurrency 1, 1 warm-up dropped; the model loaded",
-        "anew for each",
+        "  6 sessions x 20 requests, concurrency 1, 1 warm-up dropped; the model reloaded",
+        "for each",
         "",
         "                       differ         seen in                  margin",
         "  metric      typical      by  usual    1 run  2 runs  3 runs     now  worth",
@@ -53,7 +53,7 @@ def test_a_healthy_campaign_is_told_whole(capsys):
         "  latency      200 ms     0 %    2 %    5.1 %   3.9 %   3.3 %     5 %    4 %",
         "  throughput    55 /s     0 %    3 %    7.8 %   5.8 %     5 %    10 %    6 %",
         "  load_time    500 ms     0 %    5 %     13 %   9.9 %   8.5 %    25 %    9 %",
-        "Seen in so many runs: the change that is found four times in five with these as",
+        "Detectable in N runs: the change found with 80 % power with these runs as the",
         "history. From 6 sessions a deviation is known to a factor of 2.5. Can gate only:",
         "throughput from 50 requests a run.",
         "",
@@ -66,7 +66,7 @@ def test_a_blunt_margin_comes_with_what_to_type(capsys):
     found = DoctorReport(HEALTHY, campaign((100, 106, 95, 103, 97, 104)))
     assert found.is_healthy
     print_server_report(found)
-    assert "margins that this machine can tell: pytest --ollama-margin tps=13%" in printed(capsys)
+    assert "recommended margins for this machine: pytest --ollama-margin tps=13%" in printed(capsys)
 
 
 def test_a_machine_too_noisy_to_gate_is_not_healthy(capsys):
@@ -75,7 +75,7 @@ def test_a_machine_too_noisy_to_gate_is_not_healthy(capsys):
     print_server_report(found)
     lines = printed(capsys)
     assert any(line.startswith("x tps is too noisy to gate: runs differ by 26 %") for line in lines)
-    assert lines[-1].startswith("1 thing to put right")
+    assert lines[-1].startswith("1 problem found")
 
 
 def test_a_session_that_cannot_be_trusted_is_named_and_left_out():

@@ -465,7 +465,7 @@ def test_nothing_to_compare_is_never_green(shelf: Shelf, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     assert "nothing to compare" in shelf.error("compare", str(shelf.place), str(tmp_path / "empty"))
     assert "no run of this test in A" in shelf.call("compare", str(tmp_path / "empty"), str(shelf.place), status=2)
-    assert shelf.error("compare", str(shelf.place), "r01") == "A is a store and B is none: give two runs or two stores"
+    assert shelf.error("compare", str(shelf.place), "r01") == "A is a store and B is a run: give two runs or two stores"
 
 
 def test_a_password_in_an_address_is_not_repeated(shelf: Shelf) -> None:

@@ -317,3 +317,16 @@ def test_histories_of_one_run_to_many_are_never_mistaken_for_a_regression(batch,
 def test_a_history_of_damaged_files_alone_is_not_taken_for_none(folders, capsys):
     assert main(folders([b"{", b"garbage"], [record(99)])) == 2
     assert "the history cannot be read, which is not the same as none: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value"), [("eval_tps", -84.1), ("ttft_s", -1), ("eval_tps", "Infinity")])
+def test_negative_and_infinite_numbers_are_refused(tmp_path, capsys, field, value):
+    request = {"eval_tps": 84.1, "ttft_s": 0.18, "latency_s": 0.9} | {field: value}
+    text = json.dumps({"test": "chat", "run": 1, "requests": [request]}).replace('"Infinity"', "Infinity")
+    for folder in ("history", "candidates"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "history" / "a.json").write_text(json.dumps({"test": "chat", "run": 0, "requests": []}))
+    (tmp_path / "candidates" / "b.json").write_text(text)
+    options = ["--history", str(tmp_path / "history"), "--candidates", str(tmp_path / "candidates")]
+    assert main(["judge", *options]) == 2
+    assert f"requests[0].{field} must be null or a finite number of at least 0" in capsys.readouterr().err

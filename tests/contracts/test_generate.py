@@ -110,7 +110,7 @@ def check_written(contracts: Contracts, url: str, capsys: pytest.CaptureFixture[
     [
         (["-o", "x.toml"], "-o x.toml: pytest collects contracts by their name; give NAME.ollama.toml"),
         (["--runs", "0"], "--runs 0: expected 1 or more"),
-        (["--concurrency", "2", "2"], "--concurrency 2 2: a number stands twice"),
+        (["--concurrency", "2", "2"], "--concurrency 2 2: duplicate value"),
         (["--concurrency", "0"], "concurrency=0: expected a whole number from 1 to 2147483647"),
         (["--num-predict", "0"], "num_predict=0: expected a whole number from 1 to 2147483647"),
     ],
