@@ -20,6 +20,7 @@ DEFAULT_KEEP_ALIVE_S = 300.0
 
 _FOREVER_S = 10 * 365 * 86400.0
 _TOLERANCE_S = 5.0
+_RESTORE_TIMEOUT_S = 60.0
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
@@ -89,7 +90,7 @@ class ResidencyKeeper:
             left = state.expires_at - self._clock()
             if left > 0 and not _is_as_before(now.get(name), state):
                 keep_alive = KEEP_FOREVER if left == float("inf") else round(left, 3)
-                control.load(name, keep_alive=keep_alive, num_ctx=state.context_length)
+                control.load(name, keep_alive=keep_alive, num_ctx=state.context_length, timeout_s=_RESTORE_TIMEOUT_S)
 
 
 def _is_as_before(now: ResidentModelState | None, before: ResidentModelState) -> bool:
