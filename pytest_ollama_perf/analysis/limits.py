@@ -125,6 +125,11 @@ EXAMPLE_BOUNDS: Mapping[Unit, str] = MappingProxyType(
 """A bound of each unit, as a person may write it."""
 
 
+MAX_BARE_SECONDS: Mapping[str, float] = MappingProxyType({"load_time": 600.0})
+"""The largest time limit that may be written without a unit; 60 for other metrics. A larger number usually was meant as
+milliseconds."""
+
+
 def _get_metric(name: str, written: str) -> Metric:
     if name not in METRICS:
         near = suggest_match(name, METRICS)
@@ -176,6 +181,9 @@ def _parse_option_value(metric: Metric, value: object, written: str) -> float:
     unit_needed = metric.unit is Unit.BYTES  # nobody who writes 20 means twenty bytes
     if isinstance(value, bool) or not isinstance(value, (int, float)) or unit_needed:
         raise ConfigError(f"limit {written}: expected {_describe_expected(metric)}")
+    if metric.unit is Unit.SECONDS and MAX_BARE_SECONDS.get(metric.name, 60.0) < value < math.inf:
+        shown = safe_repr(value)
+        raise ConfigError(f"limit {written}: a number without a unit is in seconds; write '{shown}ms' or '{shown}s'")
     return _check_range(metric, float(Decimal(value)), written)
 
 

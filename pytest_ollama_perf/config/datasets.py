@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import codecs
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +109,7 @@ def read_dataset(word: str, value: object) -> dict[str, Any]:
 
 
 def _read_lines(word: str, value: object) -> list[tuple[str, int, bytes]]:
-    content = _read_file(word, value, MAX_DATASET_BYTES)
+    content = _read_file(word, value, MAX_DATASET_BYTES).removeprefix(codecs.BOM_UTF8)
     found = [(str(value), number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     if len(found) > MAX_DATASET_LINES:
         raise ConfigError(f"{word}={safe_repr(value)}: {len(found)} lines; at most {MAX_DATASET_LINES} are sent")
@@ -160,6 +163,9 @@ def _read_file(word: str, value: object, most: int) -> bytes:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ConfigError(f"{word}={safe_repr(value)}: expected the path of a file")
     try:
+        # opening a FIFO would wait for its writer
+        if not stat.S_ISREG(os.stat(value).st_mode):
+            raise ConfigError(f"{word}: {sanitize(str(value), 200)} is not a regular file")
         with open(value, "rb") as file:
             content = file.read(most + 1)
     except (OSError, ValueError) as error:

@@ -252,7 +252,7 @@ def resolve_settings(source: OptionSource, environment: Mapping[str, str] = os.e
         model=raw["model"] or None,
         reports=tuple(map(parse_report, raw["report"] or ())),
         strict=bool(raw["strict"]),
-        store=raw["store"] or DEFAULT_STORE,
+        store=_parse_store(raw["store"]),
         save=bool(raw["save"]),
         baseline=(raw["baseline"] or "").strip(),
         require_baseline=bool(raw["require-baseline"]),
@@ -297,6 +297,14 @@ def _parse_urls(given: Sequence[str] | None) -> tuple[str, ...]:
     if not urls or not all(urls):
         raise ConfigError(f"--ollama-url is empty; give the server, for example --ollama-url={DEFAULT_URL}")
     return urls
+
+
+def _parse_store(given: str | None) -> str:
+    if given is not None and not given.strip():
+        raise ConfigError(
+            "--ollama-store is empty, for example because of an unset variable; give a folder or a database URL"
+        )
+    return DEFAULT_STORE if given is None else given
 
 
 def _parse_list(

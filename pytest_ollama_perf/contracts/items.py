@@ -58,12 +58,25 @@ class ContractFile(pytest.File):
 
         prefix = CONTRACT_TABLE if self.path.name == PYPROJECT else ()
         try:
-            text = self.path.read_text(encoding="utf-8-sig")
             return parse_contract(
-                text, self.nodeid, prefix=prefix, folder=self.path.parent, settings=self.ollama_session.settings
+                self._read_text(),
+                self.nodeid,
+                prefix=prefix,
+                folder=self.path.parent,
+                settings=self.ollama_session.settings,
             )
-        except (ConfigError, OSError, UnicodeDecodeError) as error:
+        except (ConfigError, OSError) as error:
             raise self.CollectError(str(error)) from None
+
+    def _read_text(self) -> str:
+        from pytest_ollama_perf.core.errors import ConfigError
+
+        content = self.path.read_bytes()
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise ConfigError(f"{self.nodeid}:{line}: not UTF-8; save the file with that encoding") from None
 
 
 class ModelCollector(pytest.Collector):

@@ -49,6 +49,8 @@ FILE_OPTIONS = tuple(name for name, option in LOAD_OPTIONS.items() if option.is_
 LIST_OPTIONS = ("concurrency", "rate")
 """Words that may hold a list: the same clauses at each."""
 
+_MAX_SUGGESTIONS = 50
+
 _LOAD_KEYS = (*CONTRACT_LOAD_OPTIONS, "require")
 
 
@@ -246,9 +248,14 @@ def _reject_unknown(
 ) -> None:
     for key in table:
         if key not in valid:
-            near = (suggest_clause(key) if "tps" in valid else "") or suggest_match(key, valid)
+            near = (suggest_clause(key) if "tps" in valid else "") or _suggest_key(reader, key, valid)
             listed = ", ".join(dict.fromkeys(valid))
             reader.add_fault((*path, key), f"unknown key {key!r} {where}{near or f'; valid: {listed}'}")
+
+
+def _suggest_key(reader: _ContractParser, key: str, valid: tuple[str, ...]) -> str:
+    """Suggest a key for the first faults of a file only, as each suggestion takes a millisecond."""
+    return suggest_match(key, valid) if len(reader.faults) < _MAX_SUGGESTIONS and len(key) < _MAX_SUGGESTIONS else ""
 
 
 def _build_load_groups(reader: _ContractParser, model: str, layers: tuple[_Layer, ...]) -> Iterator[ClauseGroup]:

@@ -22,7 +22,12 @@ KeyPath = tuple[str | int, ...]
 MAX_CHARS = 1_000_000
 """Longer files are refused: nobody wrote them by hand."""
 
-_CLOSES = re.compile(r"[\]})]|\"\"\"|'''")
+MAX_KEY_PARTS = 50
+"""Keys with more parts are refused: the parser needs time quadratic in their number."""
+
+_STRING = r'"""(?:[^\\]|\\.)*?"""(?:"{0,2})|' + r"'''.*?'''(?:'{0,2})" + r'|"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'"
+_TOKEN = re.compile(rf"(?P<text>{_STRING}|\#[^\n]*)|[\[\]{{}}\n]", re.DOTALL)
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MAX_KEY_PARTS}}}")
 _AT_LINE = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
 
 
@@ -34,6 +39,7 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
     """
     if len(text) > MAX_CHARS:
         raise ConfigError(f"{name}: more than {MAX_CHARS} characters; a contract is a short file")
+    _reject_long_keys(text, name)
     try:
         document: dict[str, Any] = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -43,17 +49,26 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
     return document
 
 
+def _reject_long_keys(text: str, name: str) -> None:
+    bare = _TOKEN.sub(lambda match: "\n" * match[0].count("\n") + "s" if match["text"] else match[0], text)
+    if found := _LONG_KEY.search(bare):
+        line = bare.count("\n", 0, found.start()) + 1
+        raise ConfigError(f"{name}:{line}: a key with more than {MAX_KEY_PARTS} parts")
+
+
 def find_lines(text: str) -> dict[KeyPath, int]:
     """Return for every key of the valid document ``text`` the line, from 1, that it begins on.
 
-    A document is cut into statements - a table's header, a key with its value - by asking the parser whether the lines
-    so far are one; no part of a statement is a statement itself. Keys inside an inline table have its line.
+    The document is split into statements: a table's header, or a key with its value. Keys inside an inline table have
+    its line.
     """
     found: dict[KeyPath, int] = {}
     table: KeyPath = ()
     arrays: Counter[KeyPath] = Counter()
-    for number, statement in _split_statements(text.replace("\r\n", "\n").split("\n")):
+    for number, statement in _split_statements(text.replace("\r\n", "\n")):
         content = tomllib.loads(statement)
+        if not content:
+            continue
         if statement.lstrip().startswith("["):
             table = _read_header(content, arrays, is_array=statement.lstrip().startswith("[["))
             found.setdefault(table, number)
@@ -71,21 +86,23 @@ def find_line(found: Mapping[KeyPath, int], path: Sequence[str | int]) -> int:
     return 1
 
 
-def _split_statements(rows: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield every statement with its first line; a row alone that holds none, a comment or nothing, is left out."""
-    begun: list[str] = []
-    for number, row in enumerate(rows, 1):
-        begun.append(row)
-        if len(begun) > 1 and not _CLOSES.search(row):
-            continue  # nothing ends here, and asking the parser at every line of a long array would take long
-        text = "\n".join(begun)
-        try:
-            holds = bool(tomllib.loads(text))
-        except tomllib.TOMLDecodeError:
-            continue
-        if holds:
-            yield number - len(begun) + 1, text
-        begun.clear()
+def _split_statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield every statement, comment and empty line with its first line, in time linear in the text.
+
+    A statement ends at the first line break outside of strings and brackets.
+    """
+    start, line, first, depth = 0, 1, 1, 0
+    for token in _TOKEN.finditer(text):
+        if token["text"]:
+            line += token[0].count("\n")
+        elif token[0] == "\n":
+            line += 1
+            if not depth:
+                yield first, text[start : token.start()]
+                start, first = token.end(), line
+        else:
+            depth += 1 if token[0] in "[{" else -1
+    yield first, text[start:]
 
 
 def _read_header(content: dict[str, Any], arrays: Counter[KeyPath], *, is_array: bool) -> KeyPath:

@@ -16,6 +16,7 @@ from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.markers import MARKERS, SIDE_EXCLUDED_OPTIONS
 from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config.value_types import MAX_NUMBER
 from pytest_ollama_perf.core.errors import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Run
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
@@ -154,7 +155,12 @@ def _parse_requests(given: object, clients: int) -> int:
     """Return how many requests of a side a block holds: at least eight, and two of every client in each turn."""
     if given is None:
         return max(REQUESTS_PER_SIDE, RUNS_PER_BLOCK * MIN_REQUESTS_PER_CLIENT * clients)
-    if isinstance(given, bool) or not isinstance(given, int) or given < RUNS_PER_BLOCK or given % RUNS_PER_BLOCK:
+    if (
+        isinstance(given, bool)
+        or not isinstance(given, int)
+        or not RUNS_PER_BLOCK <= given <= MAX_NUMBER
+        or given % RUNS_PER_BLOCK
+    ):
         raise ConfigError(
             f"requests={safe_repr(given)}: expected an even number from {RUNS_PER_BLOCK}: so many a side and "
             "block, half of them in "

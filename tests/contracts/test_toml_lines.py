@@ -103,3 +103,27 @@ def test_what_is_no_toml_is_told_with_its_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_toml(text, "f.toml")
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.timeout(20)
+def test_lines_are_found_in_time_linear_in_the_document() -> None:
+    rows = "".join(f'  "]{number}",\n' for number in range(20_000))
+    found = find_lines(f"first = [\n{rows}]\nlast = 1\n")
+    assert (found["first",], found["last",]) == (1, 20_003)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("part", ["a", "'a'"])
+def test_a_key_of_very_many_parts_is_refused(part: str) -> None:
+    with pytest.raises(ConfigError, match="c:2: a key with more than 50 parts"):
+        parse_toml("schema = 1\n" + ".".join([part] * 100_000) + " = 1", "c")
+
+
+def test_dots_that_are_no_keys_do_not_count() -> None:
+    numbers = ", ".join(f"{number}.5" for number in range(200))
+    assert parse_toml(f'a = [{numbers}]\nb = "{"x." * 200}"  # {"y." * 200}\n', "c")["a"][0] == 0.5
+
+
+def test_brackets_and_quotes_in_strings_end_no_statement() -> None:
+    text = 'a = ["""x"]""", "\\"[", \'[\']\nb = """\n[c]\n""""\n[d] # [\ne = \'\'\'\n]\'\'\'\nf = {g = "}"}\n'
+    assert find_lines(text) == {("a",): 1, ("b",): 2, ("d",): 5, ("d", "e"): 6, ("d", "f"): 8, ("d", "f", "g"): 8}
