@@ -6,11 +6,13 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from types import MappingProxyType
 
+import certifi
 import pytest
 
 from pytest_ollama_perf.analysis.run_value import POLICIES
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget
 from pytest_ollama_perf.config.settings import (
+    DEFAULT_WAIT_S,
     OPTIONS,
     GitHubJob,
     Option,
@@ -79,7 +81,12 @@ GOOD = MappingProxyType(
         "no-properties": (True, True, "no_properties", True, True, False),
         "no-github": (True, True, "github", None, None, None),
         "header": (["X-A: 1"], ["X-B: 2"], "headers", (("X-A", "1"),), (("X-B", "2"),), ()),
-        "ca-file": (__file__, __file__, "ca_file", __file__, __file__, None),
+        "wait": ("5", "2m", "wait_s", 5.0, 120.0, DEFAULT_WAIT_S),
+        "invalid": ("skip", "fail", "skips_invalid", True, False, False),
+        "unreachable": ("skip", "fail", "skips_unreachable", True, False, False),
+        "skip": (True, True, "skip", True, True, False),
+        "only": (True, True, "only", True, True, False),
+        "ca-file": (certifi.where(), certifi.where(), "ca_file", certifi.where(), certifi.where(), None),
         "insecure": (True, True, "insecure", True, True, False),
         "telemetry": ("off", " ssh box smi ", "telemetry", "off", "ssh box smi", None),
         "server-env": (["A=1"], ["B=2=3", "C="], "server_env", {"A": "1"}, {"B": "2=3", "C": ""}, {}),

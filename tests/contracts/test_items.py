@@ -228,5 +228,5 @@ def test_a_model_that_is_missing_fails_every_clause_with_the_command_to_type(con
 
 
 def test_a_contract_that_is_not_utf_8_names_file_and_line(contracts: Contracts) -> None:
-    (contracts.pytester.path / "c.ollama.toml").write_bytes(b'schema = 1\n[load]\nprompt = "gr\xfc\xdfe"\n')
+    (contracts.path / "c.ollama.toml").write_bytes(b'schema = 1\n[load]\nprompt = "gr\xfc\xdfe"\n')
     contracts.run("c.ollama.toml").stdout.fnmatch_lines(["*c.ollama.toml:3: not UTF-8; save the file with*"])

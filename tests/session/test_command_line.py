@@ -7,68 +7,6 @@ import pytest
 from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.settings import OPTIONS
 
-HELP = """\
-performance of models served by Ollama:
-  --ollama-url=URL      the Ollama server to test: host, host:port or URL, as
-                        OLLAMA_HOST accepts them; `sim:` or
-                        `sim:?slots=4&tps=80` is the built-in simulator; repeat
-                        it for several servers, `http://gpu-box:11434#weight=2`
-                        gets twice its part (default: OLLAMA_HOST, else
-                        127.0.0.1:11434)
-  --ollama-baseline-url=URL
-                        the server that ollama_ab and ollama.compare take as the
-                        baseline; --ollama-url is the candidate
-  --ollama-allow-down   with several servers: leave out those that do not
-                        answer, instead of counting their requests as failed
-  --ollama-model=NAME   the model of tests whose marker names none
-  --ollama-report=TYPE:PATH
-                        write a report after the run, for example
-                        `html:perf.html`; repeatable; types: json, html,
-                        markdown, openmetrics, csv, benchstat, bencher,
-                        github-bigger, github-smaller
-  --ollama-strict       fail tests whose verdict is unsure or incomparable, too
-  --ollama-store=PLACE  where the history is kept: a folder (default:
-                        .ollama-perf) or a database URL
-  --ollama-save         add the valid runs of this session to the history
-  --ollama-require-baseline
-                        fail tests that have no history to be judged against
-  --ollama-max-runs=N   how many runs, each on a freshly loaded model, a verdict
-                        against history may take: 1 to 3 (default: 3)
-  --ollama-run-spacing=SECONDS
-                        how far apart these runs begin at least where the first
-                        looks slower: short runs in a row share a mood of the
-                        machine; not waited for on the simulator (default: 10)
-  --ollama-margin=METRIC=PERCENT
-                        how much worse than history is accepted, for example
-                        `tps=5%` or `ttft.p95=25%`; repeatable
-  --ollama-benchmark    show pytest-benchmark the latencies of load tests: in
-                        its table, JSON and comparisons
-  --ollama-no-properties
-                        give tests no properties, for readers of JUnit XML that
-                        know them on suites only (Jenkins' xUnit plugin)
-  --ollama-no-github    in GitHub Actions: add no results to the job's summary,
-                        no annotations for failures
-  --ollama-header='NAME: VALUE'
-                        a header for every request, for example `X-Team: ml`;
-                        repeatable; values are never shown
-  --ollama-ca-file=FILE
-                        certificate authorities (PEM) to trust for https servers
-  --ollama-insecure     do not verify the certificates of https servers
-  --ollama-telemetry=COMMAND
-                        a command that prints what the server's GPU does while a
-                        load runs, as JSON lines or CSV of nvidia-smi, for
-                        example `ssh gpu-box nvidia-smi --query-gpu=index,name,d
-                        river_version,utilization.gpu,memory.used,memory.total,p
-                        ower.draw,temperature.gpu,clocks.sm,clocks_event_reasons
-                        .active --format=csv -l 1`; `off` reads nothing
-                        (default: the GPUs of this machine where the server runs
-                        on it; needs the extra gpu)
-  --ollama-server-env=NAME=VALUE
-                        a setting of the server that its API does not show, for
-                        example `OLLAMA_NUM_PARALLEL=4`; part of the
-                        fingerprint; repeatable
-"""
-
 MARKER = """\
 @pytest.mark.ollama_load(concurrency=4, min_tps=150): run a load and check its results.
     The load runs before the body of the test; a broken limit fails the test.
@@ -85,16 +23,19 @@ def shown(perf, option: str) -> str:
     return perf.run(option).out + "\n"
 
 
-def test_help_reads_well_at_eighty_columns(perf) -> None:
+def test_help_has_every_option_within_eighty_columns(perf) -> None:
     text = shown(perf, "--help")
-    assert unwrapped(HELP) in unwrapped(text)
-    start = text.index(HELP.partition("\n")[0])
-    assert [line for line in text[start:].partition("\n\n")[0].splitlines() if len(line) > 80] == []
+    own = text[text.index("performance of models served by Ollama:") :].partition("\n\n")[0]
+    for option in OPTIONS:
+        written = f"{option.flag}={option.metavar}" if option.metavar else option.flag
+        assert f"\n  {written}" in own
+        assert _join(option.help.replace("%%", "%")) in _join(own), option.name
+    assert [line for line in own.splitlines() if len(line) > 80] == []
 
 
-def unwrapped(text: str) -> str:
-    """Return the text on one line; older versions of pytest also break lines at hyphens."""
-    return " ".join(text.split()).replace("- ", "-")
+def _join(text: str) -> str:
+    """Return the text without spaces: help is wrapped, also inside long words."""
+    return "".join(text.split())
 
 
 def test_help_has_every_option_as_an_ini_key_of_the_right_type(perf) -> None:
