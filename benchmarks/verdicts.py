@@ -1,4 +1,4 @@
-"""False alarms, power and runs spent of the gate on simulated histories, held against the bar.
+"""False alarms, power and runs spent of the gate on simulated histories, compared with the bar.
 
     python benchmarks/verdicts.py [--quick] [--seed N]
 
@@ -66,7 +66,7 @@ def mean(row: str, what: str, values: Sequence[float], bar: float) -> Figure:
 
 
 def sequentially(decide: Callable[[int], VerdictStatus]) -> tuple[VerdictStatus, int]:
-    """Ask for one run after the other until the verdict stands."""
+    """Ask for one run after the other until the verdict is conclusive."""
     for runs in range(1, MAX_RUNS + 1):
         word = decide(runs)
         if word is not VerdictStatus.UNSURE:
@@ -133,7 +133,7 @@ def _judging(history: Sequence[RunEvidence], candidates: Sequence[RunEvidence]) 
 
 
 def _record(costs: Floats, rng: np.random.Generator) -> RunEvidence:
-    """TTFT has more noise of its own than the rate of tokens."""
+    """TTFT has more noise than the rate of tokens."""
     first = costs + 0.05 * rng.normal(size=len(costs))
     fields = zip((80 * np.exp(-costs)).tolist(), (0.2 * np.exp(first)).tolist(), np.exp(costs).tolist(), strict=True)
     return parse_minimal_record(

@@ -1,7 +1,7 @@
-"""Two live servers or models, side by side: blocks of A B B A, both sides loaded anew in every block.
+"""Two live servers or models, measured in turn: blocks of A B B A, both sides reloaded for every run.
 
-What disturbs the machine disturbs both sides of a block alike, so the difference within a block is the unit of
-evidence. A t test with moderated variance (Smyth 2004) looks at it a few times, each at its share of ``ALPHA``.
+A disturbance of the machine affects both sides of a block alike, so the difference within a block is the unit of
+evidence. A t test with moderated variance (Smyth 2004) looks at it up to four times, each at its share of ``AB_ALPHA``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AB_ALPHA = 0.02
 """The chance of finding a difference between equal sides: .01 each way, as at the gate."""
 
 DEFAULT_DIFFERENCE = 0.03
-"""The smallest difference that matters unless told otherwise."""
+"""The smallest difference that matters by default."""
 
 _BETA = 0.02
 _WITHIN_BLOCK_SHARE = 0.5
@@ -54,7 +54,7 @@ _MIN_FAILED_BLOCKS = 2
 
 @dataclass(frozen=True)
 class BlockComparison:
-    """What the blocks say of B against A. ``d`` is a difference of costs: above 0, B is worse.
+    """The comparison of B with A over all blocks. ``d`` is a difference of costs: above 0, B is worse.
 
     ``change`` is ``exp(d) - 1``, ``p`` the two-sided chance of a difference this large between equal sides.
     ``word`` is ``regressed`` where B is slower, ``faster``, ``ok`` where they differ by less than what matters, or
@@ -134,10 +134,10 @@ Blocks = Sequence[Sequence[Run]]
 """One side: for each block the runs of its turns."""
 
 SHOWN_METRICS = (*GATING_METRICS, "latency", "throughput")
-"""Numbers shown beside the judged ones, without a say."""
+"""Metrics that are shown, but do not decide."""
 
 FALLBACK_METRIC = "latency"
-"""What decides where nothing generates: embeddings."""
+"""What decides for embeddings, which generate no tokens."""
 
 SERVER_TIMED = frozenset({"tps", "prefill_tps", "tpot", "queue", "load_time"})
 """Metrics made of the server's own counters, whose meaning differs between versions of Ollama."""
@@ -146,7 +146,7 @@ _MARGIN_RATIO = DEFAULT_DIFFERENCE / POLICIES["tps"].margin
 
 
 class ABComparison(Finding, frozen=True, kw_only=True, tag="ab_comparison"):
-    """Two sides measured in turn. ``baseline`` and ``candidate`` say what tells them apart.
+    """Two sides measured in turn. ``baseline`` and ``candidate`` describe how they differ.
 
     ``requests`` is how many of each side a complete block holds, ``more`` how many blocks the next look asks for (0:
     decided, or the last look is over). ``rows`` has one number each: ``baseline``, the candidate's ``value``, the
@@ -164,8 +164,8 @@ class ABComparison(Finding, frozen=True, kw_only=True, tag="ab_comparison"):
 
 
 def get_default_margin(one: MetricPolicy) -> float:
-    """Return the change that matters for a metric unless told otherwise: 3 % of tokens/s, and as much stricter than the
-    margin against history for every other number, since both sides are measured in the same minutes."""
+    """Return the change that matters for a metric by default: 3 % of tokens/s, and the same fraction of the margin
+    against history for every other metric, because both sides are measured within minutes."""
     return one.margin * _MARGIN_RATIO
 
 
@@ -179,8 +179,8 @@ def compare_sides(
 ) -> ABComparison:
     """Compare two sides block by block; the numbers named in ``margins`` decide, or tokens/s and TTFT.
 
-    Each deciding number gets its part of the error that ``ab.ALPHA`` allows (Bonferroni). Slower is ``regressed`` only
-    where the interval reaches the margin: what is plainly slower by less than that is within it.
+    Each deciding metric gets its share of ``AB_ALPHA`` (Bonferroni). A slower candidate is ``regressed`` only if the
+    interval reaches the margin; a clear slowdown below the margin is accepted.
     """
     judged = [
         _build_difference(one, baseline, candidate, margins) for one in _select_deciding(margins, baseline, candidate)
@@ -326,9 +326,9 @@ def _explain_moved_phases(baseline: Blocks, candidate: Blocks) -> str:
 def _format_unsure(telling: Sequence[VerdictRow], blocks: int) -> str:
     row = telling[0]
     if row.low is None or row.high is None:
-        return f"{_format_brief(row)}: cannot tell from {format_count(blocks, 'block')}"
+        return f"{_format_brief(row)}: inconclusive after {format_count(blocks, 'block')}"
     interval = f"95 % between {format_percent(row.low, signed=True)} and {format_percent(row.high, signed=True)}"
-    return f"{_format_brief(row)}: cannot tell from {format_count(blocks, 'block')}, {interval}"
+    return f"{_format_brief(row)}: inconclusive after {format_count(blocks, 'block')}, {interval}"
 
 
 def _format_incomparable(telling: Sequence[VerdictRow], blocks: int) -> str:

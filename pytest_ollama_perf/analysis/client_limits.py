@@ -1,4 +1,4 @@
-"""What this machine's client can measure, and whether that is enough for a load."""
+"""How fast the client can measure on this machine, and whether that is enough for a load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_CORE_SHARE = 0.7
 """Share of a core that streams may take: above it a run is called client-bound (``client_side``)."""
 
 TYPICAL_TPS = 50.0
-"""Tokens/s of a stream, for telling a rate of chunks as a number of streams; about what a person's GPU gives one."""
+"""Tokens/s of a stream, to convert a rate of chunks to a number of streams; typical for a desktop GPU."""
 
 _MAX_IDLE_LAG_S = 0.025
 _MAX_TTFT_ERROR_S = 0.010
@@ -50,7 +50,7 @@ class ClientMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_client_problems(client: ClientMeasurement, *, streams: int = 0, tps: float = 0.0) -> tuple[Problem, ...]:
-    """Return what keeps ``client`` from measuring truthfully, for a load of ``streams`` at ``tps`` each where known."""
+    """Return what makes the measurements of ``client`` inaccurate, for ``streams`` at ``tps`` each if known."""
     return (
         tuple(_check_open_files(client))
         + tuple(_check_lag(client))
@@ -75,7 +75,7 @@ def _check_lag(client: ClientMeasurement) -> Iterator[Problem]:
         yield Problem(code=ProblemCode.EVENT_LOOP_LAG, text=text, invalidates=True)
     if client.load_average is not None and client.load_average > client.cpus:
         cores = format_count(client.cpus, "core")
-        text = f"load average {format_number(client.load_average)} on {cores}: other programs run beside this one"
+        text = f"load average {format_number(client.load_average)} on {cores}: other programs are using this machine"
         yield Problem(code=ProblemCode.BUSY_MACHINE, text=text, invalidates=False)
 
 

@@ -37,7 +37,7 @@ class GateRule:
     """How the gate judges one metric. ``margin`` is relative: 0.05 accepts a slowdown of 5 %.
 
     ``prior_sd`` is the expected standard deviation between runs. ``scatter`` is the standard error of a run's value
-    from the variation of its own requests (``RunEvidence.estimate_scatter``). If it exceeds ``prior_sd``, the same
+    from the variation of its requests (``RunEvidence.estimate_scatter``). If it exceeds ``prior_sd``, the same
     variation is expected between runs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Absolute limits as people write them: ``{"ttft.p95": "<= 300ms"}`` or ``min_tps=150``, read and checked."""
+"""Absolute limits such as ``{"ttft.p95": "<= 300ms"}`` or ``min_tps=150``, parsed and checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, 
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """What a contract promises: ``stat`` of ``metric`` (``""`` for the pooled or per-run value) ``op`` ``bound``.
+    """One limit: ``stat`` of ``metric`` (``""`` for the pooled or per-run value) ``op`` ``bound``.
 
     ``op`` is ``<=`` for metrics where lower is better and ``>=`` for rates; ``bound`` is in the metric's own unit;
     ``text`` is what was written.
@@ -32,7 +32,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 def parse_limit(key: str, text: object) -> Limit:
     """Return the limit that ``key`` (``ttft.p95``, ``tps``) and ``text`` (``<= 300ms``) state.
 
-    The statistic may stand in the text instead: ``parse_limit("ttft", "p95 <= 300ms")``.
+    The statistic may be in the text instead: ``parse_limit("ttft", "p95 <= 300ms")``.
 
     Raises:
         ConfigError: metric, statistic, direction, number or unit is wrong; one line says what would be right.
@@ -52,10 +52,10 @@ def parse_limit(key: str, text: object) -> Limit:
 
 
 def parse_limit_option(word: str, value: object) -> Limit:
-    """Return the limit of a marker word: ``min_tps=150``, ``max_p95_latency=2.5`` (seconds) or ``="300ms"``.
+    """Return the limit of a marker argument: ``min_tps=150``, ``max_p95_latency=2.5`` (seconds) or ``="300ms"``.
 
     Raises:
-        ConfigError: there is no such word, or the value is not what its metric takes.
+        ConfigError: there is no such argument, or the value is not what its metric takes.
     """
     written = f"{word}={safe_repr(value)}"
     if word not in _collect_limit_options():
@@ -66,7 +66,7 @@ def parse_limit_option(word: str, value: object) -> Limit:
 
 
 def list_limit_options() -> tuple[str, ...]:
-    """Return every word ``limit_from_word`` takes."""
+    """Return every argument that ``parse_limit_option`` accepts."""
     return tuple(_collect_limit_options())
 
 
@@ -122,7 +122,7 @@ EXAMPLE_BOUNDS: Mapping[Unit, str] = MappingProxyType(
         Unit.JOULES_PER_TOKEN: "1.5",
     }
 )
-"""A bound of each unit, as a person may write it."""
+"""An example bound for each unit."""
 
 
 MAX_BARE_SECONDS: Mapping[str, float] = MappingProxyType({"load_time": 600.0})
@@ -139,7 +139,7 @@ def _get_metric(name: str, written: str) -> Metric:
 
 def _choose_statistic(in_key: str, in_text: str, written: str) -> str:
     if in_key and in_text:
-        raise ConfigError(f"limit {written}: the statistic stands twice, '{in_key}' and '{in_text}'; write it once")
+        raise ConfigError(f"limit {written}: duplicate statistic, '{in_key}' and '{in_text}'; give it once")
     return in_key or in_text
 
 
@@ -178,7 +178,7 @@ def _parse_bound(metric: Metric, number: str, unit: str | None, written: str) ->
 def _parse_option_value(metric: Metric, value: object, written: str) -> float:
     if isinstance(value, str) and (match := _QUANTITY_PATTERN.fullmatch(value)):
         return _parse_bound(metric, match["number"], match["unit"], written)
-    unit_needed = metric.unit is Unit.BYTES  # nobody who writes 20 means twenty bytes
+    unit_needed = metric.unit is Unit.BYTES  # a plain 20 never means twenty bytes
     if isinstance(value, bool) or not isinstance(value, (int, float)) or unit_needed:
         raise ConfigError(f"limit {written}: expected {_describe_expected(metric)}")
     if metric.unit is Unit.SECONDS and MAX_BARE_SECONDS.get(metric.name, 60.0) < value < math.inf:
@@ -236,7 +236,7 @@ def _collect_limit_options() -> dict[str, tuple[Metric, str]]:
 
 
 def _explain_unknown_option(word: str) -> str:
-    """Say what is wrong with a word that is none: direction, missing statistic or spelling."""
+    """Explain why there is no such argument: wrong direction, missing statistic or spelling."""
     side, _, rest = word.partition("_")
     named = next(
         (name for name in sorted(METRICS, key=len, reverse=True) if rest == name or rest.endswith(f"_{name}")), ""

@@ -18,7 +18,7 @@ PHASES = MappingProxyType(
         "network": "network and client",
     }
 )
-"""Phases in the order a request meets them, and what to call them in a sentence."""
+"""Phases in the order of a request, and their names in a sentence."""
 
 _MIN_SHARE = 0.2
 _MIN_CHANGE = 0.03
@@ -28,7 +28,7 @@ _DEVIATIONS = 3.0
 
 @dataclass(frozen=True)
 class PhaseChange:
-    """One phase then and now, in seconds; ``direction``: +1 grew, -1 shrank, 0 neither plainly."""
+    """One phase in the baseline and now, in seconds; ``direction``: +1 grew, -1 shrank, 0 no clear change."""
 
     phase: str
     baseline_s: float
@@ -83,7 +83,7 @@ def _compare_phase(phase: str, before: Sequence[float], after: Sequence[float], 
 
 
 def explain_phases(found: Sequence[PhaseChange]) -> str:
-    """Say which phase moved: "the server's queue grew, prefill and decode did not"; empty where none did plainly."""
+    """Name the phases that changed: "the server's queue grew, prefill and decode did not"; empty if none did."""
     grew = [PHASES[move.phase] for move in found if move.direction > 0]
     shrank = [PHASES[move.phase] for move in found if move.direction < 0]
     still = [PHASES[move.phase] for move in found if move.phase in _NAMED_WHEN_UNCHANGED and not move.direction]

@@ -1,4 +1,4 @@
-"""The verdict of a test against its history: every gating metric through the gate, and one word for all of them."""
+"""The verdict of a test against its history: the gate judges every gating metric, and the worst status counts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MetricVerdict:
 
     @property
     def baseline(self) -> float | None:
-        """What is usual, in the metric's own unit."""
+        """The mean of the stored runs, in the metric's unit."""
         return to_value(self.policy, self.judgement.baseline.mean) if self.judgement.baseline else None
 
     @property
@@ -69,7 +69,7 @@ class MetricVerdict:
 
     @property
     def reason(self) -> str:
-        """One line that stands alone."""
+        """One line that is complete by itself."""
         return self.refusal or _REASONS.get(self.word, _format_comparison)(self)
 
     @property
@@ -92,7 +92,7 @@ class MetricVerdict:
 
 @dataclass(frozen=True)
 class TestVerdict:
-    """All judged metrics of a test; the gravest word is that of the test. Without any metric there was no data."""
+    """All judged metrics of a test; the most severe status is that of the test. Without a metric there was no data."""
 
     __test__ = False
 
@@ -135,9 +135,9 @@ def judge_test(
 ) -> TestVerdict:
     """Judge the candidate runs of one test against its stored runs of the same epoch.
 
-    Without ``names`` the metrics that gate by default are judged, or where nobody recorded any of those, all that were
-    recorded; a metric that only the candidates have is new and left out as long as another has a history. ``family``
-    is what the rest of the build leaves; by default the metrics are all there is.
+    Without ``names`` the metrics that gate by default are judged or, if none of those was recorded, all that were
+    recorded. A metric that only the candidates have is new, and omitted if another one has a history. ``family`` is the
+    error budget of the build; by default it covers only these metrics.
     """
     stored, fresh = sort_by_time(tuple(history)), tuple(candidates)
     policies = [get_policy(name) for name in names] or _select_recorded(stored, fresh)
@@ -205,7 +205,7 @@ def _judge_metric(
 
 
 def _estimate_scatter(one: MetricPolicy, runs: Sequence[RunEvidence]) -> float:
-    """Return how much runs differ at least, judging by the requests of each: by the usual run, not by a stalled one."""
+    """Return the median of the runs' standard errors from their requests; a stalled run does not count more."""
     found = [run.estimate_scatter(one) for run in runs]
     return median(found) if found else 0.0
 
@@ -229,16 +229,16 @@ def _format_unsure(metric: MetricVerdict) -> str:
     found = metric.judgement
     if math.isnan(found.d):
         return f"{_format_metric_name(metric)}: a candidate run has no data"
-    return f"{_format_comparison(metric)}: cannot tell, {_format_settling(found)}"
+    return f"{_format_comparison(metric)}: inconclusive, {_format_settling(found)}"
 
 
 def _format_settling(found: Judgement) -> str:
-    sees = f"this many show a change of {format_percent(found.detectable)}"
+    smallest = f"changes below {format_percent(found.detectable)} cannot be detected yet"
     if found.more_runs is not None:
-        return f"{sees}, {format_count(found.more_runs, 'run')} would settle it"
+        return f"{smallest}; conclusive with {format_count(found.more_runs, 'run')}"
     if found.more_stored is not None:
-        return f"{sees}, {format_count(found.more_stored, 'stored run')} would settle it"
-    return f"{sees}, no number of runs up to 20 would settle it"
+        return f"{smallest}; conclusive with {format_count(found.more_stored, 'stored run')}"
+    return f"{smallest}; more than 20 runs would be needed"
 
 
 def _format_new(metric: MetricVerdict) -> str:

@@ -1,7 +1,7 @@
-"""The one number that stands for a run when it is compared with other runs, and how each metric is compared.
+"""The value that represents a run in a comparison with other runs, and how each metric is compared.
 
 Costs are logarithms, ``-ln(rate)`` or ``ln(time)``, so that more is always worse and a difference is a relative change.
-A failed request has an infinite cost. ``NaN`` stands for a run without data, which no verdict may take for a good one.
+A failed request has an infinite cost. ``NaN`` is a run without data, which is never ``ok``.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def to_metric_change(policy: MetricPolicy, relative_cost: float) -> float:
 
 
 def compute_run_value(policy: MetricPolicy, values: Iterable[float]) -> float:
-    """Return the cost that stands for a run.
+    """Return the cost that represents a run.
 
     ``values`` holds one value for each request, ``math.inf`` or ``NaN`` for a failed one (for a per-run metric the one
     number of the run). Without a statistic it is the 20 % trimmed mean of the costs; a failed request is the worst, so
@@ -186,12 +186,11 @@ def _compute_trimmed_mean(costs: Sequence[float]) -> float:
 
 
 def estimate_scatter(costs: Sequence[float], *, in_time_order: bool) -> float:
-    """Return how far the trimmed mean of ``costs`` may lie from that of another run that differs in nothing.
+    """Return the standard error of the trimmed mean of ``costs``, the requests of one run; 0 if they are too few.
 
-    It is the standard error as the requests of one run tell it, 0 where they are too few to tell; failed ones have no
-    say. Neighbours in time resemble each other, which the means of five batches allow for (batch means, Conway 1963);
-    where the order is not known, the winsorized standard deviation is taken as if they did not (Tukey & McLaughlin
-    1963).
+    Failed requests are ignored. Consecutive requests are correlated, which the means of five batches allow for (batch
+    means, Conway 1963). If the order is unknown, the winsorized standard deviation of independent requests is used
+    (Tukey & McLaughlin 1963).
     """
     known = np.array([one for one in costs if one < math.inf])
     if in_time_order and len(known) >= _BATCHES * _MIN_IN_BATCH:
@@ -225,10 +224,10 @@ def _compute_hd_weights(count: int, share: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class RunEvidence:
-    """One run. ``requests`` counts the measured ones, ``None`` where nobody recorded them.
+    """One run. ``requests`` counts the measured requests; ``None`` if it was not recorded.
 
     ``values`` returns the values of a metric in its own unit, failed requests being infinite times and rates of 0, and
-    nothing for a metric that was not recorded; ``in_time_order`` says whether they stand as the requests were sent.
+    nothing for a metric that was not recorded; ``in_time_order`` says whether they are in the order of sending.
     ``at`` orders the runs of a test: a time, or the number of the run.
     """
 
@@ -240,11 +239,11 @@ class RunEvidence:
     in_time_order: bool = False
 
     def compute_cost(self, policy: MetricPolicy) -> float:
-        """Return the run value for ``policy``; ``NaN`` where the run has no data for it."""
+        """Return the run value for ``policy``; ``NaN`` if the run has no data for it."""
         return math.nan if self.requests == 0 else compute_run_value(policy, self.values(policy.metric.name))
 
     def estimate_scatter(self, policy: MetricPolicy) -> float:
-        """Return how much the requests alone let ``reading`` vary (a standard error); 0 where they do not tell."""
+        """Return the standard error of the run value from the requests alone; 0 if it cannot be estimated."""
         if policy.stat or policy.metric.shape is Shape.PER_RUN:
             return 0.0
         costs = [to_cost(policy, value) for value in self.values(policy.metric.name)]

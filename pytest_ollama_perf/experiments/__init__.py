@@ -1,6 +1,6 @@
-"""The experiments: what a marker or a line of code can ask for, each conducted with the instruments of a ``Lab``.
+"""The experiments: what a marker or a call runs, each in an ``ExperimentContext``.
 
-``READERS`` is the one list of markers: each names the function that reads its words.
+``EXPERIMENT_MODULES`` is the one list of markers: each names the module that parses its arguments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXPERIMENT_MODULES: Mapping[str, str] = {
 
 
 class Experiment(Protocol):
-    """What one marker asks for. ``models`` it needs; ``gating`` pairs (test, metric) it may be judged by history in."""
+    """What one marker runs."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -48,11 +48,11 @@ class Experiment(Protocol):
 
 
 def load_reader(marker: str) -> tuple[Callable[[Mapping[str, Any], Settings], Experiment], tuple[str, ...]]:
-    """Return the function that reads the marker's words, and the words it knows."""
+    """Return the function that parses the marker's arguments, and the names of the arguments."""
     module = importlib.import_module(EXPERIMENT_MODULES[marker])
     return module.parse_options, module.list_option_names()
 
 
 def list_other_urls(experiment: Experiment) -> tuple[str, ...]:
-    """Return the servers, beside those under test, that an experiment names in its ``urls``; most have none."""
+    """Return the servers of an experiment in addition to those under test (its ``urls``); most have none."""
     return tuple(getattr(experiment, "urls", ()))

@@ -36,14 +36,14 @@ RUNS_PER_BLOCK = 2
 """How often each side has its turn in a block."""
 
 MIN_REQUESTS_PER_CLIENT = 2
-"""Requests of one client in one turn, at least: the first wave alone is not the load that was asked for."""
+"""The minimum of requests per client and run: the first wave alone does not represent the load."""
 
 
 @dataclass(frozen=True)
 class ABSide:
-    """One of the two: its load in one turn, and the server where it is not one of those under test.
+    """One of the two sides: its load in one run, and its server if it is not one of those under test.
 
-    ``own`` holds the words that tell it from the other side.
+    ``own_options`` holds the arguments of this side only.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ABTest:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers of the sides that have some of their own."""
+        """The servers of the sides that name one."""
         return tuple(side.url for side in (self.baseline, self.candidate) if side.url is not None)
 
     @property
@@ -75,7 +75,7 @@ class ABTest:
         return 0
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:
-        """Measure block after block; look after 4, 6, 8 and 12."""
+        """Measure blocks, and compare after 4, 6, 8 and 12 of them."""
         return _ABRunner(self, context, test).run()
 
     def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> ABResult:
@@ -162,9 +162,8 @@ def _parse_requests(given: object, clients: int) -> int:
         or given % RUNS_PER_BLOCK
     ):
         raise ConfigError(
-            f"requests={safe_repr(given)}: expected an even number from {RUNS_PER_BLOCK}: so many a side and "
-            "block, half of them in "
-            "each of the side's two turns"
+            f"requests={safe_repr(given)}: expected an even number from {RUNS_PER_BLOCK}: requests per side and "
+            "block, half of them in each of its two runs"
         )
     least = RUNS_PER_BLOCK * MIN_REQUESTS_PER_CLIENT * clients
     if clients > 1 and given < least:
@@ -197,7 +196,7 @@ class _ABRunner:
         return self._context.harness.servers if side.url is None else (self._context.harness.open_server(side.url),)
 
     def run(self) -> Evaluation:
-        """Measure up to each look until nothing is open; stop where the measuring itself went wrong."""
+        """Measure until the comparison is conclusive or the last look is over; stop at an invalid measurement."""
         more = LOOKS[0]
         while more:
             look = len(self._blocks["baseline"]) + more
@@ -210,7 +209,7 @@ class _ABRunner:
         return self._finish(self._build_verdict(self._compare_sides()))
 
     def _measure_block(self, look: int) -> bool:
-        """Measure one block; ``False`` where a turn had no success, so that more of them would tell nothing."""
+        """Measure one block; ``False`` where a turn had no success, so that more would not help."""
         number = len(self._blocks["baseline"]) + 1
         turns: dict[str, list[Run]] = {side.name: [] for side in self._sides}
         last: ABSide | None = None
@@ -278,7 +277,7 @@ class _ABRunner:
     def _build_failed_verdict(self) -> Verdict:
         """A whole turn without a success that the limits allow is no comparison either."""
         return Verdict(
-            word=VerdictStatus.INVALID, reason="every request of a turn failed, so there is nothing to compare"
+            word=VerdictStatus.INVALID, reason="every request of a run failed, so there is nothing to compare"
         )
 
     def _build_verdict(self, found: ABComparison) -> Verdict:
@@ -350,5 +349,5 @@ def _list_sameness_problems(sides: Sequence[ABSide], shared: bool) -> list[Probl
     here, there = (msgspec.structs.replace(side.spec.workload, salt="") for side in sides)
     if here != there or not shared:
         return []
-    text = "baseline and candidate are the same: whatever differs is noise"
+    text = "baseline and candidate are the same: any difference is noise"
     return [Problem(code=ProblemCode.NOTHING_TO_COMPARE, text=text, invalidates=False)]

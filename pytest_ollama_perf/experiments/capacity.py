@@ -239,6 +239,6 @@ def _check_criteria(spec: LoadSpec) -> None:
     for limit in spec.limits:
         if METRICS[limit.metric].shape is Shape.PER_RUN and limit.metric != "error_rate":
             raise ConfigError(
-                f"{limit.text}: {limit.metric} is what the server makes for all, not what one client bears; "
+                f"{limit.text}: {limit.metric} is a number of the whole server, not of one client; "
                 "use max_latency, max_ttft, min_tps or another limit on a single request"
             )

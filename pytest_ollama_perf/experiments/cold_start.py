@@ -59,7 +59,7 @@ class ColdStartTest:
         return count_gating_pairs(self.cold.margins) + count_gating_pairs(self.warm.margins)
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:
-        """Start cold as often as asked, and judge what was found."""
+        """Measure the cold starts, and judge them."""
         return _ColdStartRunner(self, context, test).run()
 
     def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> ColdStartResult:
@@ -69,7 +69,7 @@ class ColdStartTest:
 
 @dataclass(frozen=True)
 class _LoadingListener:
-    """Tells an onlooker how long a load that may take minutes has been going on, until the first answer is there."""
+    """Reports how long the model has been loading, until the first response arrives."""
 
     listener: ProgressListener
     model: str
@@ -86,7 +86,7 @@ class _LoadingListener:
 
 @dataclass(frozen=True)
 class _HalfComparison:
-    """Runs of one half, cold or warm, against their past."""
+    """Runs of one half, cold or warm, compared with their history."""
 
     half: str
     history: StoredRuns
@@ -126,7 +126,9 @@ class _ColdStartRunner:
 
     def _measure_start(self, turn: int) -> bool:
         """Measure one repeat; say whether it makes sense to go on."""
-        again = f"{turn}: not sure yet" if turn > self.experiment.repeats else f"{turn} of {self.experiment.repeats}"
+        again = (
+            f"{turn}: inconclusive so far" if turn > self.experiment.repeats else f"{turn} of {self.experiment.repeats}"
+        )
         self.context.listener.show_message(f"cold start {again}")
         model = self.experiment.cold.workload.model or "the model"
         context = replace(self.context, listener=_LoadingListener(self.context.listener, model))
@@ -168,15 +170,15 @@ class _ColdStartRunner:
         return found
 
     def _build_parts(self, compared: Sequence[_HalfComparison]) -> list[ExperimentPart]:
-        """The judged halves: cold and warm, each with the gravest of its verdicts and what its past adds to that."""
+        """The judged halves: cold and warm, each with the worst of its verdicts and what its past adds to that."""
         against = {each.half: each for each in compared}
         parts = []
         for where, evaluations in (("cold", self.cold), ("warm", self.warm)):
-            gravest = max(
+            worst = max(
                 evaluations, key=lambda evaluation: list(VerdictStatus).index(evaluation.verdict.word), default=None
             )
-            if gravest is not None:
-                verdict = gravest.verdict
+            if worst is not None:
+                verdict = worst.verdict
                 if one := against.get(where):
                     verdict = self.context.history.apply_comparison(verdict, one.comparison, one.runs, one.history)
                 parts.append(ExperimentPart(where, Evaluation(verdict)))
@@ -200,7 +202,7 @@ def _invalidate_if_loaded(evaluation: Evaluation) -> Evaluation:
 
 
 def _check_limit(found: ColdStart, name: str, bound: float) -> BoundCheck:
-    """Hold the median against its bound; where single repeats are beyond it, the limit is met but not for sure."""
+    """Compare the median with its bound; if single repeats exceed it, the result is inconclusive."""
     unit = "x" if name == "ratio" else "s"
     one = check_bound(
         FindingMetric(name),

@@ -14,7 +14,7 @@ from pytest_ollama_perf.harness.evaluation import Evaluation
 
 @dataclass(frozen=True)
 class ExperimentPart:
-    """One judged load and where it stands in its experiment: ``concurrency 4``."""
+    """One judged load and its position in the experiment: ``concurrency 4``."""
 
     where: str
     evaluation: Evaluation
@@ -28,8 +28,9 @@ class ExperimentPart:
 def combine_verdicts(parts: Sequence[ExperimentPart], *, summary: str, checks: Sequence[BoundCheck] = ()) -> Verdict:
     """Return the verdict on all parts and the limits ``checks`` against what they show together.
 
-    The gravest speaks; ``summary`` is the reason where nothing is wrong. Rows that only say that no request failed are
-    left out: the experiment's own table says so. Hints are those of the last part, which bore the greatest load.
+    The most severe status counts; ``summary`` is the reason if nothing is wrong. Rows which only say that no request
+    failed are omitted, because the table of the experiment shows it. Hints are those of the last part, which had the
+    highest load.
     """
     word = get_worst_status((*(part.verdict.word for part in parts), *(each.word for each in checks)))
     return Verdict(
@@ -45,7 +46,7 @@ def combine_verdicts(parts: Sequence[ExperimentPart], *, summary: str, checks: S
 
 
 def find_last_findings(parts: Sequence[ExperimentPart]) -> tuple[Finding, ...]:
-    """Return what the last load that has findings of its own found, such as how several servers shared it."""
+    """Return the findings of the last load that has some, such as how several servers shared it."""
     return next((part.evaluation.findings for part in reversed(parts) if part.evaluation.findings), ())
 
 

@@ -38,7 +38,7 @@ class LoadTest:
         return count_gating_pairs(self.spec.margins)
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:
-        """Fire the load, again where the verdict asks for it."""
+        """Run the load, again if the verdict needs it."""
         return run_load(context, self.spec, test)
 
     def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> LoadResult:
@@ -47,7 +47,7 @@ class LoadTest:
 
 
 def parse_options(options: Mapping[str, Any], settings: Settings) -> LoadTest:
-    """Read the marker's words; ``ConfigError`` says what is wrong with them."""
+    """Parse the marker's arguments; ``ConfigError`` explains what is wrong with them."""
     return LoadTest(build_load_spec(options, default_model=settings.model))
 
 
@@ -104,5 +104,5 @@ def _check_all_loaded(server: TargetServer, models: Sequence[str]) -> None:
             others = ", ".join(sanitize(other, 60) for other in models if other != model)
             raise ServerError(
                 f"warm_up: {sanitize(model, 60)} is no longer loaded on {server.name} once {others or 'it'} is; the "
-                "server holds fewer at once (OLLAMA_MAX_LOADED_MODELS, memory): warm up fewer, or one before each test"
+                "server keeps fewer loaded (OLLAMA_MAX_LOADED_MODELS, memory): warm up fewer, or one before each test"
             )

@@ -76,7 +76,7 @@ class SweepTest:
         return sum(count_gating_pairs(spec.margins) for spec in self.specs)
 
     def run(self, context: ExperimentContext, test: str) -> Evaluation:
-        """Climb every curve, and judge its levels and the whole."""
+        """Measure every curve, and judge its levels and the whole."""
         return _SweepRunner(self, context, test).run()
 
     def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> SweepResult:
@@ -140,7 +140,7 @@ class _SweepRunner:
         return build_sweep_point(at, middle.run, middle.summary, verdict.word, verdict.reason, single=alone)
 
     def _explain_stop(self, level: SweepPoint, rest: Sequence[str]) -> str:
-        """Say why the server is not to be driven further, in one line; empty while it bears the load."""
+        """Explain in one line why the sweep stops here; empty while the server sustains the load."""
         left = f"{', '.join(rest)} not measured"
         if level.success_rate < self.experiment.stop_success_rate:
             failed = f"{level.requests - level.ok} of {format_count(level.requests, 'request')} failed"
@@ -153,14 +153,14 @@ class _SweepRunner:
         return ""
 
     def _note_missing(self, rest: Sequence[tuple[AxisValues, LoadSpec]], stopped: str) -> None:
-        """A level with limits of its own that was not measured has not met them."""
+        """Add a broken part for each level with limits that was not measured."""
         for at, spec in rest:
             if any(limit.metric != "error_rate" for limit in spec.limits):
                 verdict = Verdict(word=VerdictStatus.BROKEN, reason=f"not measured: {stopped.partition(';')[0]}")
                 self.parts.append(ExperimentPart(format_position(at), Evaluation(verdict)))
 
     def _check_bounds(self) -> Iterator[BoundCheck]:
-        """Hold what every curve shows together against the limits on that; several curves each have to meet them."""
+        """Compare knee and speedup of every curve with their limits; each curve has to meet them."""
         for curve in self.curves:
             where = format_position(curve.at)
             if self.experiment.min_knee is not None:
@@ -178,7 +178,7 @@ class _SweepRunner:
                 )
 
     def _judge_parts(self) -> list[ExperimentPart]:
-        """The parts, and for every curve the limits on what the server makes, held against its best level."""
+        """The parts, and for every curve the best level compared with the limits on the whole system."""
         if not self.experiment.best:
             return self.parts
         return [*self.parts, *(self._judge_best(curve) for curve in self.curves)]

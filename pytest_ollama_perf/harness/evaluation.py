@@ -1,4 +1,4 @@
-"""One load test from its words to its verdict: measure, summarise, judge. Knows no pytest."""
+"""One load test from its options to its verdict: measure, summarise, judge. Does not depend on pytest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Evaluation:
     loads: tuple[MeasuredLoad, ...] = ()
     findings: tuple[Finding, ...] = ()
     comparison: HistoryComparison | None = None
-    """What the past said of it, where that was asked."""
+    """The comparison with the history, if there was one."""
 
     def is_failing(self, settings: Settings) -> bool:
         """Whether this verdict fails its test."""
@@ -68,19 +68,19 @@ class Evaluation:
         return self.loads[-1].run
 
     def to_unjudged(self) -> Evaluation:
-        """The same load as one that was only to be measured; without a single success that is still not green."""
+        """Return the evaluation of a load that is only measured; without a successful request it still fails."""
         if any(load.summary.ok for load in self.loads):
             return replace(self, verdict=Verdict(word=VerdictStatus.OK, reason="measured, not judged"))
         return self
 
 
 class LoadStoppedError(Exception):
-    """Whoever asked for the load no longer wants it."""
+    """The load was cancelled."""
 
 
 @dataclass(frozen=True)
 class StoppableListener:
-    """An onlooker through which another thread can stop the load: it raises ``Stopped`` once ``stop`` is set."""
+    """A listener with which another thread can stop the load: it raises ``LoadStoppedError`` once ``stop`` is set."""
 
     listener: ProgressListener
     stop: threading.Event
@@ -119,7 +119,7 @@ def note_insecure_tls(evaluation: Evaluation) -> Evaluation:
 
 @dataclass(frozen=True)
 class CaptionedListener:
-    """An onlooker that hears which of several loads one is: ``run 2 of at most 3``."""
+    """A listener that adds a caption to every message: ``run 2 of at most 3``."""
 
     listener: ProgressListener
     caption: str
@@ -139,10 +139,10 @@ class CaptionedListener:
 
 @dataclass
 class ExperimentContext:
-    """The instruments of one experiment: servers, history, and who is told how it comes along.
+    """What an experiment works with: servers, history and the listener for progress.
 
-    ``loads`` holds every load that was finished, for whoever catches what interrupts the experiment; ``found`` returns
-    what those show by then; ``admit`` says of a run that is about to begin why it must not, see ``Bench.measure``.
+    ``loads`` holds every finished load and ``collect_findings`` returns their findings, for a report after an
+    interruption. ``precondition`` returns why a run must not start, see ``Harness.measure``.
     """
 
     harness: Harness
@@ -166,9 +166,9 @@ class ExperimentContext:
         fresh: bool = False,
         servers: Sequence[TargetServer] = (),
     ) -> Evaluation:
-        """Fire one load and judge it by its limits alone; ``fresh`` loads the model anew before.
+        """Run one load and judge it only by its limits; ``fresh`` reloads the model first.
 
-        ``servers`` are those under test unless others are named.
+        ``servers`` defaults to the servers under test.
         """
         run = self.harness.measure(
             workload, test, fresh=fresh, listener=self.listener, servers=servers, precondition=self.precondition
@@ -307,17 +307,17 @@ def evaluate_run(run: Run, limits: Sequence[Limit], *, strict: bool) -> Evaluati
 
 
 def build_unmeasured(reason: str) -> Evaluation:
-    """The trial of a load that could not be fired: no data is never green."""
+    """Return the evaluation of a load that could not be run: a run without data never passes."""
     return Evaluation(Verdict(word=VerdictStatus.INVALID, reason=reason))
 
 
 def merge_evaluations(test: str, evaluations: Sequence[Evaluation]) -> TestResult:
-    """Return the one result of a test that fired several loads: the gravest verdict speaks, every row is kept."""
-    gravest = get_worst_status(tuple(evaluation.verdict.word for evaluation in evaluations))
-    speaker = next(evaluation.verdict for evaluation in evaluations if evaluation.verdict.word is gravest)
+    """Return the result of a test with several loads: the most severe verdict, with the rows of all."""
+    worst = get_worst_status(tuple(evaluation.verdict.word for evaluation in evaluations))
+    speaker = next(evaluation.verdict for evaluation in evaluations if evaluation.verdict.word is worst)
     if len(evaluations) > 1:
         speaker = Verdict(
-            word=gravest,
+            word=worst,
             reason=speaker.reason,
             rows=tuple(row for evaluation in evaluations for row in evaluation.verdict.rows),
             problems=_drop_duplicates(problem for evaluation in evaluations for problem in evaluation.verdict.problems),

@@ -1,4 +1,4 @@
-"""The bench: the servers of a session and the way from a workload to a run. Knows no pytest and judges nothing."""
+"""The harness: the servers of a session, and measurements on them. Does not depend on pytest and judges nothing."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ from pytest_ollama_perf.telemetry.sampler import TELEMETRY_OFF, Meter, Telemetry
 
 
 class ProgressListener(Protocol):
-    """Who is told how a load comes along. What it raises stops the load."""
+    """Receives the progress of a load. An exception that it raises stops the load."""
 
     def begin(self, model: str, duration_s: float | None = None) -> None:
-        """A load of ``model`` begins; ``duration_s`` where time ends it."""
+        """A load of ``model`` starts; ``duration_s`` is its length if time ends it."""
 
     def show_message(self, text: str) -> None:
-        """Something that may take long begins."""
+        """A step starts that may take long."""
 
     def update(self, progress: LoadProgress) -> None:
-        """The load has come this far."""
+        """The load made progress."""
 
 
 class Harness:
     """Servers, opened on first use, and measurements on them.
 
-    ``partial`` is the run that something interrupted, for whoever catches what interrupted it. ``session`` names the
+    ``partial_run`` is the interrupted run, for a report after an interruption. ``session`` names the
     session that runs belong to. ``running`` has the URL of a simulator that runs already, or nothing, for each server.
 
     Raises:
@@ -111,7 +111,7 @@ class Harness:
         return tuple(server.address.url if isinstance(place, SimulatorSettings) else "" for server, place in pairs)
 
     def open_server(self, url: str) -> TargetServer:
-        """The server at ``url``, beside those under test; opened once, a simulator is started here."""
+        """Return the server at ``url``, which is opened once; a simulator is started."""
         if url not in self._other_servers:
             place = parse_target(url)
             if isinstance(place, Address) and not self._is_named(place):
@@ -177,7 +177,7 @@ class Harness:
         return reason
 
     def _fetch_versions(self) -> list[str]:
-        """Return each version once; a server that does not answer is told of where it is to be measured."""
+        """Return each version once; a server that does not answer is reported when it is measured."""
         versions = []
         for server in self.servers:
             with contextlib.suppress(ServerError):
@@ -201,10 +201,10 @@ class Harness:
         servers: Sequence[TargetServer] = (),
         precondition: Callable[[Run], str] = lambda draft: "",
     ) -> Run:
-        """Fire ``workload`` and return what happened.
+        """Run ``workload`` and return what happened.
 
         ``fresh`` reloads the model first, so that the run is a unit of evidence; ``servers`` are those under
-        test unless others are named. ``admit`` looks at the run before its load begins and says why not to.
+        test by default. ``precondition`` gets the run before its load starts and returns why not to start it.
 
         Raises:
             PreconditionBroken: ``admit`` had something to say.

@@ -1,4 +1,4 @@
-"""A build and its past: the stored runs of a test, the verdict of new runs against them, and what is kept of those."""
+"""The history of a build: the stored runs of a test, the comparison of new runs with them, and what is stored."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
 from pytest_ollama_perf.store.files import escape_surrogates
 
 REPORTED_METRICS = ("latency", "throughput")
-"""Numbers shown beside the gating ones, without a say in the verdict."""
+"""Metrics that are shown, but do not affect the verdict."""
 
 
 @dataclass(frozen=True)
 class HistoryComparison:
-    """New runs against the past: the verdict's parts, whether one more run is asked for, whether these look slower, and
-    that past as a report is to show it, where one is to be written."""
+    """New runs compared with the history: the parts of the verdict, whether one more run is needed, whether these look
+    slower, and the view of the history for reports, if one is written."""
 
     word: VerdictStatus
     reason: str
@@ -172,7 +172,7 @@ class RunHistory:
     def apply_comparison(
         self, verdict: Verdict, compared: HistoryComparison, runs: Sequence[Run], history: StoredRuns
     ) -> Verdict:
-        """Keep what is to be kept, and return the verdict with what the past adds to it."""
+        """Store the runs if enabled, and return the verdict with the result of the comparison."""
         self._error_budget = self._error_budget.spend(compared.regressed_pairs)
         history = _start_epoch(self._complete(history, runs[0]), runs)
         self.damaged |= dict.fromkeys(history.damaged)
@@ -186,7 +186,7 @@ class RunHistory:
                 hints=(*whole.hints, *self._suggest_baseline_option()),
             )
         whole = msgspec.structs.replace(whole, hints=(*whole.hints, *compared.hints, *find_drift(history, runs)))
-        # Runs slower than history are kept apart; a broken limit beside that changes nothing.
+        # Regressed runs are quarantined; a broken limit does not change that.
         kind = RunKind.REGRESSED if compared.word is VerdictStatus.REGRESSED else RunKind.SAVED
         return self._store_epoch(self.store_runs(whole, runs, kind), history, runs)
 
@@ -233,7 +233,7 @@ class RunHistory:
 
 
 def count_gating_pairs(margins: Mapping[str, float]) -> int:
-    """Return how many metrics of a test gate when it has these margins of its own."""
+    """Return how many metrics of a test gate when it has these margins."""
     return len({*GATING_METRICS, *margins})
 
 
@@ -321,21 +321,21 @@ def _select_gating_metrics(run: Run, margins: Mapping[str, float], *, asked: Map
 
 
 def _explain_unused_margins(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tuple[str, ...]:
-    """Say of each margin set for all tests that it has no say in this one, and why."""
+    """Name each margin set for all tests that is ignored for this one, and why."""
     return tuple(
-        f"--ollama-margin {name} has no say here: "
-        f"{_explain_refusal(POLICIES[name], run) or 'the load has no such number'}"
+        f"--ollama-margin {name} is ignored for this test: "
+        f"{_explain_refusal(POLICIES[name], run) or 'the load does not have this metric'}"
         for name in everywhere
         if name not in gating
     )
 
 
 def _suggest_longer_runs(found: TestVerdict) -> tuple[str, ...]:
-    """Say what would tell more where the requests of single runs scatter too widely for a verdict to be sure of."""
+    """Suggest longer runs if the requests of single runs vary too much for a conclusive verdict."""
     wide = [metric.policy.name for metric in found.metrics if metric.rule.has_shared_variance]
     if not wide or found.word not in {VerdictStatus.UNSURE, VerdictStatus.REGRESSED}:
         return ()
-    return (f"{' and '.join(wide)} of one run scatter widely: longer runs would tell more (requests, num_predict)",)
+    return (f"{' and '.join(wide)} varies widely within a run: use longer runs (requests, num_predict)",)
 
 
 def _has_values(values: Sequence[float]) -> bool:
@@ -363,7 +363,7 @@ def _build_reason(found: TestVerdict, baseline: BaselineRuns, runs: Sequence[Run
 
 
 def _merge_verdicts(verdict: Verdict, compared: HistoryComparison, stored: int, damage: tuple[Problem, ...]) -> Verdict:
-    """One verdict of contract and history: the gravest word speaks, the contract where both are as grave."""
+    """Return the more severe verdict of limits and history; that of the limits if they are equal."""
     word = get_worst_status((verdict.word, compared.word))
     return msgspec.structs.replace(
         verdict,

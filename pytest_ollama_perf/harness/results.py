@@ -1,4 +1,4 @@
-"""What is reported: one test's verdict and the loads it stands on."""
+"""What is reported: the verdict of one test and its loads."""
 
 from __future__ import annotations
 

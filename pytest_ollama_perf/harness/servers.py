@@ -22,7 +22,7 @@ from pytest_ollama_perf.simulator.url import is_sim_url, parse_sim_url
 _WEIGHT = re.compile(r"weight=([0-9]*\.?[0-9]+)")
 
 STABLE_CHECKS = 3
-"""How often an address must say the same before it is believed: behind one address may stand several servers."""
+"""How often an address must give the same answer: there may be several servers behind it."""
 
 _MAX_ROUNDS = 8
 
@@ -116,8 +116,8 @@ def _format_weights(servers: Sequence[TargetServer]) -> str:
 def repeat_until_stable(act: Callable[[], object], done: Callable[[], bool]) -> None:
     """Act until ``done`` has held several times in a row, or for a few rounds.
 
-    Behind one address may stand several servers, which take turns in answering. Every round acts once more than the one
-    before, so that a round does not fall into step with their turns.
+    There may be several servers behind one address, which answer in turn. Every round acts once more than the round
+    before, so that the rounds do not synchronise with the servers.
     """
     for number in range(1, _MAX_ROUNDS + 1):
         if all(done() for _ in range(STABLE_CHECKS)):
@@ -145,7 +145,7 @@ def _read_model_state(control: ControlClient, model: str) -> ModelState:
 
 
 def count_replicas(samples_from: Sequence[str], fingerprint: Fingerprint) -> Fingerprint:
-    """Return the fingerprint with the number of servers that one address was found to stand for."""
+    """Return the fingerprint with the number of servers found behind one address."""
     named = {name for name in samples_from if name}
     if len(named) < 2:
         return fingerprint

@@ -32,7 +32,7 @@ class Shape(str, enum.Enum):
 
 
 class Unit(str, enum.Enum):
-    """Units as they stand in files: seconds are floats, shares are 0..1."""
+    """Units as in files: seconds are floats, shares are 0 to 1."""
 
     SECONDS = "s"
     TOKENS_PER_SECOND = "tokens/s"
@@ -144,4 +144,4 @@ def remove_metric(name: str) -> None:
 
 
 TELEMETRY_METRICS = ("gpu_memory", "gpu_temperature", "joules_per_token")
-"""Metrics that are read beside the load, not computed from requests: they exist where there is telemetry."""
+"""Metrics that are read during the load, not computed from requests; they exist only with telemetry."""

@@ -120,7 +120,7 @@ def _compute_prefill_tps(sample: Sample) -> float | None:
 
 
 def read_decode(sample: Sample) -> tuple[int, float]:
-    """Return sampled tokens and the seconds they took; ``(0, 0.0)`` where the server told no such pair."""
+    """Return sampled tokens and the seconds they took; ``(0, 0.0)`` if the server did not report both."""
     count, duration = sample.counters.eval_count, sample.counters.eval_duration_ns
     return (count, duration / _NS_PER_SECOND) if count and duration else (0, 0.0)
 

@@ -167,11 +167,11 @@ def _is_expected(name: str, workload: Workload) -> bool:
 
 
 def explain_unmeasurable(name: str, workload: Workload) -> str:
-    """Say why no load of ``workload`` can have the metric ``name``; empty where one may."""
+    """Explain why no load of ``workload`` can have the metric ``name``; empty if it can."""
     if workload.endpoint is Endpoint.EMBED and name in _TOKEN_METRICS:
-        return "an embedding has no tokens of its own"
+        return "embeddings generate no tokens"
     if not workload.stream and name in _STREAM_METRICS:
-        return "with stream=False nothing shows when a token came"
+        return "with stream=False the arrival of tokens is unknown"
     return ""
 
 
@@ -262,7 +262,7 @@ def _is_whole_run(workload: Workload, samples: Sequence[Sample]) -> bool:
 
 
 def _summarise_telemetry(telemetry: Telemetry | None, samples: Sequence[Sample]) -> Iterator[MetricSummary]:
-    """What was read beside the load from its beginning to its end; half a reading is none."""
+    """Yield the telemetry metrics; none if the telemetry does not cover the whole load."""
     if telemetry is None or not telemetry.is_complete:
         return
     made = sum(sample.counters.eval_count or 0 for sample in samples if sample.ok)

@@ -50,8 +50,8 @@ def test_the_reason_is_one_line_that_stands_alone():
     assert found.reason == "tps -9.09 % (80 /s -> 72.7 /s), margin 5 %, 3 runs against 10 stored"
     unsure = verdict([record(run) for run in range(10)], [record(99, 1.1)])
     assert unsure.reason == (
-        "tps -9.09 % (80 /s -> 72.7 /s), margin 5 %, 1 run against 10 stored: cannot tell, "
-        "this many show a change of 3.8 %, 3 runs would settle it"
+        "tps -9.09 % (80 /s -> 72.7 /s), margin 5 %, 1 run against 10 stored: inconclusive, "
+        "changes below 3.8 % cannot be detected yet; conclusive with 3 runs"
     )
 
 

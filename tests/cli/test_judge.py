@@ -190,8 +190,8 @@ def test_folders_are_judged_test_by_test(folders, capsys):
     assert capsys.readouterr().out == (
         "chat: regressed\n"
         "  regressed  tps -20 % (80 /s -> 64 /s), margin 5 %, 2 runs against 10 stored\n"
-        "  unsure     ttft +25 % (200 ms -> 250 ms), margin 20 %, 2 runs against 10 stored: cannot tell, "
-        "this many show a change of 7.12 %, 3 runs would settle it\n"
+        "  unsure     ttft +25 % (200 ms -> 250 ms), margin 20 %, 2 runs against 10 stored: inconclusive, "
+        "changes below 7.12 % cannot be detected yet; conclusive with 3 runs\n"
         "other: ok\n"
         "  ok         tps +0 % (80 /s -> 80 /s), margin 5 %, 1 run against 10 stored\n"
         "  ok         ttft +0 % (200 ms -> 200 ms), margin 20 %, 1 run against 10 stored\n"
@@ -206,8 +206,8 @@ def test_notes_and_missing_data_are_said(folders, capsys):
     assert main([*arguments, "--metric", "tps"]) == 0
     assert capsys.readouterr().out == (
         "chat: unsure\n"
-        "  unsure     tps +0 % (80 /s -> 80 /s), margin 5 %, 1 run against 1 stored: cannot tell, "
-        "this many show a change of 16.9 %, 2 stored runs would settle it\n"
+        "  unsure     tps +0 % (80 /s -> 80 /s), margin 5 %, 1 run against 1 stored: inconclusive, "
+        "changes below 16.9 % cannot be detected yet; conclusive with 2 stored runs\n"
         "             with one stored run only changes of 20 % and more are detectable\n"
         "empty: unsure\n"
         "  unsure     tps: a candidate run has no data\n"

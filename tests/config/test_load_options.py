@@ -349,25 +349,24 @@ def test_max_regression_is_one_margin_or_one_for_each_number(given: object, marg
     [
         (
             {"endpoint": "embed", "min_tps": 5},
-            "tps: an embedding has no tokens of its own, so this load does not have it; leave it out",
+            "tps: embeddings generate no tokens, so this load does not have it; leave it out",
         ),
         (
             {"stream": False, "max_p95_itl": 0.1},
-            "itl p95: with stream=False nothing shows when a token came, so this load does not have it; leave it out",
+            "itl p95: with stream=False the arrival of tokens is unknown, so this load does not have it; leave it out",
         ),
         (
             {"endpoint": "embed", "limits": {"queue.p50": "<= 1s"}},
-            "queue p50: an embedding has no tokens of its own, so this load does not have it; leave it out",
+            "queue p50: embeddings generate no tokens, so this load does not have it; leave it out",
         ),
         (
             {"stream": False, "max_regression": {"ttft.p95": "25%"}},
-            "max_regression: ttft.p95: with stream=False nothing shows when a token came, so this load does not "
+            "max_regression: ttft.p95: with stream=False the arrival of tokens is unknown, so this load does not "
             "have it; leave it out",
         ),
         (
             {"endpoint": "embed", "max_regression": "10%"},
-            "max_regression='10%' is about tps and ttft: an embedding has no tokens of its own; "
-            "write {'latency': '10%'}",
+            "max_regression='10%' is about tps and ttft: embeddings generate no tokens; write {'latency': '10%'}",
         ),
         (
             {"min_goodput": 2, "max_mean_latency": 3},

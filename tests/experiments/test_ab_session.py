@@ -170,7 +170,7 @@ def test_what_stays_open_is_measured_up_to_twelve_blocks():
     trial = compared(bench, **MODELS)
     assert (trial.verdict.word, len(bench.turns)) == (VerdictStatus.UNSURE, 48)
     assert trial.verdict.reason.startswith("tps -1.")
-    assert "cannot tell from 12 blocks, 95 % between" in trial.verdict.reason
+    assert "inconclusive after 12 blocks, 95 % between" in trial.verdict.reason
 
 
 def test_the_loads_stand_side_by_side_in_the_result():

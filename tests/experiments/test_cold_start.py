@@ -146,7 +146,7 @@ def test_cold_and_warm_have_histories_of_their_own(tmp_path):
     assert worse.trial.verdict.word is VerdictStatus.REGRESSED
     assert worse.trial.verdict.reason.startswith("cold: ")
     assert len(worse.result.starts) == 3
-    assert worse.listener.messages[-1] == "cold start 3: not sure yet"
+    assert worse.listener.messages[-1] == "cold start 3: inconclusive so far"
 
 
 def test_a_start_takes_the_slowest_server_and_the_median_warm_request():

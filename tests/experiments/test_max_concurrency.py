@@ -241,7 +241,7 @@ def test_every_run_of_every_probe_is_kept(tmp_path):
         ({"success_rate": "120%"}, "success_rate='120%': expected a share up to 1"),
         ({"success_rate": 0.9, "max_error_rate": 0.1}, "success_rate and max_error_rate are the same limit"),
         ({"max_latency": 1, "max_p95_latency": 2}, "max_latency and max_p95_latency are the same limit"),
-        ({"min_throughput": 100}, "throughput is what the server makes for all, not what one client bears"),
+        ({"min_throughput": 100}, "throughput is a number of the whole server, not of one client"),
         ({"max_latncy": 1}, "unknown argument 'max_latncy'"),
     ],
 )

@@ -67,7 +67,7 @@ def test_without_a_name_the_only_model_is_meant_and_words_go_through():
 def test_a_model_that_another_one_pushed_out_is_named():
     with pytest.raises(ServerError) as error:
         warm_up(Bench(Control(places=1)), ("a", "b"), Listening())
-    assert "a is no longer loaded on http://box:11434 once b is; the server holds fewer at once" in str(error.value)
+    assert "a is no longer loaded on http://box:11434 once b is; the server keeps fewer loaded" in str(error.value)
 
 
 def test_a_missing_model_is_told_as_the_server_tells_it():

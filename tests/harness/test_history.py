@@ -386,8 +386,9 @@ def test_a_margin_for_all_tests_that_has_no_say_in_one_is_named(tmp_path):
     settings = settings_in(tmp_path, margins={"tps": 0.02, "latency.p95": 0.25, "goodput": 0.1})
     trial, _, _ = trial_of(settings, steady(0), steady(1), steady(2))
     assert trial.verdict.hints == (
-        "--ollama-margin latency.p95 has no say here: latency.p95 cannot gate on 20 requests a run: it needs 200",
-        "--ollama-margin goodput has no say here: goodput cannot gate on 20 requests a run: it needs 50",
+        "--ollama-margin latency.p95 is ignored for this test: "
+        "latency.p95 cannot gate on 20 requests a run: it needs 200",
+        "--ollama-margin goodput is ignored for this test: goodput cannot gate on 20 requests a run: it needs 50",
     )
 
 
@@ -397,7 +398,7 @@ def test_runs_too_short_to_tell_are_named_where_a_verdict_is_not_green(tmp_path,
 
     monkeypatch.setitem(ScriptedBench.measure.__globals__, "one_after_another", uneven)
     saved(tmp_path, 3)
-    hint = "tps of one run scatter widely: longer runs would tell more (requests, num_predict)"
+    hint = "tps varies widely within a run: use longer runs (requests, num_predict)"
     unsure, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 112}] * 3)
     assert (unsure.verdict.word, unsure.verdict.hints) == (VerdictStatus.UNSURE, (hint,))
     green, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 70}] * 3)
