@@ -24,9 +24,9 @@ def control(real_server):
 
 @pytest.fixture(scope="module")
 def model(control):
-    names = sorted((entry.size, entry.name) for entry in control.tags())
+    names = sorted((entry.size, entry.name) for entry in control.list_models())
     for _, name in names:
-        if "completion" in control.show(name).capabilities:
+        if "completion" in control.get_model_info(name).capabilities:
             return name
     return pytest.fail("the server has no completion model")
 
@@ -83,6 +83,6 @@ def test_a_model_is_loaded_seen_and_unloaded(control, model):
     assert control.load(model, num_ctx=1024) > 0
     fingerprint, state = run_preflight(control, Workload(model=model))
     assert (state.loaded, state.context_length, fingerprint.model) == (True, 1024, model)
-    assert fingerprint.model_digest == control.installed(model).digest
+    assert fingerprint.model_digest == control.get_installed(model).digest
     control.unload(model)
-    assert control.loaded(model) is None
+    assert control.find_running(model) is None

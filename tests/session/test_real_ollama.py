@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import httpx
 import pytest
 
 pytestmark = pytest.mark.real_server
@@ -61,3 +64,28 @@ def test_a_stream_of_chat_and_an_embedding_are_measured(perf) -> None:
     """)
     found = perf.run()
     assert found.counts == {"passed": 2}, found.out
+
+
+def post(url: str, path: str, **body: object) -> dict[str, Any]:
+    return httpx.post(url + path, json=body, timeout=60, trust_env=False).json()
+
+
+def test_the_models_own_options_are_used_and_a_loaded_model_is_restored(perf, real_server: str) -> None:
+    post(real_server, "/api/generate", model="tiny", stream=False, keep_alive=-1, options={"num_ctx": 1024})
+    perf.write("@pytest.mark.ollama_load(model='tiny', requests=20, num_predict=8)\ndef test_it():\n    pass")
+    found = perf.run()
+    assert found.counts == {"passed": 1}, found.out
+    default = dict(
+        line.split(maxsplit=1) for line in post(real_server, "/api/show", model="tiny")["parameters"].splitlines()
+    )
+    fingerprint = found.report["tests"][0]["loads"][0]["fingerprint"]
+    assert fingerprint["context_length"] == int(default["num_ctx"]) != 1024
+    assert fingerprint["parameters"]["num_ctx"] == default["num_ctx"]
+    (running,) = (
+        each
+        for each in httpx.get(f"{real_server}/api/ps", trust_env=False).json()["models"]
+        if each["name"] == "tiny:latest"
+    )
+    assert running["context_length"] == 1024
+    assert running["expires_at"] > "2200"
+    post(real_server, "/api/generate", model="tiny", stream=False, keep_alive=0)
