@@ -107,7 +107,7 @@ class Server:
             return
         stream.request = b""
         if head.startswith(b"GET"):
-            self.tell(stream)
+            self.report_times(stream)
             return
         at = lowered.find(b"x-request-id: ")
         stream.request_id = head[at + 14 :].split(b"\r\n", 1)[0].decode() if at >= 0 else ""
@@ -150,7 +150,7 @@ class Server:
         if not stream.backlog:
             self.epoll.modify(stream.sock, select.EPOLLIN)
 
-    def tell(self, stream: Stream) -> None:
+    def report_times(self, stream: Stream) -> None:
         body = json.dumps({"times": self.times, "cpu_s": time.process_time()}).encode()
         self.times = {}
         stream.sock.setblocking(True)

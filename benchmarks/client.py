@@ -1,9 +1,9 @@
 """What this package's client costs and how far its clock is off: ``python benchmarks/client.py [--quick]``.
 
-Each client runs in a process of its own, pinned to one core, against a server pinned to another that keeps its own
+Each client runs in a separate process, pinned to one core, against a server pinned to another core that records
 times (``bench_server.py``). Prints a table of target and result; the exit status is 1 where a target was missed.
-Seconds of CPU depend on the machine, so ratios within one run stand beside them. TTFT errors count from the server's
-read of the request; beside them, from its arrival there: the difference is the server's lateness, not the client's.
+Seconds of CPU depend on the machine, so ratios within one run are shown as well. TTFT errors count from the server's
+read of the request and from its arrival there: the difference is a delay of the server, not of the client.
 """
 
 import argparse

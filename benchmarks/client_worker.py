@@ -1,4 +1,4 @@
-"""One client in a process of its own, pinned to one core: this package's, a bare loop, or plain httpx.
+"""One client in a separate process, pinned to one core: this package's, a bare loop, or plain httpx.
 
 Prints ``{"cpu_s", "wall_s", "chunks", "rss_mb", "ttft": {request id: [sent_ns, first_token_ns]}, "failed"}``.
 """

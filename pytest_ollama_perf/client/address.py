@@ -1,4 +1,4 @@
-"""Where an Ollama server is: every form that Ollama itself accepts for ``OLLAMA_HOST``, and credentials kept apart."""
+"""The address of a server, in every form that Ollama accepts for ``OLLAMA_HOST``, and the credentials for it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse_address(given: str) -> Address:
     interface" becomes loopback, and the port defaults to 11434, or to 80 and 443 where a scheme is written.
 
     Raises:
-        ConfigError: one line, without what stands before an ``@``.
+        ConfigError: one line, without the text before an ``@``.
     """
     text = given.strip().strip("\"'").strip()
     scheme, found, rest = text.partition("://")
@@ -81,7 +81,7 @@ def _parse_host(text: str, host: str, *, ipv6: bool = False) -> str:
             raise _make_address_error(text, "not an IPv6 address") from None
         return _parse_hostname(text, host)
     if "%" in host:
-        raise _make_address_error(text, "an IPv6 zone cannot stand in a URL")
+        raise _make_address_error(text, "an IPv6 zone is not allowed in a URL")
     if address.is_unspecified:
         return "::1" if ipv6 else "127.0.0.1"
     return str(address)
@@ -131,7 +131,9 @@ _RESERVED_HEADERS = frozenset({"x-request-id", "content-length", "transfer-encod
 
 @dataclass(frozen=True)
 class Access:
-    """``headers`` are sent as given; ``bearer`` is a token; ``ca_file`` is a PEM file; ``verify`` off trusts anybody.
+    """Credentials and TLS trust. ``headers`` are sent as given, ``bearer`` is a token, ``ca_file`` is a PEM file.
+
+    Without ``verify``, certificates are not checked.
 
     An ``Authorization`` header beats the token, the token beats credentials in the address.
 
@@ -158,11 +160,11 @@ class Access:
 
     @property
     def has_authorization(self) -> bool:
-        """Whether a header already says who asks."""
+        """Whether a header carries credentials."""
         return any(name.lower() == "authorization" for name, _ in self.headers)
 
     def build_basic_auth(self, address: Address) -> httpx.BasicAuth | None:
-        """Return the credentials of ``address`` unless something stronger is given."""
+        """Return the credentials of ``address``, unless a token or an ``Authorization`` header is given."""
         if address.auth is None or self.bearer or self.has_authorization:
             return None
         return httpx.BasicAuth(*address.auth)
@@ -193,7 +195,7 @@ def _check_header(name: str, value: str) -> None:
 
 _MASK = "***"
 _MIN_SUBSTRING = 8
-"""Shorter secrets are hidden only where they are whole words: hiding every ``a`` would ruin the text."""
+"""Shorter secrets are hidden only as whole words: hiding every ``a`` would make the text unreadable."""
 
 
 class SecretMask:

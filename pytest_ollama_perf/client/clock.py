@@ -1,7 +1,7 @@
-"""When a packet arrived: the kernel's receive stamps, brought onto the clock of ``time.perf_counter_ns``.
+"""When a packet arrived: the kernel's receive stamps, converted to the clock of ``time.perf_counter_ns``.
 
 Linux stamps each packet with CLOCK_REALTIME as it comes in. CLOCK_REALTIME and CLOCK_MONOTONIC are slewed together,
-so their distance only changes when somebody sets the time; it is measured again every few milliseconds, and a stamp
+so their offset only changes when the time is set. It is measured again every few milliseconds, and a stamp
 that does not fit is dropped for the time of the read. On TCP the stamp of a read is that of its last packet.
 """
 
@@ -66,7 +66,7 @@ class ReceiveClock:
         self._measure_offset()
 
     def to_arrival_ns(self, ancillary: AncillaryData, now_ns: int) -> int:
-        """Return when the packet behind ``ancillary`` arrived; ``now_ns``, the time of the read, where unknown."""
+        """Return when the packet of ``ancillary`` arrived; ``now_ns``, the time of the read, if that is unknown."""
         if len(ancillary) != 1:
             return now_ns
         level, kind, data = ancillary[0]
@@ -79,7 +79,7 @@ class ReceiveClock:
         return self._recheck_stamp(at_ns + self._offset, now_ns)
 
     def _recheck_stamp(self, real: int, now_ns: int) -> int:
-        """Take a late or future stamp or one after a while only where the clocks stand as they did at the last look."""
+        """Use an old or future stamp only if the offset of the clocks has not changed since it was last measured."""
         if self._has_stepped():
             return now_ns
         return min(real - self._offset, now_ns)

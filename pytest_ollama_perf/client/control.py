@@ -1,4 +1,4 @@
-"""The control plane: what a server is, which models it has and holds, and loading and unloading them."""
+"""The control plane: version, installed and loaded models, loading and unloading."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class ControlClient:
     Args:
         address: the server.
         access: credentials, headers and trust.
-        timeout_s: for one answer; loading has a limit of its own.
+        timeout_s: limit of one call, from name resolution to the last byte; ``load`` and ``unload`` take another.
         trust_env: whether proxies and netrc of the environment count.
         transport: an httpx transport in place of the network.
 
     Raises:
-        Unreachable: nothing answers, or it is not Ollama.
-        ModelMissing: the server does not have the model.
-        ServerError: the server refuses or answers nonsense. Each in one line, from every method.
+        ServerUnreachableError: nothing answers, or it is not Ollama.
+        ModelNotFoundError: the server does not have the model.
+        ServerError: the server refuses, or its answer is invalid. Every method raises these, with one line of text.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ControlClient:
         self._http.close()
 
     def get_version(self) -> str:
-        """Return the server's version; this is also how one asks whether it is Ollama at all."""
+        """Return the server's version. An error means that it is not an Ollama server."""
         return self._mask(sanitize(self._fetch("GET", "/api/version", _VersionResponse).version, 40))
 
     def list_models(self) -> tuple[InstalledModel, ...]:
@@ -137,7 +137,7 @@ class ControlClient:
         return self._fetch("POST", "/api/show", ModelInfo, {"model": model}, model=model)
 
     def get_installed(self, model: str) -> InstalledModel:
-        """Return the entry of ``model`` in ``tags``, or raise ``ModelMissing``."""
+        """Return the entry of ``model`` in ``tags``, or raise ``ModelNotFoundError``."""
         models = self.list_models()
         for entry in models:
             if is_same_model(entry.name, model):
@@ -197,7 +197,7 @@ class ControlClient:
             )
 
     def unload(self, model: str, *, timeout_s: float = 60.0) -> None:
-        """Unload ``model`` and wait until ``/api/ps`` no longer lists it; nothing happens where it is not loaded."""
+        """Unload ``model`` and wait until ``/api/ps`` no longer lists it; does nothing if it is not loaded."""
         if self.find_running(model) is None:
             return
         body = {"model": model, "stream": False, "keep_alive": 0}
@@ -265,7 +265,7 @@ class ControlClient:
                 return response, b"the body of the error did not end"
 
     def _replace_http(self) -> None:
-        """Leave a client behind whose thread still waits for the server."""
+        """Abandon the HTTP client whose thread still waits for the server."""
         abandoned, self._http = self._http, self._open_http()
         abandoned.close()
 

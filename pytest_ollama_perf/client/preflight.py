@@ -1,4 +1,4 @@
-"""Before and after a load: what the server and the model are, and how the model is loaded."""
+"""Facts about the server and the model, read before and after a load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_ollama_perf.core.workload import Workload
 
 
 def read_model_state(control: ControlClient, model: str) -> ModelState:
-    """Return what ``/api/ps`` says of ``model`` now."""
+    """Return the state of ``model`` according to ``/api/ps``."""
     return _to_model_state(control.find_running(model))
 
 
@@ -31,13 +31,13 @@ def run_preflight(
 ) -> tuple[Fingerprint, ModelState]:
     """Return the fingerprint of a run of ``workload`` and the model's state; ask after the model is loaded.
 
-    ``gpu``, ``driver`` and ``server_env`` are what a person declares: the API does not tell.
+    ``gpu``, ``driver`` and ``server_env`` are declared by the user, because the API does not report them.
 
     Raises:
-        Unreachable: nothing answers, or it is not Ollama.
-        ModelMissing: the server does not have the model.
-        ServerError: the server refuses or answers nonsense.
-        ConfigError: the load has images, and the model cannot see.
+        ServerUnreachableError: nothing answers, or it is not Ollama.
+        ModelNotFoundError: the server does not have the model.
+        ServerError: the server refuses, or its answer is invalid.
+        ConfigError: the load has images, and the model does not support them.
     """
     server_version = control.get_version()
     installed = control.get_installed(workload.model)
@@ -65,7 +65,7 @@ def run_preflight(
 
 
 def _read_model_info(control: ControlClient, model: str) -> ModelInfo:
-    """Return what ``/api/show`` says, nothing where the server or a proxy before it does not answer that path."""
+    """Return the answer of ``/api/show``, an empty one if the server or a proxy does not support that path."""
     with contextlib.suppress(ServerError):
         return control.get_model_info(model)
     return ModelInfo()
@@ -76,7 +76,9 @@ def _require_vision(info: ModelInfo, workload: Workload) -> None:
     able = info.capabilities if workload.images else ()
     if able and "vision" not in able:
         what = ", ".join(sanitize(each, 40) for each in able)
-        raise ConfigError(f"images: {workload.model} cannot see (it can: {what}); name a model with vision")
+        raise ConfigError(
+            f"images: {workload.model} does not support images (capabilities: {what}); use a model with vision"
+        )
 
 
 def collect_client_info() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The objects that Ollama answers with, typed: whatever does not fit is malformed."""
+"""The objects of Ollama's responses as types; anything that does not fit is malformed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StreamedMessage(msgspec.Struct, gc=False):
 
 
 class StreamedLine(msgspec.Struct, gc=False):
-    """What every streamed object is read for; the counters of the last one are a :class:`Final`."""
+    """The fields that are read from every streamed object; the last one also has :class:`FinalCounters`."""
 
     response: str | None = None
     thinking: str | None = None
@@ -98,7 +98,7 @@ def _parse_nested_error(text: str) -> dict[str, object] | None:
 
 
 def extract_body_text(content_type: str, body: bytes) -> str:
-    """Return the message of an error answer: JSON ``{"error": ...}``, plain text, or a word on what else it is."""
+    """Return the message of an error answer: JSON ``{"error": ...}``, plain text, or a description of anything else."""
     if not body.strip():
         return "empty answer"
     try:
@@ -113,7 +113,7 @@ def extract_body_text(content_type: str, body: bytes) -> str:
 
 
 def format_location(location: str) -> str:
-    """Return where a redirect leads, on one line, without user, password and query: those may be secrets."""
+    """Return the target of a redirect on one line, without user, password and query, which may be secrets."""
     scheme, found, rest = location.partition("?")[0].partition("#")[0].partition("://")
     if not found:
         return sanitize(scheme, 100)

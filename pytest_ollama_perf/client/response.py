@@ -202,7 +202,7 @@ class Response:
             self._problem = f"the answer is encoded ({encoding}), but only identity was offered"
 
     def on_message_complete(self) -> None:
-        """Note the end of the response; 1xx is none. The parser forgets about keep-alive right after this."""
+        """Note the end of the response, except for status 1xx. The parser forgets about keep-alive right after this."""
         if self.header_ns is None or self._complete:
             return
         self._complete = True

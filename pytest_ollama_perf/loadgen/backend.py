@@ -1,4 +1,4 @@
-"""What the load engine needs of whatever answers requests: a real server, or a simulator in virtual time."""
+"""The interface between the load engine and what answers requests: a server, or a simulator in virtual time."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     turn: int = 1
     reuse_connection: bool = True
     answer_parts: list[str] | None = None
-    """Where the text of the answer goes, piece by piece; ``None`` where nobody wants to know."""
+    """Receives the text of the answer, piece by piece; ``None`` if it is not needed."""
 
 
 class Backend(Protocol):
-    """Answers requests. ``send`` never raises for what a server or network does: that is the sample's outcome."""
+    """Answers requests. A failure of the server or network is the sample's outcome; ``send`` does not raise for it."""
 
     def now_ns(self) -> int:
         """The clock of every ``*_ns`` in a sample."""
@@ -51,7 +51,7 @@ class Backend(Protocol):
 
 
 class StreamProgress(NamedTuple):
-    """An answer that is still coming: chunks of text so far, and how long the first of them took."""
+    """The progress of a response: text chunks so far, and how long the first one took."""
 
     chunks: int
     ttft_ns: int | None
@@ -59,14 +59,14 @@ class StreamProgress(NamedTuple):
 
 @runtime_checkable
 class StreamingBackend(Protocol):
-    """A backend that can say how the answers under way come along. It is asked from another thread."""
+    """A backend that can report the progress of its responses. Called from another thread."""
 
     def get_stream_progress(self) -> list[StreamProgress]:
-        """Return one value for each request that is not done."""
+        """Return the progress of each request in flight."""
 
 
 class Balancer:
-    """Deals requests out to servers of given ``weights``, each above 0; ``seed`` makes chance repeatable.
+    """Distributes requests over servers of the given ``weights``, each above 0; ``seed`` makes it repeatable.
 
     Call ``choose`` once for each request, right before it is sent, and ``release`` when it has ended.
     """
@@ -93,7 +93,7 @@ class Balancer:
         self._in_flight[target] -= 1
 
     def _pick_round_robin(self) -> int:
-        """Smooth weighted round robin, as nginx does it: each gains its weight, the richest pays for all."""
+        """Smooth weighted round robin, as in nginx: the server with the most credit pays the sum of all weights."""
         return self._pick_highest_credit(range(len(self._weights)))
 
     def _pick_highest_credit(self, among: Sequence[int]) -> int:
@@ -107,13 +107,13 @@ class Balancer:
         return self._chance.choices(range(len(self._weights)), self._weights)[0]
 
     def _pick_least_loaded(self) -> int:
-        """The server with the fewest in flight for its weight; those that are level take turns."""
+        """The server with the fewest in flight for its weight; equal ones alternate."""
         loads = [count / weight for count, weight in zip(self._in_flight, self._weights, strict=True)]
         return self._pick_highest_credit([target for target, load in enumerate(loads) if load == min(loads)])
 
 
 class BalancedBackend:
-    """A backend that tells its balancer when a request has ended."""
+    """A backend that notifies its balancer when a request has ended."""
 
     def __init__(self, backend: Backend, balancer: Balancer) -> None:
         self._backend = backend
@@ -128,14 +128,14 @@ class BalancedBackend:
         await self._backend.connect(connections)
 
     async def send(self, request: Request, record: Callable[[Sample], None]) -> None:
-        """Send as the backend does, and count."""
+        """Send as the backend does, then release the server."""
         try:
             await self._backend.send(request, record)
         finally:
             self._balancer.release(request.target)
 
     def get_stream_progress(self) -> list[StreamProgress]:
-        """What the backend says of requests that are not done; nothing where it does not tell."""
+        """Return the progress of the requests in flight; empty if the backend does not report it."""
         return self._backend.get_stream_progress() if isinstance(self._backend, StreamingBackend) else []
 
     async def aclose(self) -> None:

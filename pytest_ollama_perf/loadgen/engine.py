@@ -1,13 +1,12 @@
-"""Fires a workload: so many at once (closed loop) or so many a second (open loop), until a count or a time."""
+"""Runs a workload: a fixed number of clients (closed loop) or a fixed arrival rate (open loop)."""
 
 from __future__ import annotations
 
 import hashlib
 import heapq
 import math
-import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -20,6 +19,13 @@ from pytest_ollama_perf.core.sample import Outcome, Phase, Sample
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import Endpoint, Workload
 from pytest_ollama_perf.loadgen.backend import Backend, Request
+from pytest_ollama_perf.loadgen.failures import (
+    FailureBackoff,
+    FailureGuard,
+    compute_retry_pause_s,
+    is_retry_due,
+    merge_attempts,
+)
 from pytest_ollama_perf.loadgen.plan import LoadPlan
 from pytest_ollama_perf.loadgen.recorder import SampleRecorder
 from pytest_ollama_perf.loadgen.schedule import StageSchedule
@@ -27,7 +33,7 @@ from pytest_ollama_perf.loadgen.schedule import StageSchedule
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """One question of a chat; without ``body`` the plan has it, and nobody listens to the answer."""
+    """One question of a chat. Without ``body`` the plan has it, and the text of the answer is not kept."""
 
     number: int = 1
     body: bytes | None = None
@@ -39,7 +45,7 @@ SINGLE_TURN = ChatTurn()
 
 
 class Conversation:
-    """The chats of one client, one after another. One that was cut short by a failure is not taken up again."""
+    """The chats of one client, one after another. A failure ends a chat, and the next question starts a new one."""
 
     def __init__(self, plan: LoadPlan) -> None:
         self._plan = plan
@@ -48,7 +54,7 @@ class Conversation:
         self._asked = 0
 
     def start_turn(self, index: int) -> ChatTurn:
-        """Return the next question, with everything that was said before it."""
+        """Return the next question, with the chat so far."""
         if self._turns == 1:
             return SINGLE_TURN
         if not self._messages or self._asked == self._turns:
@@ -59,7 +65,7 @@ class Conversation:
         return ChatTurn(self._asked, self._plan.encode_chat(self._messages), [])
 
     def record_answer(self, turn: ChatTurn, answered: bool) -> None:
-        """Keep the answer in the chat."""
+        """Add the answer to the chat."""
         if turn.answer_parts is None:
             return
         if answered and turn.answer_parts:
@@ -68,97 +74,10 @@ class Conversation:
             self._messages = []
 
 
-RETRY_STATUSES = frozenset({502, 503, 504})
-FIRST_RETRY_PAUSE_S = 0.5
-MAX_RETRY_PAUSE_S = 30.0
-
-
-def is_retry_due(workload: Workload, tries: Sequence[Sample]) -> bool:
-    """Return whether the last of ``tries`` is to be followed by another."""
-    return len(tries) <= workload.retries and tries[-1].status in RETRY_STATUSES and not tries[-1].ok
-
-
-def compute_retry_pause_s(seed: int, index: int, tries: int) -> float:
-    """Return the seconds to wait after so many tries: doubling, give or take a half, so that clients spread out."""
-    spread = random.Random(f"retry:{seed}:{index}:{tries}").uniform(0.5, 1.5)
-    return min(MAX_RETRY_PAUSE_S, FIRST_RETRY_PAUSE_S * 2.0 ** min(tries - 1, 10)) * spread
-
-
-def merge_attempts(tries: Sequence[Sample], turn: int = 1) -> Sample:
-    """Return the one sample of a request: its last try, with when the first was sent and how that ended."""
-    last = tries[-1]
-    if turn != 1:
-        last = msgspec.structs.replace(last, turn=turn)
-    if len(tries) == 1:
-        return last
-    first = tries[0]
-    return msgspec.structs.replace(
-        last,
-        attempt=sum(one.attempt for one in tries),
-        first_sent_ns=first.sent_ns if first.first_sent_ns is None else first.first_sent_ns,
-        first_error=first.first_error or f"{first.outcome.value}: {first.error}",
-    )
-
-
-class FailureBackoff:
-    """The pauses of one client while its requests fail, so that a dead server is not flooded with requests.
-
-    A refused connection is followed by a pause immediately; other failures, after ``_UNPAUSED_FAILURES`` in a row. The
-    pause doubles up to a second, or longer with more than 100 clients. A success ends it. All clients together thus
-    produce at most about 100 failures per second, which limits the memory of a load and the size of its report.
-    """
-
-    def __init__(self, clients: int) -> None:
-        self._max_pause_s = max(1.0, clients / _MAX_FAILURES_PER_S)
-        self._failures = 0
-        self._pauses = 0
-
-    def compute_pause_s(self, sample: Sample) -> float:
-        """Return the seconds to wait after ``sample``."""
-        if sample.ok:
-            self._failures = self._pauses = 0
-            return 0.0
-        self._failures += 1
-        if sample.outcome is not Outcome.REFUSED and self._failures <= _UNPAUSED_FAILURES:
-            return 0.0
-        self._pauses += 1
-        return min(self._max_pause_s, _FIRST_BACKOFF_S * 2.0 ** min(self._pauses - 1, 10))
-
-
-_UNPAUSED_FAILURES = 10
-_FIRST_BACKOFF_S = 0.05
-_MAX_FAILURES_PER_S = 100
-
-
-class FailureGuard:
-    """Decides when too many measured requests have failed; ``limit`` is a share, ``None`` for no limit."""
-
-    def __init__(self, limit: float | None) -> None:
-        self._limit = limit
-        self._ended = 0
-        self._failed = 0
-        self.reason = ""
-        """Why the load must stop; empty while it may go on."""
-
-    def record(self, sample: Sample) -> None:
-        """Count a request that has ended."""
-        if self._limit is None or self.reason or sample.stage is Phase.WARMUP or sample.outcome is Outcome.CANCELLED:
-            return
-        self._ended += 1
-        self._failed += not sample.ok
-        if self._ended >= MIN_GUARDED_REQUESTS and self._failed > self._limit * self._ended:
-            self.reason = (
-                f"{self._failed} of {self._ended} requests failed, more than abort_error_rate={100 * self._limit:g}%"
-            )
-
-
-MIN_GUARDED_REQUESTS = 10
-"""Requests that must have ended before a share of failures can stop a load."""
-
 ChooseTarget = Callable[[], int]
 """Returns the index of the server that gets the next request."""
 
-_TIMER_SLACK_NS = 1_000  # a rest too short for any timer
+_TIMER_SLACK_NS = 1_000  # shorter than any timer can wait
 
 
 async def execute_load(
@@ -192,7 +111,7 @@ async def execute_load(
 
 
 class _LoadExecution:
-    """One load under way. ``scope`` ends it where a drain is over; only then was a cancelled request late."""
+    """One running load. ``scope`` ends it when the drain is over; only then a cancelled request is late."""
 
     def __init__(
         self,
@@ -217,7 +136,7 @@ class _LoadExecution:
         self._schedule = plan.schedule
 
     async def connect(self, targets: int) -> None:
-        """Open each client's connection to each server; what fails here shows up again when a request is sent."""
+        """Open each client's connection to each server; a failure shows again when a request is sent."""
         try:
             await self._backend.connect(self._plan.connections * targets)
         except Exception:
@@ -227,7 +146,7 @@ class _LoadExecution:
         if self._schedule is not None:
             await self._run_staged_loop(self._schedule)
             return
-        # the first requests are dealt out here, since a loop may start its tasks in any order
+        # the first requests are assigned here, because a loop may start its tasks in any order
         self._taken_count = self._plan.clients
         async with anyio.create_task_group() as group:
             for client in range(self._plan.clients):
@@ -252,7 +171,7 @@ class _LoadExecution:
         return sample
 
     async def _run_staged_loop(self, course: StageSchedule) -> None:
-        """Let clients come and go as the stages say; a request under way when its client's time is over is finished."""
+        """Start and stop clients as the stages define; a client finishes the request that it has in flight."""
         await self._run_warmup()
         base_ns = self._backend.now_ns()
         self._start_measuring(self._taken_count, base_ns)
@@ -278,7 +197,7 @@ class _LoadExecution:
             pause_s = max(next(pauses), backoff.compute_pause_s(sample))
 
     async def _run_warmup(self) -> None:
-        """Send the requests that do not count, by as many clients as will come; a moving load starts after them."""
+        """Send the warm-up requests with as many clients as the load has at most; the stages start after them."""
         warmup, clients = self._workload.warmup, self._plan.clients
         self._taken_count = warmup
         async with anyio.create_task_group() as group:
@@ -291,10 +210,10 @@ class _LoadExecution:
             await self._send_turn(index, client, talk)
 
     async def _take_next_index(self, pause_s: float) -> int | None:
-        """Think, then return the index to send, or ``None`` when the load is over, or will be before the thought is."""
+        """Wait, then return the index to send; ``None`` if the load is over, or will be before the wait ends."""
         if self._is_over(self._backend.now_ns() + pause_s * 1e9):
             return None
-        # even without a pause the other tasks get their turn, and a cancellation is seen
+        # also without a pause, other tasks must run and a cancellation must be noticed
         await (anyio.sleep(pause_s) if pause_s > 0 else anyio.lowlevel.checkpoint())
         if self._is_over(self._backend.now_ns()):
             return None
@@ -313,7 +232,7 @@ class _LoadExecution:
         base_ns = self._backend.now_ns()
         async with anyio.create_task_group() as group:
             for index, offset_ns in enumerate(self._plan.iter_arrivals_ns(), self._taken_count):
-                # by schedule, not by the clock: a request that this client is late with is still sent
+                # by schedule, not by the clock: a request that is due is sent even if this client is late
                 if (due_ns := base_ns + offset_ns) >= self._deadline_ns:
                     return
                 await self._sleep_until(due_ns)
@@ -330,12 +249,12 @@ class _LoadExecution:
 
     async def _sleep_until(self, due_ns: int) -> None:
         await anyio.lowlevel.checkpoint()
-        # again and again, since some loops' timers are up to a millisecond early
+        # repeated, because the timers of some loops are up to a millisecond early
         while (left_ns := due_ns - self._backend.now_ns()) > _TIMER_SLACK_NS:  # noqa: ASYNC110
             await anyio.sleep(left_ns / 1e9)
 
     def _start_measuring(self, index: int, start_ns: int) -> None:
-        """Start the measured time with the first request that counts, and with it the time to stop."""
+        """Start the measured time, and the time limit, with the first measured request."""
         if self._measuring or self._plan.get_phase(index) is Phase.WARMUP:
             return
         self._measuring = True
@@ -367,7 +286,7 @@ class _LoadExecution:
         )
 
     async def _send(self, request: Request) -> Sample:
-        """Send one request, again where that is asked for, and leave exactly one sample, whatever the backend does."""
+        """Send one request, with the retries that the workload allows, and record exactly one sample of it."""
         tries: list[Sample] = []
         self._recorder.count_sent()
         try:
@@ -382,7 +301,7 @@ class _LoadExecution:
         return whole
 
     def _guard_load(self, sample: Sample) -> None:
-        """Stop the load where too many requests have failed; those in flight get the time of the drain."""
+        """Stop the load if too many requests have failed; those in flight get the time of the drain."""
         stopped = bool(self.guard.reason)
         self.guard.record(sample)
         if self.guard.reason and not stopped:
@@ -408,7 +327,7 @@ class _LoadExecution:
 
 
 class _SampleReceiver:
-    """The one sample of a request: the first that the backend records, else one that says why there is none."""
+    """The sample of a request: the first that the backend records, otherwise one that explains why there is none."""
 
     def __init__(self, request: Request, sent_ns: int) -> None:
         self.outcome = Outcome.CLIENT_ERROR
@@ -437,7 +356,7 @@ class _SampleReceiver:
 
 
 class _ClientNumbers:
-    """Client numbers of an open loop: the lowest free one, so that its connection is taken up again."""
+    """Client numbers of an open loop: always the lowest free one."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -454,6 +373,6 @@ class _ClientNumbers:
 
 
 def _make_run_id(salt: str) -> str:
-    """Return the part of the request ids that tells this load from all others; equal salts give equal ids."""
+    """Return the part of the request ids that identifies this load; equal salts give equal ids."""
     token = hashlib.blake2b(salt.encode(), digest_size=4).hexdigest() if salt else secrets.token_hex(4)
     return f"ollama-perf-{token}"

@@ -1,4 +1,4 @@
-"""A workload turned into what can be fired: bodies, arrival times, think times. Impossible workloads end here."""
+"""A workload turned into request bodies, arrival times and think times; impossible workloads are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _ENCODER = msgspec.json.Encoder()
 class LoadPlan:
     """Everything of a load that is known before the clock starts.
 
-    Raises ``ConfigError`` for a workload that cannot be fired.
+    Raises:
+        ConfigError: the workload is impossible.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -48,12 +49,12 @@ class LoadPlan:
 
     @property
     def schedule(self) -> StageSchedule | None:
-        """How the load moves over time, where it does."""
+        """The stages of the load, ``None`` for a constant load."""
         return StageSchedule(self.workload.stages) if self.workload.stages else None
 
     @property
     def connections(self) -> int:
-        """Connections to one server worth opening before the clock starts.
+        """Connections to open to each server before the load starts.
 
         An open loop opens two seconds' worth of requests: more are made when needed, and their making is recorded.
         """
@@ -65,16 +66,16 @@ class LoadPlan:
         return wanted if self.total is None else min(wanted, self.total)
 
     def get_phase(self, index: int) -> Phase:
-        """Return whether the request counts."""
+        """Return the phase of a request: warm-up or measured."""
         return Phase.WARMUP if index < self.workload.warmup else Phase.MEASURED
 
     def get_body(self, index: int) -> bytes:
-        """Return the request's JSON: from memory where it was encoded ahead, the same bytes either way."""
+        """Return the request's JSON, which may have been encoded before the load started."""
         return self._pre_encoded[index] if index < len(self._pre_encoded) else self._encode(index)
 
     def iter_arrivals_ns(self) -> Iterator[int]:
         """Yield when each request of an open loop is due, in nanoseconds after the first."""
-        # a moving rate is that of one a second, with time stretched
+        # the arrivals of a staged rate are those of one request per second, with time stretched
         rate = 1.0 if self.workload.stages else self.workload.rate or 1.0
         times = (
             _generate_poisson_arrivals(rate, self.workload.random_seed)
@@ -86,7 +87,7 @@ class LoadPlan:
         return islice((round(1e9 * at) for at in times), self.total)
 
     def iter_pauses_s(self, client: int) -> Iterator[float]:
-        """Yield the seconds that a client of a closed loop thinks before each request but its first."""
+        """Yield the think time in seconds before each request of a client except the first."""
         low, high = self.workload.think_time_s
         chance = random.Random(f"think:{self.workload.random_seed}:{client}")
         while True:
@@ -98,18 +99,18 @@ class LoadPlan:
         )
 
     def start_chat(self, index: int) -> list[dict[str, Any]]:
-        """Return the messages that begin a chat with this request."""
+        """Return the messages of the first question of a chat."""
         messages: list[dict[str, Any]] = _build_request_fields(self.workload, self._prompts, self._picker, index)[
             "messages"
         ]
         return messages
 
     def build_question(self, index: int) -> dict[str, Any]:
-        """Return the message that asks on in a chat."""
+        """Return the message of a further question."""
         return {"role": "user", "content": self._prompts.build_text(index)}
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> bytes:
-        """Return the JSON of a request that carries a chat so far."""
+        """Return the JSON of a request with the messages of a chat so far."""
         return self._head + _ENCODER.encode({"messages": messages})[1:]
 
     def _pre_encode(self) -> list[bytes]:
@@ -165,8 +166,8 @@ def _build_request_fields(
 ) -> dict[str, Any]:
     """Return the fields that differ between requests.
 
-    Under a template the nonce stands in the system message too: the model's own system message would otherwise come
-    first, the same in every request. It also stands in the prompt, since some templates leave the system message out.
+    Under a template the nonce is also in the system message: the model's default system message would otherwise come
+    first, the same in every request. It is in the prompt as well, because some templates omit the system message.
     """
     text, nonce = prompts.build_prompt(index), prompts.build_nonce(index)
     if workload.endpoint == Endpoint.EMBED:
@@ -184,7 +185,7 @@ def _build_request_fields(
 
 
 def _build_chat(messages: Sequence[ChatMessage], nonce: str, images: Sequence[str], index: int) -> list[dict[str, Any]]:
-    """Return a chat that begins with the nonce, in the system message that there is or in one of its own."""
+    """Return a chat that begins with the nonce, in the existing system message or in a new one."""
     chat: list[dict[str, Any]] = [{"role": each.role, "content": each.content} for each in messages]
     if images:
         asked = next(each for each in reversed(chat) if each["role"] == "user")
@@ -201,7 +202,11 @@ def _select_image(images: Sequence[str], index: int) -> list[str]:
 
 
 def validate_workload(workload: Workload) -> None:
-    """Raise ``ConfigError``, one line in the words a user writes, for a workload that cannot be fired."""
+    """Check that the workload can be run.
+
+    Raises:
+        ConfigError: one line that names the marker argument that is wrong.
+    """
     _check_types(workload)
     for rule in _CHECKS:
         if fault := rule(workload):
@@ -283,7 +288,7 @@ def _check_chats(workload: Workload) -> str:
         return f"{what} and endpoint={workload.endpoint.value!r} exclude each other: chats need endpoint='chat'"
     if workload.turns > 1 and (given or workload.rate is not None):
         other = "a dataset with messages" if given else "a rate"
-        return f"turns={workload.turns} and {other} exclude each other: clients keep chats of their own"
+        return f"turns={workload.turns} and {other} exclude each other: each client has a separate chat"
     return ""
 
 

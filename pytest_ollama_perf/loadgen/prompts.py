@@ -1,4 +1,4 @@
-"""Prompts that are the same set in every run of a seed and yet never meet the server's prompt cache.
+"""Prompts that are the same in every run with a seed, but never match the server's prompt cache.
 
 The server keeps the beginnings of earlier prompts, in slots and in memory, so only a first token that differs
 defeats it. Each request therefore begins with a nonce, made of the run's salt and the request's index; what follows
@@ -32,15 +32,15 @@ loan lock logo long look lord lose loss lost love luck made mail main make many
 """
 
 WORDS = tuple(_WORD_LIST.split())
-"""256 common four-letter words, so that one byte names one word."""
+"""256 common four-letter words: each byte selects one word."""
 
 NONCE_WORDS = 8
-"""Words of a nonce: the first differs within any 256 requests, the first two within 65536; six tell runs apart."""
+"""Words of a nonce: the first differs within any 256 requests, the first two within 65536; six identify the run."""
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _WORD_CHARS = 5
 _RING_WORDS = 8192
-_STRIDE = 1009  # coprime with the ring, so that 8192 prompts pass before a text returns
+_STRIDE = 1009  # coprime with the ring, so that a text repeats after 8192 prompts only
 _MASK = (1 << 48) - 1
 
 
@@ -68,7 +68,7 @@ class PromptGenerator:
         return self._given[self._picker.pick(index)] if self._given else self._build_synthetic(index)
 
     def build_nonce(self, index: int) -> str:
-        """Return the request's ``NONCE_WORDS`` words; empty where a warm prefix is asked for."""
+        """Return the request's ``NONCE_WORDS`` words; empty with a warm prefix."""
         if not self._unique:
             return ""
         near = ((index >> shift) + self._offsets[shift // 8] & 0xFF for shift in (0, 8))
@@ -77,13 +77,13 @@ class PromptGenerator:
         return "".join(f" {WORDS[byte]}" for byte in (*near, *far.to_bytes(6, "big")))
 
     def _build_synthetic(self, index: int) -> str:
-        # a warm load repeats one text: nothing else is sure to be cached
+        # a warm load repeats one text: only that is certain to be cached
         start = index * _STRIDE % _RING_WORDS * _WORD_CHARS if self._unique else 0
         return self._ring[start : start + self._words * _WORD_CHARS]
 
 
 class PromptPicker:
-    """Which of the given prompts or chats a request sends: in turn, or by their weights.
+    """Selects the prompt or chat of a request: in turn, or by weight.
 
     With weights the golden ratio's multiples, which are spread evenly over 0..1, decide: among any n requests the share
     of each prompt is its weight to within a few in n, and the same in every run of a seed (Weyl 1916).
@@ -96,14 +96,14 @@ class PromptPicker:
         self._offset = random.Random(f"mix:{workload.random_seed}").random()
 
     def pick(self, index: int) -> int:
-        """Return the place of the prompt or chat."""
+        """Return the index of the prompt or chat."""
         if not self._ends:
             return index % self._count
         return min(bisect(self._ends, (self._offset + index * _GOLDEN_RATIO) % 1.0), self._count - 1)
 
 
 def _build_word_ring(seed: int, words: int) -> str:
-    """Return enough seeded words that a slice of ``words`` can start anywhere in the first ``_RING_WORDS``."""
+    """Return seeded words, enough for a slice of ``words`` that starts anywhere in the first ``_RING_WORDS``."""
     chance = random.Random(f"prompts:{seed}")
     return "".join(f" {word}" for word in chance.choices(WORDS, k=_RING_WORDS + words))
 

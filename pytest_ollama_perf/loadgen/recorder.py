@@ -15,7 +15,7 @@ _TTFT_SAMPLES = 1000
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """How far a load has come. Counts include warm-up; ``total`` is ``None`` where time alone ends the load.
+    """The progress of a load. Counts include warm-up; ``total`` is ``None`` where time alone ends the load.
 
     ``tokens`` counts those of finished requests, by the server's own count or the chunks seen where it sent none, and
     the chunks of answers under way. ``ttft_s`` is the median of the latest first tokens, ``None`` before any.
@@ -55,12 +55,12 @@ class SampleRecorder:
         self.get_stream_progress: Callable[[], Sequence[StreamProgress]] = tuple
 
     def start(self, now_ns: int) -> None:
-        """Start: connections stand, the first request is about to go out. ``now_ns`` is on the samples' clock."""
+        """Start: connections are open, the first request follows. ``now_ns`` is on the samples' clock."""
         self.started_ns = now_ns
         self._began_ns = self._clock()
 
     def count_sent(self) -> None:
-        """Count a request as on its way."""
+        """Count a request as sent."""
         self._sent += 1
 
     def add(self, sample: Sample) -> None:
@@ -74,7 +74,7 @@ class SampleRecorder:
         return tuple(sorted(self._samples, key=lambda sample: sample.index))
 
     def compute_progress(self) -> LoadProgress:
-        """Return how far the load has come; costs the same however long it has run, and the load's thread nothing."""
+        """Return the progress of the load, in constant time and without work in the load's thread."""
         failed, tokens, done = self._failed, self._tokens, len(self._samples)
         streams = self.get_stream_progress()
         return LoadProgress(

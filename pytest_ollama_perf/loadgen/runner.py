@@ -1,4 +1,4 @@
-"""Runs a load in a thread and an event loop of its own, so that any caller can wait for it and stop it."""
+"""Runs a load in a separate thread with its own event loop, so that any caller can wait for it and stop it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_ollama_perf.loadgen.recorder import LoadProgress, SampleRecorder
 
 _LAG_INTERVAL_S = 0.02
 _MIN_LAG_READINGS = 20
-"""With fewer looks at the loop a single one would decide what is usual."""
+"""With fewer readings, a single one would decide the percentile."""
 
 
 class ClientMonitor:
@@ -34,7 +34,7 @@ class ClientMonitor:
 
     Lag is how much later than asked a sleeping task wakes; a loop that polls in milliseconds shows up to one of them
     even when idle. CPU time is that of the loop's thread alone, so that what the caller does meanwhile does not count;
-    where other threads hold the interpreter, the lag tells.
+    time in which other threads hold the interpreter shows as lag.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ClientMonitor:
         self._lags.clear()
 
     def end(self) -> None:
-        """Close the window; without a ``begin`` there was none."""
+        """Close the window; does nothing without ``begin``."""
         if self._began is None:
             return
         cpu, wall = self._cpu_ns() - self._began[0], self._wall_ns() - self._began[1]
@@ -67,7 +67,7 @@ class ClientMonitor:
             self._lags.append(max(0, self._wall_ns() - due_ns) / 1e9)
 
     def compute_stats(self, samples: Iterable[Sample]) -> ClientStats:
-        """Return what was noticed; read lag is that of the measured ``samples``."""
+        """Return the statistics; read lag is that of the measured ``samples``."""
         read_lags = [sample.read_lag_ns / 1e9 for sample in samples if sample.stage is Phase.MEASURED]
         return ClientStats(
             loop_lag_p90_s=_compute_percentile(self._lags, 90) if len(self._lags) >= _MIN_LAG_READINGS else 0.0,
@@ -79,7 +79,7 @@ class ClientMonitor:
 
 
 def _compute_percentile(values: Sequence[float], percent: int) -> float:
-    """Return the percentile by nearest rank, which never lies between two values; 0 of nothing."""
+    """Return the percentile by nearest rank, which is always one of the values; 0 without values."""
     ordered = sorted(values)
     return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else 0.0
 
@@ -93,7 +93,7 @@ _GC_INTERVAL_S = 1.0
 
 
 class LoadMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What firing a workload left, whole or up to where it was stopped.
+    """The result of a load, complete or up to the point where it was stopped.
 
     ``samples`` are in the order of the requests; ``aborted`` says why the load was stopped, empty when it was not;
     ``started_ns`` and ``ended_ns`` are on the samples' clock, from standing connections to the last answer.
@@ -119,12 +119,12 @@ def run_load(
     progress_every_s: float = 0.2,
     on_abort: OnAbort | None = None,
 ) -> LoadMeasurement:
-    """Fire ``workload`` and wait for it; works inside a running event loop too, which it blocks.
+    """Run ``workload`` and wait for it. Works inside a running event loop as well, which it blocks.
 
     ``make_backend`` is called in the load's thread, ``on_progress`` and ``on_abort`` in the caller's. Whatever is
     raised in the caller meanwhile (Ctrl-C, a signal handler, a test's timeout, ``on_progress`` itself) cancels the
     load, closes its streams within a second, hands what was measured to ``on_abort``, and goes on. Raises
-    ``ConfigError`` for a workload that cannot be fired, and what ``make_backend`` raises.
+    ``ConfigError`` for an impossible workload, and whatever ``make_backend`` raises.
     """
     validate_workload(workload)
     job = _LoadThread(workload, make_backend, targets, choose)
@@ -147,7 +147,7 @@ async def run_load_async(
     progress_every_s: float = 0.2,
     on_abort: OnAbort | None = None,
 ) -> LoadMeasurement:
-    """Fire ``workload`` as ``run`` does, without blocking the caller's event loop.
+    """Run ``workload`` as :func:`run_load` does, without blocking the caller's event loop.
 
     Cancelling the caller stops the load. ``on_progress`` is called in a worker thread, ``on_abort`` in the caller's.
     """
@@ -177,7 +177,7 @@ def _format_reason(reason: BaseException) -> str:
 
 
 class _LoadThread:
-    """One load in a thread of its own."""
+    """One load in a separate thread."""
 
     def __init__(
         self, workload: Workload, make_backend: BackendFactory, targets: int, choose: ChooseTarget | None
@@ -194,13 +194,13 @@ class _LoadThread:
         self._ended = threading.Event()
 
     def start(self) -> None:
-        # an empty context: where threads inherit one, it would say that an event loop is running here
+        # an empty context: an inherited one would claim that an event loop is running in this thread
         target = partial(contextvars.Context().run, self._run_thread)
-        # a daemon: a loop that hangs must not keep the interpreter from leaving
+        # a daemon thread: a loop that hangs must not keep the interpreter from exiting
         threading.Thread(target=target, name="ollama-perf-load", daemon=True).start()
 
     def wait_for_result(self, on_progress: OnProgress | None, every_s: float) -> LoadMeasurement:
-        """Return what was fired once it has ended, interruptible all the while."""
+        """Return the result when the load has ended; the wait can be interrupted."""
         while not self._ended.wait(every_s):
             if on_progress is not None and not self._stopping:
                 on_progress(self._recorder.compute_progress())
@@ -211,7 +211,7 @@ class _LoadThread:
         return self.build_measurement()
 
     def stop(self) -> None:
-        """Cancel the load and wait for its end, but not for ever."""
+        """Cancel the load and wait for its end, up to a limit."""
         self._stopping = True
         if self._cancel is not None:
             with contextlib.suppress(RuntimeError):  # it has just ended by itself
@@ -274,14 +274,14 @@ def _has_uvloop() -> bool:
 
 
 async def _collect_garbage() -> None:
-    """Collect young garbage in small portions, which a long load would otherwise pile up."""
+    """Collect young garbage regularly, because the collector is paused during a load."""
     while True:
         await anyio.sleep(_GC_INTERVAL_S)
         gc.collect(1)
 
 
 class _GcPause:
-    """Keeps the garbage collector from pausing a load; the last of several loads puts everything back."""
+    """Keeps the garbage collector from pausing a load; the last of several loads restores its state."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""How a load moves over time: its level at any moment, and the moments at which clients join or requests are due."""
+"""Stages of a load: the level at any time, and the times at which clients start or requests are due."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EPSILON = 1e-9
 
 
 class StageSchedule:
-    """Stages one after another; seconds count from the beginning of the first."""
+    """Consecutive stages; seconds count from the start of the first."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         ends = list(accumulate(stage.seconds for stage in stages))
@@ -25,14 +25,14 @@ class StageSchedule:
         ]
 
     def compute_level(self, at_s: float) -> float:
-        """Return the level at a moment; nothing after the end."""
+        """Return the level at a time; 0 after the end."""
         for begin, end, low, high in self._parts:
             if at_s < end:
                 return low + (high - low) * (at_s - begin) / (end - begin)
         return 0.0
 
     def compute_join_time(self, client: int, after_s: float) -> float:
-        """Return the first moment from ``after_s`` on at which the level has room for ``client``; ``inf`` for never."""
+        """Return the first time from ``after_s`` on at which ``client`` may run; ``inf`` for never."""
         wanted = client + 1 - _EPSILON
         for begin, end, low, high in self._parts:
             since = max(begin, after_s)
@@ -46,14 +46,14 @@ class StageSchedule:
         return math.inf
 
     def compute_arrival_time(self, arrivals: float) -> float:
-        """Return when so many requests have become due, the level being requests/s; ``inf`` where fewer ever do.
+        """Return when the given number of requests is due, with the level in requests/s; ``inf`` if fewer ever are.
 
         The rate's integral over a ramp is a parabola; this is its inverse.
         """
         left = arrivals
         for begin, end, low, high in self._parts:
             whole = (low + high) / 2 * (end - begin)
-            # at the very end of the course nothing is due any more
+            # nothing is due at the end itself
             if left < whole:
                 return begin + _solve_ramp_time(left, low, (high - low) / (end - begin))
             left -= whole
@@ -64,6 +64,6 @@ def _solve_ramp_time(area: float, low: float, slope: float) -> float:
     """Solve low t + slope t^2 / 2 = area for the earliest t of 0 or more."""
     if not slope:
         return area / low
-    # the form that loses no digits where the slope is small
+    # this form is accurate for small slopes
     root = math.sqrt(max(0.0, low * low + 2 * slope * area))
     return 2 * area / (low + root) if low + root else 0.0

@@ -1,4 +1,4 @@
-"""A server on loopback that misbehaves as told: raw sockets, one thread a connection."""
+"""A server on loopback with scripted faults: raw sockets, one thread per connection."""
 
 import contextlib
 import re

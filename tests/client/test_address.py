@@ -55,7 +55,7 @@ def test_every_form_that_ollama_accepts_names_the_same_server(given, url):
         ("11434", "a port alone is written ':11434'"),
         ("[::1", "not an IPv6 address"),
         ("[zz::1]", "not an IPv6 address"),
-        ("fe80::1%eth0", "an IPv6 zone cannot stand in a URL"),
+        ("fe80::1%eth0", "an IPv6 zone is not allowed in a URL"),
         ("a b", "not a host name or IP address"),
         ("300.1.1.1", "not a host name or IP address"),
         ("büro:1", "not a host name or IP address"),

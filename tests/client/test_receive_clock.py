@@ -11,7 +11,7 @@ SECOND = 1_000_000_000
 
 
 class Clocks:
-    """Two clocks that only move when told; reading either takes no time."""
+    """Two clocks that only move when advanced; reading either takes no time."""
 
     def __init__(self):
         self.monotonic = 5 * SECOND

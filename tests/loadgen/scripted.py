@@ -1,4 +1,4 @@
-"""A backend that answers after scripted times on the event loop's clock, and a way to fire at it in virtual time."""
+"""A backend that answers after scripted times on the event loop's clock, and helpers to run loads in virtual time."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def fired(workload: Workload, backend: Scripted, **words) -> tuple[Sample, ...]:
 
 
 def since_start(samples: tuple[Sample, ...], at: str = "sent_ns") -> list[float]:
-    """Return one time of each sample in seconds after the connections stood, half a second after the start."""
+    """Return one time of each sample in seconds after the connections were open, half a second after the start."""
     return [round(getattr(sample, at) / SECOND - 0.5, 6) for sample in samples]
 
 

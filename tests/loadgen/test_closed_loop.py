@@ -125,7 +125,7 @@ def test_a_deadline_that_comes_while_a_client_thinks_sends_nothing_more():
 
 
 def test_targets_take_turns():
-    samples = fired(closed(concurrency=2, requests=6), Scripted(), targets=3)
+    samples = fired(closed(requests=6), Scripted(), targets=3)
     assert [sample.url[-1] for sample in samples] == list("012012")
 
 

@@ -114,7 +114,7 @@ def test_later_turns_meet_the_prompt_cache_by_nature_and_void_nothing() -> None:
 
 
 class Full(Scripted):
-    """Turns each request away so many times, with 503."""
+    """Rejects each request a number of times, with 503."""
 
     times = 2
     status = 503
@@ -288,7 +288,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
         ({"stages": [{"rate": 1, "for": 1}], "concurrency": 4}, "stages and concurrency contradict each other"),
         ({"stages": [{"concurrency": 0, "for": 1}]}, "stages: concurrency must be 0 or more, and more than 0 in one"),
         ({"turns": 2, "endpoint": "generate"}, "turns=2 and endpoint='generate' exclude each other"),
-        ({"turns": 2, "rate": 1}, "turns=2 and a rate exclude each other: clients keep chats of their own"),
+        ({"turns": 2, "rate": 1}, "turns=2 and a rate exclude each other: each client has a separate chat"),
         ({"prompts": {"a": 0}}, "prompts['a']: weight 0: expected a number above 0"),
         ({"prompts": {}}, "prompts={}: expected texts and their weights"),
         ({"prompts": ["a"], "dataset": "x"}, "prompts and dataset contradict each other: give one of them"),

@@ -83,7 +83,7 @@ def test_the_first_record_of_a_request_stands(fault):
 def test_a_backend_that_cannot_connect_is_asked_to_send_all_the_same():
     class Unconnected(Scripted):
         async def connect(self, connections):
-            raise OSError("nobody there")
+            raise OSError("no one there")
 
     assert outcomes(fired(closed(requests=2), Unconnected())) == ["ok", "ok"]
 

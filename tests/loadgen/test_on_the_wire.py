@@ -20,7 +20,7 @@ from pytest_ollama_perf.metrics.summary import explain_unmeasurable, summarise
 SIM = "sim:?slots=4&tps=2000&prefill_tps=50000&load_time=0&overhead=0&models=tiny"
 
 
-class Nobody:
+class SilentListener:
     """An onlooker that does not look."""
 
     def begin(self, model, duration_s=None): ...
@@ -32,7 +32,7 @@ class Nobody:
 
 def measured(bench: Harness, **words) -> Run:
     workload = build_load_spec({"num_predict": 8, "requests": 6, **words}, default_model=bench.settings.model).workload
-    return bench.measure(workload, listener=Nobody())
+    return bench.measure(workload, listener=SilentListener())
 
 
 def bench_at(url: str, folder: Path, model: str | None = None) -> Iterator[Harness]:
@@ -75,7 +75,7 @@ def test_connections_of_their_own_are_opened_for_each_request_and_timed(bench: H
 def test_stages_climb_and_end_with_a_course(bench: Harness) -> None:
     stages = [{"concurrency": 2, "ramp": 0.4}, {"concurrency": 2, "for": 0.3}]
     workload = build_load_spec({"num_predict": 8, "stages": stages}, default_model=bench.settings.model).workload
-    run = bench.measure(workload, listener=Nobody())
+    run = bench.measure(workload, listener=SilentListener())
     assert all(sample.ok for sample in run.samples)
     (course,) = [found for found in evaluate_run(run, (), strict=False).findings if type(found).__name__ == "Timeline"]
     assert sum(span.requests for span in course.spans) == len(run.measured)
@@ -84,7 +84,9 @@ def test_stages_climb_and_end_with_a_course(bench: Harness) -> None:
 
 def test_images_for_a_model_that_cannot_see_are_refused_before_anything_is_sent(bench: Harness, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ConfigError, match=r"cannot see \(it can: .*completion.*\); name a model with vision$"):
+    with pytest.raises(
+        ConfigError, match=r"does not support images \(capabilities: .*completion.*\); use a model with vision$"
+    ):
         measured(bench, images=str(tmp_path / "a.png"))
 
 

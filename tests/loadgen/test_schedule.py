@@ -1,4 +1,4 @@
-"""Stages over time: levels, when clients join, when requests are due; and loads fired along them in virtual time."""
+"""Stages over time: levels, when clients join, when requests are due; and loads that follow them in virtual time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def staged(*stages: dict, **words) -> Workload:
 
 
 def begins(samples, workload: Workload) -> list[float]:
-    """Return when the measured requests were sent, in seconds after the connections stood, half a second in."""
+    """Return when the measured requests were sent, in seconds after the connections were open, half a second in."""
     return [round(sample.sent_ns / SECOND - 0.5, 6) for sample in samples if sample.stage is Phase.MEASURED]
 
 
