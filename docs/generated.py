@@ -1,4 +1,4 @@
-"""Everything in the repository that is written from the code; ``python docs/generated.py`` writes it anew.
+"""Everything in the repository that is written from the code; ``python docs/generated.py`` writes it again.
 
 A page has tables between lines such as ``<!-- generated: metrics -->`` and ``<!-- end -->``. The JSON schemas and
 ``config/option_types.py`` are whole files.
@@ -110,7 +110,7 @@ def _option_table(options: Iterable[MarkerOption]) -> str:
 
 
 def limit_table() -> str:
-    """Return the limit words of every metric."""
+    """Return the limit arguments of every metric."""
     rows = []
     for metric in METRICS.values():
         words = [word for word in list_limit_options() if re.fullmatch(rf"(min|max)_((\w+?)_)?{metric.name}", word)]
@@ -285,7 +285,7 @@ def faults() -> str:
 
 
 def contract_keys() -> str:
-    """Return what a contract file may hold beside words and metrics."""
+    """Return what a contract file may hold in addition to arguments and metrics."""
     parts = []
     for name, kind in EXPERIMENT_KINDS.items():
         gates = [(code(gate_name), code(one.example)) for gate_name, one in kind.own_metrics.items()]

@@ -65,7 +65,7 @@ class MarkedExperiment:
 class Ollama:
     """Runs loads and experiments from code, with the arguments of the marker of the same name.
 
-    With ``check=True``, the default, a failing verdict fails the test at once. With ``check=False`` it is only part of
+    With ``check=True``, the default, a failing verdict fails the test. With ``check=False`` it is only part of
     the result. Wrong arguments raise ``ConfigError``.
     """
 

@@ -70,7 +70,7 @@ class DriftRow:
         if self.trend.warns and self.trend.since is not None:
             return f"{format_percent(self.trend.slowdown)} slower since {format_day(self.trend.since)}"
         if self.trend.undecided:
-            return f"cannot tell yet ({format_count(self.trend.undecided, 'more run')})"
+            return f"not enough runs yet ({format_count(self.trend.undecided, 'more run')})"
         return f"no drift above {format_percent(self.trend.detectable or 0.0)}"
 
 

@@ -36,7 +36,7 @@ class Marker:
     """One marker.
 
     ``own`` are the arguments that only this marker has; ``excluded`` are arguments of ``ollama_load`` that it refuses;
-    ``axes`` are those that may be lists; ``takes_limits`` tells whether it takes ``min_...``, ``max_...`` and
+    ``axes`` are those that may be lists; ``takes_limits`` says whether it takes ``min_...``, ``max_...`` and
     ``limits``.
     """
 

@@ -89,7 +89,7 @@ def parse_report_target(text: str) -> ReportTarget:
 
 
 def explain_missing_extra(kind: str) -> str:
-    """Say how to install what reports of this type need; nothing where it is there. Nothing is imported for it."""
+    """Return how to install what reports of this type need; nothing if it is installed. Imports nothing."""
     extra, packages = _REQUIRED_EXTRAS.get(kind, ("", ()))
     lacking = [package for package in packages if find_spec(package) is None]
     return f"the {kind} report needs an extra: pip install 'pytest-ollama-perf[{extra}]'" if lacking else ""

@@ -1,4 +1,4 @@
-"""Everything a person can set, in one frozen object, built and checked once.
+"""Everything a user can set, in one frozen object, built and checked once.
 
 Precedence: marker > command line > environment > ini > default. A marker belongs to one test, so ``marks`` reads it;
 the rest is decided here. Command line, ini keys and reference are all made from ``OPTIONS``.
@@ -85,7 +85,7 @@ OPTIONS = (
         f"write a report after the run, for example `html:perf.html`; repeatable; types: {', '.join(REPORT_TYPES)}",
         "TYPE:PATH",
     ),
-    Option("strict", "flag", "fail tests whose verdict is unsure or incomparable, too"),
+    Option("strict", "flag", "also fail tests whose verdict is unsure or incomparable"),
     Option(
         "store",
         "value",
@@ -111,8 +111,8 @@ OPTIONS = (
     Option(
         "run-spacing",
         "value",
-        "how far apart these runs begin at least where the first looks slower: short runs in a row share a mood of the "
-        f"machine; not waited for on the simulator (default: {RUN_SPACING_S:g})",
+        "minimum time between the starts of these runs if the first looks slower: back-to-back short runs see the same "
+        f"machine state; not waited for on the simulator (default: {RUN_SPACING_S:g})",
         "SECONDS",
     ),
     Option(
@@ -355,7 +355,7 @@ def parse_margin(text: str, flag: str) -> tuple[str, float]:
 def read_margin(name: str, value: object, given: str) -> tuple[str, float]:
     """Read the margin ``value`` of the number ``name``, ``tps`` or ``ttft.p95``; ``given`` is what was written."""
     metric, dot, stat = name.partition(".")
-    # error_rate is usually 0, so it has no relative change; what is read beside the load has no history
+    # error_rate is usually 0, so it has no relative change; telemetry has no history
     unjudged = {"error_rate", *TELEMETRY_METRICS}
     valid = [known for known, metric in METRICS.items() if known not in unjudged and metric.compute is None]
     if metric not in valid:
@@ -383,7 +383,7 @@ def _parse_share(value: object) -> float:
     if isinstance(value, str) and value.strip().endswith("%"):
         return _parse_float(value.strip()[:-1]) / 100
     share = _parse_float(value)
-    # A bare 5 would be 500 %, which nobody means.
+    # A bare 5 would be 500 %, which is never meant.
     return share if share <= 1 else math.nan
 
 

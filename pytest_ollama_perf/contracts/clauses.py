@@ -34,7 +34,7 @@ _REGRESSION = re.compile(r"\s*(?:(?P<stat>\w+)\s+)?regress\w*\s*(?P<op><=|>=|==|
 
 @dataclass(frozen=True)
 class Clause:
-    """``name`` is how it reads, ``ttft p95 <= 300ms``; ``line`` where it stands, 0 for the one that nobody wrote.
+    """``name`` is how it reads, ``ttft p95 <= 300ms``; ``line`` its line, 0 for the implicit one.
 
     Exactly one of ``limit``, ``margin`` and ``finding_metric`` is set. A margin is a number's name, ``ttft.p95``,
     and a share; ``finding_metric`` is a number that an experiment finds.
@@ -67,7 +67,7 @@ def parse_clause(metric: str, stat: str, text: object, line: int = 0) -> Clause:
 def _parse_regression(metric: str, stat: str, match: re.Match[str], text: str, line: int) -> Clause:
     written = f"{metric} = {safe_repr(text)}"
     if stat and match["stat"]:
-        raise ConfigError(f"{written}: the statistic stands twice, '{stat}' and '{match['stat']}'; write it once")
+        raise ConfigError(f"{written}: duplicate statistic: '{stat}' and '{match['stat']}'")
     if match["op"] != "<=" or not re.search(r"\bregression\b", text):
         raise ConfigError(f"{written}: write it as 'regression <= 20%'")
     stat = stat or match["stat"] or ""
@@ -83,7 +83,7 @@ def format_example(metric: str) -> str:
 
 
 def suggest_clause(word: str) -> str:
-    """Return how a limit word of the marker, ``min_tps`` or ``max_p95_ttft``, is written in a contract."""
+    """Return how a limit argument, ``min_tps`` or ``max_p95_ttft``, is written in a contract."""
     side, _, rest = word.partition("_")
     metric = next((name for name in METRICS if rest == name or rest.endswith(f"_{name}")), "")
     if side not in {"min", "max"} or not metric:
@@ -94,7 +94,7 @@ def suggest_clause(word: str) -> str:
 
 
 class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """``model`` and ``name`` say where it stands, ``llama3.2:3b`` and ``concurrency=4``; ``line`` is that of its table.
+    """``model`` and ``name`` identify it, ``llama3.2:3b`` and ``concurrency=4``; ``line`` is that of its table.
 
     ``experiment`` measures, with every limit of ``clauses``; ``require`` must hold before it begins.
     """
@@ -134,7 +134,7 @@ class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge_clause(clause: Clause, trial: Evaluation, experiment: Experiment, *, strict: bool) -> Verdict:
-    """Return the verdict on one clause of ``trial``, what ``experiment`` measured; what spoils that spoils them all."""
+    """Return the verdict on one clause of ``trial``, the result of ``experiment``; if that is invalid, so are all."""
     if trial.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not trial.loads:
         return trial.verdict
     if clause.finding_metric or not isinstance(experiment, LoadTest):
@@ -208,7 +208,7 @@ class SharedLoad:
         self._kept: dict[str, Evaluation] = {}
 
     def judge(self, clause: Clause, test: str) -> None:
-        """Judge ``clause`` for the item ``test`` and fail that where it is broken.
+        """Judge ``clause`` for the item ``test`` and fail the item if it is broken.
 
         A clause that is judged a second time is being run again, and so measured again.
         """
@@ -217,7 +217,7 @@ class SharedLoad:
             self._judged.clear()
             self._kept = {name: Evaluation(kept.verdict) for name, kept in self._kept.items()}
         trial = replace(self._trial, verdict=self._judge_clause(clause, self._trial))
-        # The loads and findings are reported once, beside the verdicts of all clauses.
+        # The loads and findings are reported once, with the verdicts of all clauses.
         self._kept[clause.name] = Evaluation(trial.verdict) if self._judged else trial
         self._judged.add(clause.name)
         self._session.replace(self.test, self._kept.values())

@@ -28,7 +28,7 @@ LOAD_SHAPE_OPTIONS = (
     "cold",
     "stages",
 )
-"""Words of a load that its experiments do not take over from the tables around them."""
+"""Load arguments that experiments do not inherit from the tables around them."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def parse_metric_clause(kind: ExperimentKind, key: str, text: object, line: int)
 
 
 def parse_limit_clauses(metric: str, texts: object, line: int) -> list[Clause]:
-    """Read the limits of a load that an experiment takes, too; history is judged by a load's own clauses."""
+    """Read the load limits that an experiment also accepts; regressions are judged by the clauses of a load."""
     clauses = [parse_clause(metric, "", text, line) for text in (texts if isinstance(texts, list) else [texts])]
     for clause in clauses:
         if clause.margin is not None:

@@ -1,4 +1,4 @@
-"""A contract written from measured runs: limits that an unchanged server keeps, as far as the runs can tell. Pure."""
+"""A contract written from measured runs: limits that an unchanged server keeps, as far as the runs show. Pure."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def generate_contract(model: str, common: Mapping[str, Any], loads: Sequence[Mea
     what = " ".join(part for part in (seen.model or model, seen.quantization) if part)
     rows = [
         f"# Measured: {what} on ollama {seen.server_version}, {format_count(runs, 'run')} of each load, the model "
-        "loaded "
-        "anew",
+        "reloaded",
         f"# for each. One more run on a server that did not change keeps a limit "
         f"{format_percent(KEEP_PROBABILITY)} of the time; tighten",
         "# it to what your users need. Regression clauses count once runs are stored: pytest --ollama-save",
@@ -108,7 +107,7 @@ def _generate_clauses(metric: str, load: MeasuredRuns) -> Iterator[str]:
 
 
 def _select_stat(metric: str, requests: int) -> str:
-    """Return the highest percentile that so many requests can settle; nothing for a pooled or per-run number."""
+    """Return the highest percentile that this number of requests can settle; nothing for a pooled or per-run number."""
     if METRICS[metric].shape is not Shape.PER_REQUEST:
         return ""
     return next((stat for stat, least in _SURE_FROM if requests >= least), "p50")

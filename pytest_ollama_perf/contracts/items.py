@@ -120,7 +120,7 @@ class ClauseItem(pytest.Item):
         self.ollama_shared.judge(self.clause, self.nodeid)
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Return where the clause stands and what heads its failure."""
+        """Return the location of the clause and the headline of its failure."""
         group = self.ollama_shared.group
         line = (self.clause.line or group.line) - 1
         return self.path, line, f"{group.model}, {group.name}: {self.clause.name}"

@@ -39,7 +39,7 @@ from pytest_ollama_perf.metrics.definitions import METRICS
 
 SCHEMA_VERSION = 1
 DEFAULT_MODEL = "*"
-"""Stands for the model of --ollama-model, or the only one that the server has."""
+"""Means the model of --ollama-model, or the only one that the server has."""
 
 TOP_LEVEL_KEYS = ("schema", "defaults", "model", "load")
 CONTRACT_LOAD_OPTIONS = tuple(word for word in LOAD_OPTIONS if word != "model")
@@ -93,7 +93,7 @@ def parse_contract(
     """Return the groups of the contract ``text``.
 
     ``name`` is what errors call the file, ``folder`` where paths in it begin, ``prefix`` the table that holds the
-    contract if the whole file is none.
+    contract if the whole file is not one.
 
     Raises:
         ConfigError: one line for everything that is wrong, each beginning with ``name`` and the line number.
@@ -148,7 +148,7 @@ def _parse_model(
     reader: _ContractParser, model: str, table: Any, path: toml.KeyPath, defaults: _Layer
 ) -> Iterator[ClauseGroup]:
     if not model.strip():
-        reader.add_fault(path, "a model without a name; '*' stands for the usual one")
+        reader.add_fault(path, "a model without a name; '*' means the usual one")
         return
     own = _parse_layer(reader, table, path, ("load", *EXPERIMENT_KINDS))
     tables = table if isinstance(table, dict) else {}
@@ -173,7 +173,7 @@ def _parse_loads(
 
 
 def _parse_layer(reader: _ContractParser, table: Any, path: toml.KeyPath, extra: tuple[str, ...]) -> _Layer:
-    """Read one table: words of the load, clauses and preconditions; what is wrong is noted and left out."""
+    """Read one table: load arguments, clauses and preconditions; faults are noted and left out."""
     layer = _Layer(path)
     if not isinstance(table, dict):
         reader.add_fault(path, f"expected a table, not {safe_repr(table)}")
@@ -212,14 +212,14 @@ def _check_option(word: str, value: Any) -> bool:
     if not several:
         raise ConfigError(f"{word} = []: expected at least one value")
     if len(several) > len(set(map(repr, several))):
-        raise ConfigError(f"{word} = {safe_repr(value)}: a value stands twice")
+        raise ConfigError(f"{word} = {safe_repr(value)}: duplicate value")
     for each in several:
         LOAD_OPTIONS[word].parse(each)
     return True
 
 
 def _parse_clauses(reader: _ContractParser, metric: str, stat: str, value: Any, path: toml.KeyPath) -> Iterator[Clause]:
-    """Read what stands behind a metric: a clause, a list of clauses, or a table of statistics with theirs."""
+    """Read the value of a metric: a clause, a list of clauses, or a table of statistics with theirs."""
     if isinstance(value, dict) and value and not stat:
         for inner, texts in value.items():
             yield from _parse_clauses(reader, metric, inner, texts, (*path, inner))
@@ -259,7 +259,7 @@ def _suggest_key(reader: _ContractParser, key: str, valid: tuple[str, ...]) -> s
 
 
 def _build_load_groups(reader: _ContractParser, model: str, layers: tuple[_Layer, ...]) -> Iterator[ClauseGroup]:
-    """Yield a group for every load that the nearest of ``layers`` stands for: one at each concurrency or rate."""
+    """Yield a group for every load that the nearest of ``layers`` defines: one at each concurrency or rate."""
     words = merge_options([layer.options for layer in layers])
     clauses = [clause for written in _merge_layers(layers, "clauses").values() for clause in written]
     require = tuple(_merge_layers(layers, "preconditions").values())
@@ -383,7 +383,7 @@ def _check_clauses(reader: _ContractParser, spec: LoadSpec, clauses: Sequence[Cl
     seen: set[str] = set()
     for clause in clauses:
         if clause.name in seen:
-            reader.faults.append((clause.line, f"the clause '{clause.name}' stands twice"))
+            reader.faults.append((clause.line, f"duplicate clause '{clause.name}'"))
         seen.add(clause.name)
         requests = spec.workload.requests
         if clause.margin and requests and (refusal := POLICIES[clause.margin[0]].explain_refusal(requests)):
@@ -395,6 +395,6 @@ def _reject_duplicates(reader: _ContractParser, groups: Sequence[ClauseGroup]) -
     for group in groups:
         key = group.model, group.name
         if key in seen:
-            where = f"'{group.name}' of {group.model} stands on line {seen[key]} already"
+            where = f"'{group.name}' of {group.model} is already defined on line {seen[key]}"
             reader.faults.append((group.line, f"{where}; give one of them a name"))
         seen.setdefault(key, group.line)

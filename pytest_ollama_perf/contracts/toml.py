@@ -1,4 +1,4 @@
-"""A TOML file with the line of every key, which the parser of the standard library does not tell."""
+"""A TOML file with the line of every key, which the parser of the standard library does not report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KeyPath = tuple[str | int, ...]
 """The keys from the top of a document down to a value; the place in an array of tables is a number from 0."""
 
 MAX_CHARS = 1_000_000
-"""Longer files are refused: nobody wrote them by hand."""
+"""Longer files are refused; no one writes them by hand."""
 
 MAX_KEY_PARTS = 50
 """Keys with more parts are refused: the parser needs time quadratic in their number."""

@@ -26,10 +26,10 @@ def add_store(scheme: str, open_added: Callable[[str], Store]) -> None:
     """Add a kind of store; ``open_added`` opens the store at a URL with this scheme.
 
     Raises:
-        ConfigError: the scheme is in use or is none.
+        ConfigError: the scheme is in use or is not a valid one.
     """
     if scheme in {*_added_stores, *_DATABASES} or not re.fullmatch("[a-z][a-z0-9+.-]*", scheme):
-        raise ConfigError(f"cannot add the store {scheme!r}: the scheme is in use, or is none such as 'shared'")
+        raise ConfigError(f"cannot add the store {scheme!r}: the scheme is in use, or not a scheme such as 'shared'")
     _added_stores[scheme] = open_added
 
 

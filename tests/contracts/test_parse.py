@@ -219,7 +219,7 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
         "c.toml:8: unknown key 'max_p95_ttft' of a load; write ttft = 'p95 <= 300ms'",
         "c.toml:9: limit 'ttft': 'p95 <= 300': ttft needs a unit; valid: 's', 'ms', 'us', 'µs', 'min', "
         "as in '<= 300ms'",
-        "c.toml:9: the clause 'ttft p95 <= 300ms' stands twice",
+        "c.toml:9: duplicate clause 'ttft p95 <= 300ms'",
         "c.toml:9: ttft = 'regression <= 20': expected a percentage above 0%, such as 5%, or a share up to 1, "
         "such as 0.05",
         "c.toml:10: limit 'latency': '<= 5s': latency has one value per request, say which statistic: 'latency.p95' "
@@ -238,7 +238,7 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
         "c.toml:24: no clause: add concurrency = '>= 4'",
         "c.toml:27: unknown key 'concurrency' of cold_start",
         "c.toml:28: concurrency=2 and rate=3 exclude each other: give one of them",
-        "c.toml:32: concurrency = [2, 2]: a value stands twice",
+        "c.toml:32: concurrency = [2, 2]: duplicate value",
         "c.toml:34: name = 'a::b': expected a text without brackets and '::'",
     ]
 
@@ -257,17 +257,17 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
         ("schema = 1\nload = 3", "c.toml:2: expected a table, not 3"),
         ("schema = 1\nload = []", "c.toml:2: load is empty: expected tables such as [[load]]"),
         ("schema = 1\n[model]\nm = 1", "c.toml:3: expected a table, not 1"),
-        ("schema = 1\n[model.' ']", "c.toml:2: a model without a name; '*' stands for the usual one"),
+        ("schema = 1\n[model.' ']", "c.toml:2: a model without a name; '*' means the usual one"),
         ("schema = 1\n[model.m]\nconcurrency = []", "c.toml:3: concurrency = []: expected at least one value"),
         (
             "schema = 1\n[[load]]\nconcurrency = 3\n[[load]]\nconcurrency = 3",
-            "c.toml:4: 'concurrency=3' of * stands on line 2 already; give one of them a name",
+            "c.toml:4: 'concurrency=3' of * is already defined on line 2; give one of them a name",
         ),
         ("schema = 1\n[model.m]\nsweep = 4", "c.toml:3: expected a table, not 4"),
         ("schema = 1\n[model.m]\nrequire = 4", "c.toml:3: expected a table such as {gpu_offload = '100%'}, not 4"),
         (
             "schema = 1\n[model.m]\nttft.p95 = 'p95 <= 1s'",
-            "c.toml:3: limit 'ttft.p95': 'p95 <= 1s': the statistic stands twice, 'p95' and 'p95'; write it once",
+            "c.toml:3: limit 'ttft.p95': 'p95 <= 1s': duplicate statistic: 'p95' and 'p95'; write it once",
         ),
     ],
 )
