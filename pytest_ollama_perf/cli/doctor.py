@@ -36,12 +36,12 @@ from pytest_ollama_perf.report.progress import LiveProgress
 MIN_SESSIONS = 3
 DESCRIPTION = """\
 Report what this machine can measure and how much its numbers differ with nothing
-changed: an A/A campaign, what the gate can tell there, and margins worth setting.
+changed: an A/A campaign, what the gate can detect there, and margins worth setting.
 """
 EPILOG = """\
 First the client: how many chunks of text a second it can follow on one core, against a generator on this machine, and
 how far off its clock is. Then the server: the same load again and again, each session on a freshly loaded model; what
-differs between the sessions is noise, and no gate can tell less than that.
+differs between the sessions is noise, and no gate can detect smaller changes.
 
 Ctrl-C ends it early and prints what is known by then.
 

@@ -31,7 +31,7 @@ from pytest_ollama_perf.report.progress import LiveProgress
 DESCRIPTION = """\
 Measure a model at each concurrency, several times on a freshly loaded model, and
 write a contract that pytest collects: limits and margins that this server keeps,
-never tighter than its noise lets anybody tell.
+never tighter than the measured noise allows.
 """
 EPILOG = """\
 exit status: 0 written, 1 a run was no valid measurement and nothing was written,

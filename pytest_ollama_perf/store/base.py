@@ -92,7 +92,7 @@ class RunEntry(NamedTuple):
 
 
 class AcceptanceEntry(NamedTuple):
-    """A stored acceptance: where it is, when it was made (Unix seconds, if the store knows), and its record."""
+    """A stored acceptance: its place, when it was made (Unix seconds, if the store knows), and its record."""
 
     location: str
     at: float | None
@@ -143,7 +143,7 @@ class BaseStore(ABC):
 
     @abstractmethod
     def _set_aside(self, test: str, location: str, *, is_run: bool) -> str:
-        """Move an unreadable record out of the history and return where it is now."""
+        """Move an unreadable record out of the history and return its new place."""
 
     @abstractmethod
     def _delete(self, test: str, entries: Sequence[RunEntry]) -> None: ...
