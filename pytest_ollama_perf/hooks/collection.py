@@ -105,4 +105,6 @@ def get_config_error(read: Callable[..., object], *arguments: object) -> str:
         read(*arguments)
     except (ConfigError, MissingExtraError) as error:
         return str(error)
+    except (ArithmeticError, TypeError, ValueError) as error:  # one wrong marker must not hide the others
+        return f"{type(error).__name__}: {error}"
     return ""

@@ -213,6 +213,9 @@ class Hooks:
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Record why the session ended early."""
         self.session.aborted = str(excinfo.value) or "interrupted (Ctrl-C)"
+        if self._uses_server or xdist.is_controller(self.config):
+            # pytest formats every frame before the session ends, which takes longer than a signal's sender may wait.
+            excinfo.traceback = excinfo.traceback.filter(excinfo)[-1:]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the terminal section."""

@@ -32,7 +32,7 @@ USAGE_ERROR_KEY = "ollama_perf_wrong"
 """The attribute of a collection report that holds the text of a usage error."""
 
 
-_STOP_TIMEOUT_S = 3.0
+_STOP_TIMEOUT_S = 10.0
 
 
 def is_worker(config: pytest.Config) -> bool:
