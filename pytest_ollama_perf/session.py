@@ -40,7 +40,11 @@ class Frontend(Protocol):
     def announce(self, text: str) -> None:
         """Show a line that is not progress, even where progress is not shown."""
 
-    def fail(self, message: str) -> NoReturn:
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+
+    def fail(self, message: str, summary: str = "") -> NoReturn:
         """Fail the running test; ``message`` is the whole explanation."""
 
     def skip(self, reason: str) -> NoReturn:
@@ -244,7 +248,8 @@ class Session:
             from pytest_ollama_perf.harness.evaluation import merge_evaluations
             from pytest_ollama_perf.report.terminal import format_failure
 
-            self._frontend.fail(format_failure(merge_evaluations(test, [evaluation])))
+            text = format_failure(merge_evaluations(test, [evaluation]), width=self._frontend.width)
+            self._frontend.fail(text, evaluation.verdict.reason)
 
     def build_result(self, test: str) -> TestResult | None:
         """Return the result of one test so far; ``None`` if it measured nothing."""

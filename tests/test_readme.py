@@ -55,8 +55,13 @@ def printed(arguments: list[str]) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a screen: digits, spacing and rules masked, notes about a busy machine left out."""
-    quiet = re.sub(r"^  - client-bound:.*\n(?:    .*\n)*", "", text, flags=re.MULTILINE)
+    """The words of a screen: digits, spacing and rules masked, notes about a busy machine left out.
+
+    The options that only this test adds are left out of the rerun command.
+    """
+    joined = re.sub(r" \\\n +", " ", text)
+    typed = re.sub(r"-p pytest_ollama_perf\.plugin .*--rootdir=\S+ ", "", joined)
+    quiet = re.sub(r"^  - client-bound:.*\n(?:    .*\n)*", "", typed, flags=re.MULTILINE)
     return re.sub(r"[-=_]{3,}", "---", re.sub(r"\d+(\.\d+)?", "#", quiet)).split()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -17,10 +20,30 @@ if TYPE_CHECKING:
 
 
 class VerdictError(pytest.fail.Exception):  # type: ignore[misc, name-defined]
-    """A verdict failed the test; the message is the whole explanation."""
+    """A verdict failed the test; the message is the whole explanation, ``summary`` its reason in one line."""
+
+    summary: str = ""
 
     # As pytest does for its own outcomes: reports name the class without its module.
     __module__ = "builtins"
+
+
+_DEFAULT_WIDTH, _MIN_WIDTH = 80, 60
+_SECRET_OPTIONS = ("--ollama-header",)
+
+
+def _redact_arguments(arguments: Iterable[str]) -> Iterator[str]:
+    """Yield the arguments of a command line without credentials."""
+    previous = ""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if previous in _SECRET_OPTIONS:
+            yield "..."
+        elif name in _SECRET_OPTIONS and equals:
+            yield f"{name}=..."
+        else:
+            yield re.sub(r"://[^/\s]*@", "://", argument)
+        previous = argument
 
 
 class PytestFrontend:
@@ -65,6 +88,22 @@ class PytestFrontend:
         """Skip the running test."""
         pytest.skip(reason)
 
-    def fail(self, message: str) -> NoReturn:
-        """Fail the running test with ``message`` and no traceback."""
-        raise VerdictError(message, pytrace=False)
+    def fail(self, message: str, summary: str = "") -> NoReturn:
+        """Fail the running test with ``message`` and no traceback; ``summary`` is its line in the short summary."""
+        error = VerdictError(message, pytrace=False)
+        error.summary = summary
+        raise error
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal: those that ``COLUMNS`` sets, also where there is no terminal, else 80."""
+        columns = os.environ.get("COLUMNS", "")
+        return max(_MIN_WIDTH, int(columns)) if columns.isdecimal() else _DEFAULT_WIDTH
+
+    def format_rerun_command(self) -> str:
+        """Return the command that runs the failed tests again with every metric, with the options of this run."""
+        given = list(_redact_arguments(map(str, self._config.invocation_params.args)))
+        extra = [] if {"-v", "-vv"} & set(given) else ["-v"]
+        if self._config.pluginmanager.hasplugin("cacheprovider") and "--lf" not in given:
+            extra.insert(0, "--last-failed")
+        return shlex.join(["pytest", *given, *(each for each in extra if each not in given)])

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.hooks import collection
-from pytest_ollama_perf.hooks.frontend import PytestFrontend
+from pytest_ollama_perf.hooks.frontend import PytestFrontend, VerdictError
 from pytest_ollama_perf.hooks.signals import SignalHandler
 from pytest_ollama_perf.integrations import xdist
 from pytest_ollama_perf.session import Session
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LISTING_OPTIONS = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
 """Options of pytest with which no test runs."""
+
+_EXPLAINED_TEST = "ollama_explained_test"
+"""The attribute of a test report that names the test whose verdict it explains."""
 
 
 class Hooks:
@@ -39,6 +42,7 @@ class Hooks:
         self._marked: dict[str, MarkedExperiment] = {}
         self._config_errors: list[str] = []
         self._uses_server = False
+        self._explained: set[str] = set()
         self._signals = SignalHandler(handles_interrupt=xdist.is_worker(config))
 
     def build_integrations(self) -> Iterator[object]:
@@ -170,13 +174,24 @@ class Hooks:
         return outcome
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add the results of the test to its report."""
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Add the results of the test to its report, and shorten its line in the short summary."""
         if not self.settings.no_properties and (result := self.session.build_result(collection.get_test_name(item))):
             from pytest_ollama_perf.report.properties import replace_properties
 
             item.user_properties = replace_properties(item.user_properties, result)
-        return (yield)
+        report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, VerdictError) and call.excinfo.value.summary:
+            _shorten_summary(report, call.excinfo.value.summary)
+            setattr(report, _EXPLAINED_TEST, collection.get_test_name(item))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note which verdicts the section FAILURES explains; the reports of workers have the note as well."""
+        if report.failed and self.config.getoption("tbstyle", default="auto") != "no":
+            self._explained.add(getattr(report, _EXPLAINED_TEST, ""))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self) -> Generator[None, object, object]:
@@ -228,7 +243,14 @@ class Hooks:
             terminalreporter.write_sep("=", "ollama")
             if xdist.is_controller(self.config):  # it collects nothing, and so printed no header
                 terminalreporter.write_line(session.format_header_from_results())
-        for line in build_section(session.build_results(), verbosity=verbosity):
+        lines = build_section(
+            session.build_results(),
+            verbosity=verbosity,
+            width=self._frontend.width,
+            explained=self._explained,
+            rerun=self._frontend.format_rerun_command(),
+        )
+        for line in lines:
             terminalreporter.write_line(line.text, **line.style.markup)
         for written in session.written_reports if verbosity >= 0 else ():
             terminalreporter.write_line(written)
@@ -240,6 +262,13 @@ class Hooks:
         """Close the session and restore the signal handlers."""
         self.session.close()
         self._signals.restore()
+
+
+def _shorten_summary(report: pytest.TestReport, summary: str) -> None:
+    """Give the line of the short summary the reason alone: with ``CI=true`` pytest prints the whole message there."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = f"{VerdictError.__name__}: {summary}"
 
 
 def _measure(marked: MarkedExperiment) -> Evaluation:

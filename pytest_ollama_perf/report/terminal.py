@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from types import MappingProxyType
 
@@ -193,18 +193,33 @@ def _join_first(words: Sequence[str], most: int) -> str:
     return f"{shown} and {len(words) - most} more" if len(words) > most else shown
 
 
-def build_section(results: Sequence[TestResult], *, verbosity: int, width: int = DEFAULT_WIDTH) -> list[StyledLine]:
+def build_section(
+    results: Sequence[TestResult],
+    *,
+    verbosity: int,
+    width: int = DEFAULT_WIDTH,
+    explained: Collection[str] = (),
+    rerun: str = "pytest --last-failed -v",
+) -> list[StyledLine]:
     """Return the lines of the section after the run; none if no test generated a load.
 
-    ``verbosity`` is pytest's: below 0 one line for everything, above 0 every number. No line is wider than ``width``,
-    but for a single word of a command to copy.
+    ``verbosity`` is pytest's: below 0 one line for everything, above 0 every number. A failing test of ``explained``,
+    whose failure pytest has printed already, has one line. ``rerun`` is the command that shows every metric. No line
+    is wider than ``width``, except for a single word of a command to copy.
     """
     if not results:
         return []
     if verbosity < 0:
         return [_build_one_line(results, width)]
-    lines = [line for result in results for line in [*_build_guarded_block(result, verbosity, width), StyledLine("")]]
-    return [*lines, *_build_totals(results, width)]
+    lines: list[StyledLine] = []
+    for result in results:
+        if verbosity == 0 and result.test in explained and result.verdict.word in FAILING_STATUSES:
+            lines.append(_build_title(result, width))
+        else:
+            lines += [*_build_guarded_block(result, verbosity, width), StyledLine("")]
+    if lines[-1].text:
+        lines.append(StyledLine(""))
+    return [*lines, *_build_totals(results, width, rerun)]
 
 
 def _choose_style(word: VerdictStatus) -> LineStyle:
@@ -245,15 +260,13 @@ def _build_guarded_block(result: TestResult, verbosity: int, width: int) -> list
     try:
         return list(_build_block(result, verbosity, width))
     except Exception as error:
-        word = result.verdict.word
-        title = StyledLine(_format_title(clean(result.test), word.value, width), _choose_style(word))
         reason = wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2)
-        return [title, *_wrap_plain([*reason, *_format_fault(error, width)])]
+        return [_build_title(result, width), *_wrap_plain([*reason, *_format_fault(error, width)])]
 
 
 def _build_block(result: TestResult, verbosity: int, width: int) -> Iterator[StyledLine]:
     word = result.verdict.word
-    yield StyledLine(_format_title(clean(result.test), word.value, width), _choose_style(word))
+    yield _build_title(result, width)
     if word is not VerdictStatus.OK or verbosity > 0:
         yield from _wrap_plain(wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2))
     yield from _wrap_plain(_format_all_numbers(result, width) if verbosity > 0 else _format_main_lines(result, width))
@@ -264,6 +277,11 @@ def _build_block(result: TestResult, verbosity: int, width: int) -> Iterator[Sty
 
 def _wrap_plain(lines: Iterable[str]) -> Iterator[StyledLine]:
     return (StyledLine(line) for line in lines if line)
+
+
+def _build_title(result: TestResult, width: int) -> StyledLine:
+    word = result.verdict.word
+    return StyledLine(_format_title(clean(result.test), word.value, width), _choose_style(word))
 
 
 def _format_title(test: str, word: str, width: int) -> str:
@@ -290,8 +308,8 @@ def _format_all_numbers(result: TestResult, width: int) -> Iterator[str]:
     yield from describe_loads(result.loads, result.verdict.stored, width, together=bool(result.findings))
 
 
-def _build_totals(results: Sequence[TestResult], width: int) -> Iterator[StyledLine]:
+def _build_totals(results: Sequence[TestResult], width: int, rerun: str) -> Iterator[StyledLine]:
     worst = _find_worst(results).verdict.word
     yield StyledLine(truncate(_count_verdicts(results), width), _choose_style(worst))
     if worst in FAILING_STATUSES:
-        yield from _wrap_plain(format_command("rerun with all metrics", "pytest --last-failed -v", width))
+        yield from _wrap_plain(format_command("rerun with all metrics", rerun, width))
