@@ -37,6 +37,7 @@ from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
 from pytest_ollama_perf.experiments import experiment_results, results, sweep_points
 from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
+from pytest_ollama_perf.hooks import specs
 from pytest_ollama_perf.metrics.definitions import METRICS, STATS
 from pytest_ollama_perf.report import document
 from pytest_ollama_perf.simulator.faults import FAULT_HELP as FAULTS
@@ -356,6 +357,22 @@ def error_tree() -> str:
     return f"```text\n{_after_heading(errors.__doc__ or '')}\n```"
 
 
+def offered_hooks() -> str:
+    """Return every hook that other plugins can implement, with the example of its docstring."""
+    found = [(name, hook) for name, hook in vars(specs).items() if name.startswith("pytest_ollama_")]
+    return "\n\n".join(f"## `{name}`\n\n{_as_markdown(inspect.cleandoc(hook.__doc__ or ''))}" for name, hook in found)
+
+
+def _as_markdown(text: str) -> str:
+    """Return a docstring with its indented example as a block of code."""
+    before, _, rest = text.partition("::\n\n")
+    lines = rest.splitlines()
+    end = next((at for at, line in enumerate(lines) if line.strip() and not line.startswith("    ")), len(lines))
+    example = textwrap.dedent("\n".join(lines[:end])).strip()
+    after = "\n".join(lines[end:]).strip()
+    return "\n\n".join(filter(None, [f"{said(before)}:", f"```python\n{example}\n```", said(after)]))
+
+
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "load_arguments": load_arguments,
     "limits": limit_table,
@@ -382,6 +399,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "store_layout": store_layout,
     "record": record_layout,
     "errors": error_tree,
+    "hooks": offered_hooks,
 }
 """Every table that a page can ask for."""
 

@@ -23,8 +23,10 @@ def pytest_ollama_metrics(config: pytest.Config) -> Sequence[Metric] | None:
 
         from pytest_ollama_perf.metrics.definitions import Better, Metric, Shape, Unit
 
+
         def compute_words(run):
             return sum(sample.counters.eval_count or 0 for sample in run.measured) / 10
+
 
         def pytest_ollama_metrics():
             unit, better = Unit.TOKENS_PER_SECOND, Better.HIGHER
@@ -41,6 +43,7 @@ def pytest_ollama_report_formats(config: pytest.Config) -> Mapping[str, Callable
         def write_names(document):
             return "\\n".join(f"{test.test} {test.verdict.value}" for test in document.tests).encode()
 
+
         def pytest_ollama_report_formats():
             return {"names": write_names}
 
@@ -56,8 +59,10 @@ def pytest_ollama_stores(config: pytest.Config) -> Mapping[str, Callable[[str], 
         from pathlib import Path
         from pytest_ollama_perf.store.directory import DirectoryStore
 
+
         def open_shared(url):
             return DirectoryStore(Path(url.partition("://")[2]))
+
 
         def pytest_ollama_stores():
             return {"shared": open_shared}
