@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median_low
 
+from pytest_ollama_perf.core.verdict import ProblemCode
 from pytest_ollama_perf.core.workload import compute_identity
 from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.definitions import METRICS, Unit
@@ -46,7 +47,12 @@ def build_properties(result: TestResult) -> list[Property]:
 
 def _build_verdict_properties(result: TestResult) -> list[Property]:
     verdict = result.verdict
-    return [(f"{PROPERTY_PREFIX}verdict", verdict.word.value), (f"{PROPERTY_PREFIX}reason", clean(verdict.reason))]
+    damaged = [problem.text for problem in verdict.problems if problem.code is ProblemCode.DAMAGED_HISTORY]
+    return [
+        (f"{PROPERTY_PREFIX}verdict", verdict.word.value),
+        (f"{PROPERTY_PREFIX}reason", clean(verdict.reason)),
+        *((f"{PROPERTY_PREFIX}damaged_history", clean(text)) for text in damaged),
+    ]
 
 
 def replace_properties(before: Iterable[tuple[str, object]], result: TestResult) -> list[tuple[str, object]]:

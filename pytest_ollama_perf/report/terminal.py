@@ -210,7 +210,7 @@ def build_section(
     if not results:
         return []
     if verbosity < 0:
-        return [_build_one_line(results, width)]
+        return [_build_one_line(results, width), *_list_damaged_records(results)]
     lines: list[StyledLine] = []
     for result in results:
         if verbosity == 0 and result.test in explained and result.verdict.word in FAILING_STATUSES:
@@ -220,6 +220,17 @@ def build_section(
     if lines[-1].text:
         lines.append(StyledLine(""))
     return [*lines, *_build_totals(results, width, rerun)]
+
+
+def _list_damaged_records(results: Iterable[TestResult]) -> list[StyledLine]:
+    """Name every unreadable record once, also in quiet runs: the verdicts were reached without it."""
+    found = (
+        clean(problem.text)
+        for result in results
+        for problem in result.verdict.problems
+        if problem.code is ProblemCode.DAMAGED_HISTORY
+    )
+    return [StyledLine(f"damaged history: {text}", LineStyle.DOUBTFUL) for text in dict.fromkeys(found)]
 
 
 def _choose_style(word: VerdictStatus) -> LineStyle:
