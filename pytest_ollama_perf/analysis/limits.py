@@ -139,7 +139,7 @@ def _get_metric(name: str, written: str) -> Metric:
 
 def _choose_statistic(in_key: str, in_text: str, written: str) -> str:
     if in_key and in_text:
-        raise ConfigError(f"limit {written}: duplicate statistic, '{in_key}' and '{in_text}'; give it once")
+        raise ConfigError(f"limit {written}: duplicate statistic: '{in_key}' and '{in_text}'")
     return in_key or in_text
 
 

@@ -45,7 +45,7 @@ def test_a_limit_is_read_in_the_metrics_own_unit(key, text, read):
             "(on the marker max_p95_ttft); valid: mean, p50, p90, p95, p99, min, max",
         ),
         ("ttft.p80", "<= 1s", "unknown statistic 'p80'; did you mean 'p90'?; valid: mean, p50"),
-        ("ttft.p95", "p50 <= 1s", "duplicate statistic, 'p95' and 'p50'; give it once"),
+        ("ttft.p95", "p50 <= 1s", "duplicate statistic: 'p95' and 'p50'"),
         ("ttft.p95", ">= 1s", "lower is better for ttft, so its limit is written '<='"),
         ("tps", "<= 5", "higher is better for tps, so its limit is written '>='"),
         ("tps", "> 5", "its limit is written '>='"),

@@ -217,9 +217,9 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
         "c.toml:6: unknown key 'concurency' of a load; did you mean 'concurrency'?",
         "c.toml:7: unknown key 'min_tps' of a load; write tps = '>= 150'",
         "c.toml:8: unknown key 'max_p95_ttft' of a load; write ttft = 'p95 <= 300ms'",
+        "c.toml:9: duplicate clause 'ttft p95 <= 300ms'",
         "c.toml:9: limit 'ttft': 'p95 <= 300': ttft needs a unit; valid: 's', 'ms', 'us', 'µs', 'min', "
         "as in '<= 300ms'",
-        "c.toml:9: duplicate clause 'ttft p95 <= 300ms'",
         "c.toml:9: ttft = 'regression <= 20': expected a percentage above 0%, such as 5%, or a share up to 1, "
         "such as 0.05",
         "c.toml:10: limit 'latency': '<= 5s': latency has one value per request, say which statistic: 'latency.p95' "
