@@ -28,14 +28,14 @@ _STAGES_EXAMPLE = "[{'concurrency': 8, 'ramp': '30s'}, {'concurrency': 8, 'for':
 _IMAGE_FORMATS = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"RIFF", "WebP"), (b"GIF8", "GIF"))
 
 
-def parse_stages(word: str, value: object) -> dict[str, Any]:
+def parse_stages(name: str, value: object) -> dict[str, Any]:
     """Read a list of stages: ``{"concurrency": 8, "ramp": "30s"}`` climbs evenly, ``{"rate": 5, "for": 60}`` holds."""
     if not isinstance(value, (list, tuple)) or not value:
-        raise ConfigError(f"{word}={safe_repr(value)}: expected a list such as {_STAGES_EXAMPLE}")
-    read = [_parse_stage(f"{word}[{number}]", given) for number, given in enumerate(value)]
+        raise ConfigError(f"{name}={safe_repr(value)}: expected a list such as {_STAGES_EXAMPLE}")
+    read = [_parse_stage(f"{name}[{number}]", given) for number, given in enumerate(value)]
     kinds = {kind for kind, _ in read}
     if len(kinds) > 1:
-        raise ConfigError(f"{word}: concurrency and rate contradict each other: give one of them in every stage")
+        raise ConfigError(f"{name}: concurrency and rate contradict each other: give one of them in every stage")
     levels = tuple(level for _, level in read)
     peak = max(level.level for level in levels)
     closed = kinds == {"concurrency"}
@@ -69,14 +69,14 @@ def _parse_stage(where: str, given: object) -> tuple[str, Stage]:
     return kinds[0], Stage(level=float(level), seconds=lasts, ramp=times[0] == "ramp")
 
 
-def parse_prompt_mix(word: str, value: Mapping[Any, Any]) -> dict[str, Any]:
+def parse_prompt_mix(name: str, value: Mapping[Any, Any]) -> dict[str, Any]:
     """Read ``{"short question": 3, "long question": 1}``: prompts with their weights."""
     if not value or not all(isinstance(text, str) and text for text in value):
         raise ConfigError(
-            f"{word}={safe_repr(value)}: expected texts and their weights, such as {{'Why?': 3, 'How?': 1}}"
+            f"{name}={safe_repr(value)}: expected texts and their weights, such as {{'Why?': 3, 'How?': 1}}"
         )
     for text, weight in value.items():
-        _check_weight(f"{word}[{safe_repr(text, 40)}]", weight)
+        _check_weight(f"{name}[{safe_repr(text, 40)}]", weight)
     return {"prompts": tuple(value), "weights": tuple(float(weight) for weight in value.values())}
 
 
@@ -92,14 +92,14 @@ class _DatasetRow(msgspec.Struct, forbid_unknown_fields=True):
     weight: float | None = None
 
 
-def read_dataset(word: str, value: object) -> dict[str, Any]:
+def read_dataset(name: str, value: object) -> dict[str, Any]:
     """Read a file of JSON lines, ``{"prompt": ...}`` or ``{"messages": [...]}``, each with a ``weight`` if wanted.
 
     Where one line has messages the load is a chat, and a prompt is its only question.
     """
-    rows = [_parse_row(path, number, line) for path, number, line in _read_lines(word, value)]
+    rows = [_parse_row(path, number, line) for path, number, line in _read_lines(name, value)]
     if not rows:
-        raise ConfigError(f"{word}={safe_repr(value)}: the file has no lines")
+        raise ConfigError(f"{name}={safe_repr(value)}: the file has no lines")
     weights = tuple(1.0 if row.weight is None else row.weight for row in rows)
     fields: dict[str, Any] = {"weights": weights} if any(row.weight is not None for row in rows) else {}
     if all(row.prompt is not None for row in rows):
@@ -108,11 +108,11 @@ def read_dataset(word: str, value: object) -> dict[str, Any]:
     return fields | {"messages": chats, "endpoint": Endpoint.CHAT}
 
 
-def _read_lines(word: str, value: object) -> list[tuple[str, int, bytes]]:
-    content = _read_file(word, value, MAX_DATASET_BYTES).removeprefix(codecs.BOM_UTF8)
+def _read_lines(name: str, value: object) -> list[tuple[str, int, bytes]]:
+    content = _read_file(name, value, MAX_DATASET_BYTES).removeprefix(codecs.BOM_UTF8)
     found = [(str(value), number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     if len(found) > MAX_DATASET_LINES:
-        raise ConfigError(f"{word}={safe_repr(value)}: {len(found)} lines; at most {MAX_DATASET_LINES} are sent")
+        raise ConfigError(f"{name}={safe_repr(value)}: {len(found)} lines; at most {MAX_DATASET_LINES} are sent")
     return found
 
 
@@ -143,34 +143,34 @@ def _check_chat(where: str, messages: Sequence[ChatMessage]) -> None:
             raise ConfigError(f"{where}: no role {safe_repr(each.role, 40)}{near}")
 
 
-def read_images(word: str, value: object) -> dict[str, Any]:
+def read_images(name: str, value: object) -> dict[str, Any]:
     """Read image files into base64, as Ollama takes them; every request carries the next of them."""
     paths = [value] if isinstance(value, (str, Path)) else value
     if not isinstance(paths, (list, tuple)) or not paths:
         raise ConfigError(
-            f"{word}={safe_repr(value)}: expected a path, or a list of paths, of PNG, JPEG, WebP or GIF files"
+            f"{name}={safe_repr(value)}: expected a path, or a list of paths, of PNG, JPEG, WebP or GIF files"
         )
-    contents = [_read_file(word, path, MAX_IMAGE_BYTES) for path in paths]
+    contents = [_read_file(name, path, MAX_IMAGE_BYTES) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         if not any(content.startswith(magic) for magic, _ in _IMAGE_FORMATS):
-            raise ConfigError(f"{word}: {sanitize(str(path), 200)} is no PNG, JPEG, WebP or GIF image")
+            raise ConfigError(f"{name}: {sanitize(str(path), 200)} is no PNG, JPEG, WebP or GIF image")
     if sum(map(len, contents)) > MAX_IMAGES_BYTES:
-        raise ConfigError(f"{word}: the images have more than {MAX_IMAGES_BYTES // 2**20} MiB together")
+        raise ConfigError(f"{name}: the images have more than {MAX_IMAGES_BYTES // 2**20} MiB together")
     return {"images": tuple(base64.b64encode(content).decode() for content in contents)}
 
 
-def _read_file(word: str, value: object, most: int) -> bytes:
+def _read_file(name: str, value: object, most: int) -> bytes:
     if not isinstance(value, (str, Path)) or not str(value):
-        raise ConfigError(f"{word}={safe_repr(value)}: expected the path of a file")
+        raise ConfigError(f"{name}={safe_repr(value)}: expected the path of a file")
     try:
         # opening a FIFO would wait for its writer
         if not stat.S_ISREG(os.stat(value).st_mode):
-            raise ConfigError(f"{word}: {sanitize(str(value), 200)} is not a regular file")
+            raise ConfigError(f"{name}: {sanitize(str(value), 200)} is not a regular file")
         with open(value, "rb") as file:
             content = file.read(most + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{word}: cannot read {sanitize(str(value), 200)}: {sanitize(why)}") from None
+        raise ConfigError(f"{name}: cannot read {sanitize(str(value), 200)}: {sanitize(why)}") from None
     if len(content) > most:
-        raise ConfigError(f"{word}: {sanitize(str(value), 200)} has more than {most // 2**20} MiB")
+        raise ConfigError(f"{name}: {sanitize(str(value), 200)} has more than {most // 2**20} MiB")
     return content

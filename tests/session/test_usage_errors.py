@@ -92,6 +92,31 @@ def test_every_wrong_marker_is_named_with_its_test(perf, sim) -> None:
     assert (sim.requests(), found.has_report) == ([], False)
 
 
+def test_values_of_wrong_types_name_their_tests_and_hide_no_other(perf) -> None:
+    perf.write("""
+        @pytest.mark.ollama_sweep(concurrency=[[1, 2], [4]])
+        def test_nested():
+            pass
+
+        @pytest.mark.ollama_load(min_tps=10**400)
+        def test_huge():
+            pass
+
+        @pytest.mark.ollama_load(requests=0)
+        def test_none():
+            pass
+    """)
+    found = perf.run()
+    assert found.status == pytest.ExitCode.USAGE_ERROR
+    assert [
+        line.split(": ")[0].rpartition("::")[2] for line in found.err.replace("ERROR: ", "").splitlines() if line
+    ] == [
+        "test_nested",
+        "test_huge",
+        "test_none",
+    ]
+
+
 def test_a_misspelt_marker_is_an_error_where_markers_are_strict(perf) -> None:
     perf.write("@pytest.mark.olama_load(min_tps=1)\ndef test_it():\n    pass")
     found = perf.run("--strict-markers")
@@ -106,7 +131,7 @@ def test_showing_what_there_is_contacts_nobody_and_writes_nothing(perf, sim, sho
     found = perf.run(showing)
     assert found.status == 0
     assert (sim.requests(), found.section, found.has_report) == ([], [], False)
-    assert "ollama 0." not in found.out
+    assert not [line for line in found.out.splitlines() if line.startswith("ollama 0.")]
 
 
 def test_a_wrong_word_of_a_load_from_code_fails_that_test_alone(perf) -> None:
