@@ -63,22 +63,22 @@ OPTIONS = (
         "list",
         "the Ollama server to test: host, host:port or URL, as OLLAMA_HOST accepts them; `sim:` or "
         "`sim:?slots=4&tps=80` is the built-in simulator; repeat it for several servers, "
-        "`http://gpu-box:11434#weight=2` gets twice its part "
+        "`http://gpu-box:11434#weight=2` receives twice the share of requests "
         "(default: OLLAMA_HOST, else 127.0.0.1:11434)",
         "URL",
     ),
     Option(
         "baseline-url",
         "value",
-        "the server that ollama_ab and ollama.compare take as the baseline; --ollama-url is the candidate",
+        "the baseline server of comparisons; --ollama-url is the candidate",
         "URL",
     ),
     Option(
         "allow-down",
         "flag",
-        "with several servers: leave out those that do not answer, instead of counting their requests as failed",
+        "with several servers: ignore those that do not answer; otherwise their requests count as failed",
     ),
-    Option("model", "value", "the model of tests whose marker names none", "NAME"),
+    Option("model", "value", "default model for tests that do not set one", "NAME"),
     Option(
         "report",
         "list",
@@ -89,7 +89,7 @@ OPTIONS = (
     Option(
         "store",
         "value",
-        f"where the history is kept: a folder (default: {DEFAULT_STORE}) or a database URL",
+        f"where the history is stored: a folder (default: {DEFAULT_STORE}) or a database URL",
         "PLACE",
     ),
     Option("save", "flag", "add the valid runs of this session to the history"),
@@ -100,11 +100,11 @@ OPTIONS = (
         "marker does so for one test",
         "TEXT",
     ),
-    Option("require-baseline", "flag", "fail tests that have no history to be judged against"),
+    Option("require-baseline", "flag", "fail tests that have no history to compare with"),
     Option(
         "max-runs",
         "value",
-        "how many runs, each on a freshly loaded model, a verdict against history may take: "
+        "maximum number of runs, each on a freshly loaded model, for a verdict against the history: "
         f"1 to {MAX_RUNS} (default: {MAX_RUNS})",
         "N",
     ),
@@ -112,32 +112,30 @@ OPTIONS = (
         "run-spacing",
         "value",
         "minimum time between the starts of these runs if the first looks slower: back-to-back short runs see the same "
-        f"machine state; not waited for on the simulator (default: {RUN_SPACING_S:g})",
+        f"machine state; ignored for the simulator (default: {RUN_SPACING_S:g})",
         "SECONDS",
     ),
     Option(
         "margin",
         "list",
-        "how much worse than history is accepted, for example `tps=5%%` or `ttft.p95=25%%`; repeatable",
+        "allowed slowdown against the history, for example `tps=5%%` or `ttft.p95=25%%`; repeatable",
         "METRIC=PERCENT",
     ),
-    Option(
-        "benchmark", "flag", "show pytest-benchmark the latencies of load tests: in its table, JSON and comparisons"
-    ),
+    Option("benchmark", "flag", "pass latencies of load tests to pytest-benchmark: to its table, JSON and comparisons"),
     Option(
         "no-properties",
         "flag",
-        "give tests no properties, for readers of JUnit XML that know them on suites only (Jenkins' xUnit plugin)",
+        "add no properties to tests, for readers of JUnit XML that only accept them on suites (Jenkins' xUnit plugin)",
     ),
     Option(
         "no-github",
         "flag",
-        "in GitHub Actions: add no results to the job's summary, no annotations for failures",
+        "in GitHub Actions: no job summary, no annotations for failures",
     ),
     Option(
         "header",
         "list",
-        "a header for every request, for example `X-Team: ml`; repeatable; values are never shown",
+        "HTTP header for every request, for example `X-Team: ml`; repeatable; values are never shown",
         "'NAME: VALUE'",
     ),
     Option(
@@ -162,21 +160,21 @@ OPTIONS = (
     ),
     Option("skip", "flag", "skip all tests with the marker `ollama`: those that may use a server under test"),
     Option("only", "flag", "run only the tests with the marker `ollama`: those that may use a server under test"),
-    Option("ca-file", "value", "certificate authorities (PEM) to trust for https servers", "FILE"),
+    Option("ca-file", "value", "file with certificate authorities (PEM) to trust for https servers", "FILE"),
     Option("insecure", "flag", "do not verify the certificates of https servers"),
     Option(
         "telemetry",
         "value",
-        "a command that prints what the server's GPU does while a load runs, as JSON lines or CSV of nvidia-smi, "
+        "command that prints GPU telemetry of the server while a load runs, as JSON lines or CSV of nvidia-smi, "
         "for example `ssh gpu-box nvidia-smi --query-gpu=index,name,driver_version,utilization.gpu,memory.used,"
         "memory.total,power.draw,temperature.gpu,clocks.sm,clocks_event_reasons.active --format=csv -l 1`; `off` reads "
-        "nothing (default: the GPUs of this machine where the server runs on it; needs the extra gpu)",
+        "nothing (default: the GPUs of this machine if the server runs on it; needs the extra gpu)",
         "COMMAND",
     ),
     Option(
         "server-env",
         "list",
-        "a setting of the server that its API does not show, for example `OLLAMA_NUM_PARALLEL=4`; "
+        "environment variable of the server, which its API does not show, for example `OLLAMA_NUM_PARALLEL=4`; "
         "part of the fingerprint; repeatable",
         "NAME=VALUE",
     ),
