@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pytest_ollama_perf.cli.common import add_store_options, build_text, open_console, print_json
 from pytest_ollama_perf.metrics.format import format_count
 from pytest_ollama_perf.store import open_store
-from pytest_ollama_perf.store.base import Damage
+from pytest_ollama_perf.store.entries import Damage
 
 EPILOG = """\
 Unreadable runs are moved, not deleted. An unreadable acceptance is replaced by a new one of the same time, so that runs

@@ -11,7 +11,8 @@ from pytest_ollama_perf.core.errors import NewerSchemaError, StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import compute_identity
-from pytest_ollama_perf.store.base import AcceptanceEntry, BaseStore, RunEntry, format_stamp, to_slug
+from pytest_ollama_perf.store.base import BaseStore
+from pytest_ollama_perf.store.entries import AcceptanceEntry, RunEntry, format_stamp, to_slug
 from pytest_ollama_perf.store.files import escape_surrogates
 from pytest_ollama_perf.store.record import decode_run
 

@@ -25,9 +25,9 @@ from pytest_ollama_perf.core.errors import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import compute_identity
-from pytest_ollama_perf.store.base import (
+from pytest_ollama_perf.store.base import BaseStore
+from pytest_ollama_perf.store.entries import (
     AcceptanceEntry,
-    BaseStore,
     RunEntry,
     format_stamp,
     parse_stamp,
