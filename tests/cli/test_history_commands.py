@@ -328,7 +328,7 @@ def test_trend_finds_slow_drift_and_stays_green(shelf: Shelf) -> None:
 
 def test_trend_says_how_many_runs_are_missing(shelf: Shelf) -> None:
     shelf.many(3)
-    assert "cannot tell yet (24 more runs)" in shelf.call("trend", "--metric", "latency")
+    assert "not enough runs yet (24 more runs)" in shelf.call("trend", "--metric", "latency")
     assert shelf.error("trend", "--metric", "latenzy").endswith("did you mean 'latency'?")
 
 
@@ -362,7 +362,7 @@ def test_repair_moves_damaged_records_and_lists_them(shelf: Shelf) -> None:
     victim = next(shelf.place.glob("*/*-r02.json"))
     victim.write_bytes(victim.read_bytes()[:100])
     out = words(shelf.call("repair", "--dry-run", status=2))
-    assert f"{victim.name} is damaged" in out
+    assert f"{victim.name} is damaged".replace(" ", "") in out.replace(" ", "")  # long paths are wrapped
     assert out.endswith("1 unreadable record")
     assert victim.exists()
     assert shelf.call("repair").endswith("1 repaired\n")
