@@ -67,7 +67,7 @@ def parse_clause(metric: str, stat: str, text: object, line: int = 0) -> Clause:
 def _parse_regression(metric: str, stat: str, match: re.Match[str], text: str, line: int) -> Clause:
     written = f"{metric} = {safe_repr(text)}"
     if stat and match["stat"]:
-        raise ConfigError(f"{written}: duplicate statistic, '{stat}' and '{match['stat']}'; give it once")
+        raise ConfigError(f"{written}: duplicate statistic: '{stat}' and '{match['stat']}'")
     if match["op"] != "<=" or not re.search(r"\bregression\b", text):
         raise ConfigError(f"{written}: write it as 'regression <= 20%'")
     stat = stat or match["stat"] or ""

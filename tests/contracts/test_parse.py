@@ -267,7 +267,7 @@ def test_everything_wrong_is_told_at_once_with_file_and_line() -> None:
         ("schema = 1\n[model.m]\nrequire = 4", "c.toml:3: expected a table such as {gpu_offload = '100%'}, not 4"),
         (
             "schema = 1\n[model.m]\nttft.p95 = 'p95 <= 1s'",
-            "c.toml:3: limit 'ttft.p95': 'p95 <= 1s': duplicate statistic, 'p95' and 'p95'; give it once",
+            "c.toml:3: limit 'ttft.p95': 'p95 <= 1s': duplicate statistic: 'p95' and 'p95'",
         ),
     ],
 )

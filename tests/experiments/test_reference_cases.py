@@ -18,6 +18,8 @@ from pytest_ollama_perf.experiments import capacity, cold_start, sweep
 from pytest_ollama_perf.metrics.summary import summarise
 from pytest_ollama_perf.simulator.settings import SimulatedModel
 
+pytestmark = pytest.mark.exhaustive
+
 ONE_GPU = {"aggregate": ((1, 40.0), (4, 105.5), (16, 207.0)), "prefill_tps": 3000.0}
 """Tokens/s by streams of one GPU; 242 tokens a request follow from the published throughput and TTFT (Little's law)."""
 

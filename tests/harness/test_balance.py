@@ -123,6 +123,7 @@ def gpu(**more):
 USERS = Workload(model="m", concurrency=20, requests=100, warmup=20, num_predict=240)
 
 
+@pytest.mark.exhaustive
 def test_four_servers_for_twenty_users_do_what_was_published():
     """366 tokens/s and a TTFT of 0.75 s, each server with its five users in slots of their own.
 
@@ -144,6 +145,7 @@ def one_alone():
     return measured(USERS, [gpu()])
 
 
+@pytest.mark.exhaustive
 def test_four_servers_do_four_times_as_much_and_end_the_queue():
     one, four = summarise(one_alone()), summarise(four_alike())
     assert four.metrics["throughput_whole"].value == pytest.approx(4 * one.metrics["throughput_whole"].value, rel=0.2)
