@@ -207,7 +207,7 @@ class Harness:
         test by default. ``precondition`` gets the run before its load starts and returns why not to start it.
 
         Raises:
-            PreconditionBroken: ``admit`` had something to say.
+            PreconditionError: ``precondition`` returned a reason.
             OllamaPerfError: the server cannot be reached or lacks the model, or the workload is impossible.
         """
         self.partial_run = None
@@ -221,15 +221,11 @@ class Harness:
             listener.show_message("waiting for the first reading of the telemetry command")
         listener.begin(whole.model, whole.duration_s)
         balancer = Balancer(whole.balance, [server.weight for server in servers], whole.random_seed)
+        addresses = [server.address for server in servers]
         with self._open_meter(servers).record() as log:
             fired = runner.run_load(
                 whole,
-                lambda: BalancedBackend(
-                    HttpBackend(
-                        [server.address for server in servers], self._select_access([each.address for each in servers])
-                    ),
-                    balancer,
-                ),
+                lambda: BalancedBackend(HttpBackend(addresses, self._select_access(addresses)), balancer),
                 targets=len(servers),
                 choose=balancer.choose,
                 on_progress=listener.update,
