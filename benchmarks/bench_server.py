@@ -16,7 +16,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from pytest_ollama_perf.client.clock import ANCILLARY_BYTES, ReceiveClock, enable_receive_stamps
+from pytest_ollama_perf.client.polling import ANCILLARY_BYTES, ReceiveClock, enable_receive_stamps
 
 
 def chunk(body: bytes) -> bytes:

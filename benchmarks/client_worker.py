@@ -23,7 +23,7 @@ from pytest_ollama_perf.client.address import parse_address
 from pytest_ollama_perf.client.backend import HttpBackend
 from pytest_ollama_perf.core.sample import Phase, Sample
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request
 
 BODY = b'{"model":"bench","prompt":" word","stream":true,"raw":true,"options":{"num_predict":64,"num_ctx":4096}}'
 Report = dict[str, object]

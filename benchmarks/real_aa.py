@@ -40,14 +40,14 @@ from urllib.parse import urlsplit
 from pytest_ollama_perf.analysis.epochs import RunKind
 from pytest_ollama_perf.analysis.noise import find_noise_problems, measure_noise
 from pytest_ollama_perf.analysis.run_value import GATING_METRICS, build_evidence, get_policy
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
-from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.harness import Harness
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
-from pytest_ollama_perf.harness.harness import Harness
 from pytest_ollama_perf.harness.history import RunHistory, count_gating_pairs
-from pytest_ollama_perf.metrics.format import format_percent
+from pytest_ollama_perf.metrics import format_percent
 from pytest_ollama_perf.report.progress import LiveProgress
 from pytest_ollama_perf.store import open_store
 

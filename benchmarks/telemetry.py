@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "telemetry"))
 
 from fake_nvml import FakeNvml
 
+from pytest_ollama_perf.telemetry import SAMPLE_INTERVAL_S, LocalSampler, make_host_meter
 from pytest_ollama_perf.telemetry.nvml import NvmlGpus, import_nvml
-from pytest_ollama_perf.telemetry.sampler import SAMPLE_INTERVAL_S, LocalSampler, make_host_meter
 
 TURN_S = 0.5
 

@@ -20,25 +20,24 @@ from unittest import mock
 import msgspec
 from typed_options import build_option_types
 
-from pytest_ollama_perf import cli, plugin
+from pytest_ollama_perf import cli, core, plugin
 from pytest_ollama_perf.analysis import epochs
 from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.limits import list_limit_options
 from pytest_ollama_perf.analysis.run_value import POLICIES
+from pytest_ollama_perf.config import OPTIONS, Option
 from pytest_ollama_perf.config.load_options import JUDGING_OPTIONS, LOAD_OPTIONS, MarkerOption
 from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
-from pytest_ollama_perf.config.settings import OPTIONS, Option
 from pytest_ollama_perf.contracts import json_schema
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS
 from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS
-from pytest_ollama_perf.core import errors
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
 from pytest_ollama_perf.experiments import experiment_results, results, sweep_points
 from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
 from pytest_ollama_perf.hooks import specs
-from pytest_ollama_perf.metrics.definitions import METRICS, STATS
+from pytest_ollama_perf.metrics import METRICS, STATS
 from pytest_ollama_perf.report import document
 from pytest_ollama_perf.simulator.faults import FAULT_HELP as FAULTS
 from pytest_ollama_perf.simulator.process import RunningSimulator
@@ -354,7 +353,7 @@ def _after_heading(text: str) -> str:
 
 def error_tree() -> str:
     """Return the errors as their module draws them."""
-    return f"```text\n{_after_heading(errors.__doc__ or '')}\n```"
+    return f"```text\n{_after_heading(core.__doc__ or '')}\n```"
 
 
 def offered_hooks() -> str:

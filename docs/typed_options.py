@@ -9,7 +9,7 @@ from pytest_ollama_perf.analysis.limits import get_limit_metric
 from pytest_ollama_perf.config.load_options import LOAD_OPTIONS, MarkerOption
 from pytest_ollama_perf.config.markers import MARKERS, SIDE_EXCLUDED_OPTIONS, Marker
 from pytest_ollama_perf.config.value_types import TIMEOUT_PARTS, make_list_type
-from pytest_ollama_perf.metrics.definitions import Unit
+from pytest_ollama_perf.metrics import Unit
 
 HEADER = '''\
 """The arguments of the markers as types, for editors and type checkers.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         MaxConcurrencyOptions,
         SweepOptions,
     )
-    from pytest_ollama_perf.core.errors import ConfigError, OllamaPerfError
+    from pytest_ollama_perf.core import ConfigError, OllamaPerfError
     from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
     from pytest_ollama_perf.experiments.experiment_results import (
         ABChange,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     )
     from pytest_ollama_perf.experiments.results import LoadResult
     from pytest_ollama_perf.experiments.sweep_points import CurveResult, SweepPointResult, SweepResult
-    from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
-    from pytest_ollama_perf.hooks.decorators import ab, cold_start, load, max_concurrency, sweep
+    from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp, ab, cold_start, load, max_concurrency, sweep
     from pytest_ollama_perf.metrics.summary import MetricSummary
+
 
 __all__ = [
     "ABChange",

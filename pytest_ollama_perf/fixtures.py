@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio.to_thread
+import pytest
 
 from pytest_ollama_perf.experiments import Experiment, load_reader
 from pytest_ollama_perf.experiments.results import LoadResult, bind_evaluation
@@ -195,3 +196,28 @@ class Simulators(contextlib.AbstractContextManager["Simulators"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+
+def load(**options: Unpack[LoadOptions]) -> pytest.MarkDecorator:
+    """Return the marker ``ollama_load``: run a load before the test and check its limits."""
+    return pytest.mark.ollama_load.with_args(**options)
+
+
+def sweep(**options: Unpack[SweepOptions]) -> pytest.MarkDecorator:
+    """Return the marker ``ollama_sweep``: run a load at every level."""
+    return pytest.mark.ollama_sweep.with_args(**options)
+
+
+def ab(**options: Unpack[ABOptions]) -> pytest.MarkDecorator:
+    """Return the marker ``ollama_ab``: compare two sides."""
+    return pytest.mark.ollama_ab.with_args(**options)
+
+
+def max_concurrency(**options: Unpack[MaxConcurrencyOptions]) -> pytest.MarkDecorator:
+    """Return the marker ``ollama_max_concurrency``: find the highest concurrency that meets the limits."""
+    return pytest.mark.ollama_max_concurrency.with_args(**options)
+
+
+def cold_start(**options: Unpack[ColdStartOptions]) -> pytest.MarkDecorator:
+    """Return the marker ``ollama_cold_start``: measure the first response after the model was unloaded."""
+    return pytest.mark.ollama_cold_start.with_args(**options)

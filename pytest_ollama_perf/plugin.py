@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_ollama_perf.config.settings import OPTIONS, Option, Settings, resolve_settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import OPTIONS, Option, Settings, resolve_settings
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.experiments import EXPERIMENT_MODULES
 from pytest_ollama_perf.hooks import specs
-from pytest_ollama_perf.hooks.extensions import register_extensions
+from pytest_ollama_perf.hooks.specs import register_extensions
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.experiments.experiment_results import ABResult, ColdStartResult, MaxConcurrencyResult
     from pytest_ollama_perf.experiments.results import LoadResult
     from pytest_ollama_perf.experiments.sweep_points import SweepResult
     from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
-    from pytest_ollama_perf.hooks.hooks import Hooks
+    from pytest_ollama_perf.hooks import Hooks
 
 
 UMBRELLA_HELP = """\
@@ -79,7 +79,7 @@ def _list_marker_lines(config: pytest.Config) -> Iterator[str]:
 
 
 def _register_hooks(config: pytest.Config, settings: Settings) -> Hooks:
-    from pytest_ollama_perf.hooks.hooks import Hooks
+    from pytest_ollama_perf.hooks import Hooks
 
     hooks = Hooks(config, settings)
     config.pluginmanager.register(hooks, "ollama-perf-hooks")

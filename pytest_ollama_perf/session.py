@@ -15,17 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import OllamaPerfError, ServerUnreachableError
+from pytest_ollama_perf.config import Settings
+from pytest_ollama_perf.core import OllamaPerfError, ServerUnreachableError
 from pytest_ollama_perf.core.lock import ServerLock, Waiting
 from pytest_ollama_perf.experiments import Experiment, list_other_urls
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.harness.evaluation import Evaluation
-    from pytest_ollama_perf.harness.harness import Harness, ProgressListener
+    from pytest_ollama_perf.harness import Harness, ProgressListener
+    from pytest_ollama_perf.harness.evaluation import Evaluation, TestResult
     from pytest_ollama_perf.harness.history import RunHistory
-    from pytest_ollama_perf.harness.results import TestResult
-    from pytest_ollama_perf.report.formats import SessionReports
+    from pytest_ollama_perf.report import SessionReports
 
 
 class Frontend(Protocol):
@@ -92,7 +91,7 @@ class Session:
     def harness(self) -> Harness:
         """The servers and instruments of this session."""
         if self._harness is None:
-            from pytest_ollama_perf.harness.harness import Harness
+            from pytest_ollama_perf.harness import Harness
 
             self._harness = Harness(
                 self.settings,
@@ -267,8 +266,8 @@ class Session:
 
     def build_reports(self) -> SessionReports:
         """Return the reports of what has been measured so far."""
+        from pytest_ollama_perf.report import SessionReports
         from pytest_ollama_perf.report.document import ReportMeta
-        from pytest_ollama_perf.report.formats import SessionReports
 
         meta = ReportMeta(
             plugin_version=version("pytest-ollama-perf"), started_at=self._started_at, aborted=self.aborted

@@ -13,7 +13,7 @@ import pytest
 
 import pytest_ollama_perf
 from pytest_ollama_perf.experiments.results import LoadMetrics
-from pytest_ollama_perf.metrics.definitions import METRICS, STATS, Shape
+from pytest_ollama_perf.metrics import METRICS, STATS, Shape
 from pytest_ollama_perf.metrics.summary import MetricSummary
 
 ROOT = Path(__file__).parents[1]

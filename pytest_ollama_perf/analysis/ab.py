@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import msgspec
 from scipy.special import stdtr, stdtrit
 
+from pytest_ollama_perf.analysis import Finding
 from pytest_ollama_perf.analysis.epochs import compare_counter_meaning
-from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
-from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
+from pytest_ollama_perf.analysis.regression import compare_phases, compute_phase_medians, explain_phases
 from pytest_ollama_perf.analysis.run_value import (
     GATING_METRICS,
     POLICIES,
@@ -30,7 +30,7 @@ from pytest_ollama_perf.analysis.run_value import (
 )
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus, get_worst_status
-from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent
+from pytest_ollama_perf.metrics import format_count, format_distinct, format_label, format_percent
 
 BLOCK_ORDER = "ABBA"
 REQUESTS_PER_SIDE = 8

@@ -8,7 +8,7 @@ from statistics import median
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import BoundCheck, Finding
+from pytest_ollama_perf.analysis import BoundCheck, Finding
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.metrics.per_request import list_request_values
 

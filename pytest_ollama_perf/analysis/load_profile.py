@@ -11,11 +11,11 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 
-from pytest_ollama_perf.analysis.findings import Finding
+from pytest_ollama_perf.analysis import Finding
 from pytest_ollama_perf.core.run import Run, ServerInfo
 from pytest_ollama_perf.core.sample import Sample
-from pytest_ollama_perf.loadgen.schedule import StageSchedule
-from pytest_ollama_perf.metrics.format import format_number, format_seconds
+from pytest_ollama_perf.core.workload import StageSchedule
+from pytest_ollama_perf.metrics import format_number, format_seconds
 from pytest_ollama_perf.metrics.per_request import count_tokens, list_request_values
 from pytest_ollama_perf.metrics.summary import Summary, summarise
 

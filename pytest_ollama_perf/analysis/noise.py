@@ -18,7 +18,7 @@ from pytest_ollama_perf.analysis.gate import BaselineFit, GateRule, fit_baseline
 from pytest_ollama_perf.analysis.gate_parameters import GATE_PARAMETERS
 from pytest_ollama_perf.analysis.run_value import MetricPolicy, to_value
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode
-from pytest_ollama_perf.metrics.format import format_percent
+from pytest_ollama_perf.metrics import format_percent
 
 CAMPAIGN_METRICS = ("tps", "ttft", "latency", "throughput", "load_time")
 """The numbers that a campaign looks at."""

@@ -16,11 +16,11 @@ from types import MappingProxyType
 import numpy as np
 from scipy.special import betainc
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.sample import Sample
 from pytest_ollama_perf.core.text import suggest_match
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, Metric, Shape
+from pytest_ollama_perf.metrics import METRICS, PERCENTILES, Metric, Shape
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import summarise
 

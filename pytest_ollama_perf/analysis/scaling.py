@@ -13,11 +13,11 @@ from statistics import median_low
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import BoundCheck, Finding
-from pytest_ollama_perf.analysis.hints import count_slots
+from pytest_ollama_perf.analysis import BoundCheck, Finding
+from pytest_ollama_perf.analysis.limits import count_slots
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictStatus
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.metrics import METRICS
 from pytest_ollama_perf.metrics.summary import Summary
 
 LOAD_AXES = ("concurrency", "rate")

@@ -9,13 +9,12 @@ import msgspec
 import numpy as np
 from scipy import special
 
-from pytest_ollama_perf.analysis import thresholds
-from pytest_ollama_perf.analysis.findings import BoundCheck, Finding
+from pytest_ollama_perf.analysis import BoundCheck, Finding, thresholds
 from pytest_ollama_perf.analysis.limits import Limit
 from pytest_ollama_perf.analysis.thresholds import judge_limit
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, meets_bound
+from pytest_ollama_perf.metrics import METRICS, PERCENTILES, meets_bound
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import Summary, summarise
 

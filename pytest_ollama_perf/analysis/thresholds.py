@@ -7,14 +7,23 @@ from collections.abc import Iterable, Sequence
 
 from scipy.special import bdtr, bdtrc
 
-from pytest_ollama_perf.analysis.hints import find_hints
-from pytest_ollama_perf.analysis.limits import Limit
+from pytest_ollama_perf.analysis.limits import Limit, find_hints
 from pytest_ollama_perf.analysis.validity import find_problems
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import Problem, Verdict, VerdictRow, VerdictStatus, get_worst_status
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, TELEMETRY_METRICS, Shape, meets_bound
-from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent, format_value
+from pytest_ollama_perf.metrics import (
+    METRICS,
+    PERCENTILES,
+    TELEMETRY_METRICS,
+    Shape,
+    format_count,
+    format_distinct,
+    format_label,
+    format_percent,
+    format_value,
+    meets_bound,
+)
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import MetricSummary, Summary
 

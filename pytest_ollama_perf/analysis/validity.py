@@ -16,7 +16,7 @@ from pytest_ollama_perf.core.sample import Sample
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.core.workload import Endpoint
-from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds
+from pytest_ollama_perf.metrics import format_count, format_number, format_percent, format_seconds
 from pytest_ollama_perf.metrics.summary import Summary
 
 _NORMAL_THROTTLE_REASONS = frozenset({"software power cap", "sync boost"})

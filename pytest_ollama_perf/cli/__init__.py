@@ -1,4 +1,4 @@
-"""The command ``pytest-ollama-perf``: one module per subcommand, with ``configure(parser)`` and ``main(options)``."""
+"""The command ``pytest-ollama-perf``: subcommands, each imported when it is named."""
 
 from __future__ import annotations
 
@@ -7,101 +7,97 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from pytest_ollama_perf.core.errors import OllamaPerfError
+from pytest_ollama_perf.core import OllamaPerfError
 
-
-class CommandModule(Protocol):
-    """The module of a subcommand."""
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add description and arguments, and set ``run`` to a function that returns an exit status."""
+Configure = Callable[[argparse.ArgumentParser], None]
+"""Adds the description and arguments of a subcommand, and sets ``run`` to a function that returns an exit status."""
 
 
-def _load_simulate() -> CommandModule:
-    from pytest_ollama_perf.cli import simulate
+def _load_simulate() -> Configure:
+    from pytest_ollama_perf.cli.simulate import configure
 
-    return simulate
-
-
-def _load_init() -> CommandModule:
-    from pytest_ollama_perf.cli import init
-
-    return init
+    return configure
 
 
-def _load_history() -> CommandModule:
-    from pytest_ollama_perf.cli import history
+def _load_init() -> Configure:
+    from pytest_ollama_perf.cli.init import configure
 
-    return history
-
-
-def _load_show() -> CommandModule:
-    from pytest_ollama_perf.cli import show
-
-    return show
+    return configure
 
 
-def _load_compare() -> CommandModule:
-    from pytest_ollama_perf.cli import compare
+def _load_history() -> Configure:
+    from pytest_ollama_perf.cli.history import configure_history
 
-    return compare
-
-
-def _load_trend() -> CommandModule:
-    from pytest_ollama_perf.cli import trend
-
-    return trend
+    return configure_history
 
 
-def _load_accept() -> CommandModule:
-    from pytest_ollama_perf.cli import accept
+def _load_show() -> Configure:
+    from pytest_ollama_perf.cli.history import configure_show
 
-    return accept
-
-
-def _load_prune() -> CommandModule:
-    from pytest_ollama_perf.cli import prune
-
-    return prune
+    return configure_show
 
 
-def _load_repair() -> CommandModule:
-    from pytest_ollama_perf.cli import repair
+def _load_compare() -> Configure:
+    from pytest_ollama_perf.cli.compare import configure
 
-    return repair
-
-
-def _load_judge() -> CommandModule:
-    from pytest_ollama_perf.cli import judge
-
-    return judge
+    return configure
 
 
-def _load_report() -> CommandModule:
-    from pytest_ollama_perf.cli import report
+def _load_trend() -> Configure:
+    from pytest_ollama_perf.cli.trend import configure
 
-    return report
-
-
-def _load_export() -> CommandModule:
-    from pytest_ollama_perf.cli import export
-
-    return export
+    return configure
 
 
-def _load_doctor() -> CommandModule:
-    from pytest_ollama_perf.cli import doctor
+def _load_accept() -> Configure:
+    from pytest_ollama_perf.cli.maintenance import configure_accept
 
-    return doctor
+    return configure_accept
+
+
+def _load_prune() -> Configure:
+    from pytest_ollama_perf.cli.maintenance import configure_prune
+
+    return configure_prune
+
+
+def _load_repair() -> Configure:
+    from pytest_ollama_perf.cli.maintenance import configure_repair
+
+    return configure_repair
+
+
+def _load_judge() -> Configure:
+    from pytest_ollama_perf.cli.judge import configure
+
+    return configure
+
+
+def _load_report() -> Configure:
+    from pytest_ollama_perf.cli.export import configure_report
+
+    return configure_report
+
+
+def _load_export() -> Configure:
+    from pytest_ollama_perf.cli.export import configure_export
+
+    return configure_export
+
+
+def _load_doctor() -> Configure:
+    from pytest_ollama_perf.cli.doctor import configure
+
+    return configure
 
 
 class Command(NamedTuple):
     """A subcommand: its line in ``--help``, and the function that imports its module."""
 
     help: str
-    load: Callable[[], CommandModule]
+    load: Callable[[], Configure]
 
 
 COMMANDS = {
@@ -135,7 +131,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         parser = subparsers.add_parser(name, help=command.help)
         if only in {None, name}:
-            command.load().configure(parser)
+            command.load()(parser)
     return root
 
 

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import sanitize, suggest_match
 from pytest_ollama_perf.report.tables import truncate_middle
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.config.settings import Option
+    from pytest_ollama_perf.config import Option
     from pytest_ollama_perf.core.run import Run
     from pytest_ollama_perf.core.workload import Workload
     from pytest_ollama_perf.store.base import Store
@@ -36,7 +36,7 @@ _LEADING_FIELDS = ("cold", "concurrency", "rate")
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--store`` and ``--json``."""
-    from pytest_ollama_perf.config.settings import DEFAULT_STORE
+    from pytest_ollama_perf.config import DEFAULT_STORE
 
     parser.add_argument(
         "--store",
@@ -260,7 +260,7 @@ SERVER_SETTINGS = ("url", "header", "ca-file", "insecure", "server-env")
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how a server is reached."""
-    from pytest_ollama_perf.config.settings import OPTIONS
+    from pytest_ollama_perf.config import OPTIONS
 
     group = parser.add_argument_group("the server")
     for option in OPTIONS:

@@ -30,12 +30,12 @@ from pytest_ollama_perf.cli.common import (
     print_json,
     warn,
 )
-from pytest_ollama_perf.config.settings import parse_margin
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import parse_margin
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.core.workload import compute_identity
-from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent
+from pytest_ollama_perf.metrics import format_count, format_distinct, format_label, format_percent
 from pytest_ollama_perf.store import open_store
 
 EPILOG = """\

@@ -12,7 +12,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from pytest_ollama_perf.analysis.client_limits import (
+from pytest_ollama_perf.analysis.client_checks import (
     MAX_CORE_SHARE,
     TYPICAL_TPS,
     ClientMeasurement,
@@ -30,7 +30,7 @@ from pytest_ollama_perf.cli.common import build_text, open_console
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.metrics.format import format_count, format_number, format_percent, format_seconds, format_value
+from pytest_ollama_perf.metrics import format_count, format_number, format_percent, format_seconds, format_value
 
 _SCHEMA_VERSION = 1
 

@@ -6,13 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import sanitize
+from pytest_ollama_perf.report import REPORT_WRITERS
 from pytest_ollama_perf.report.document import parse_document, write_report
-from pytest_ollama_perf.report.formats import REPORT_WRITERS
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure_export(parser: argparse.ArgumentParser) -> None:
     """Add the description and the arguments of ``export``."""
     from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 
@@ -21,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("format", metavar="FORMAT", choices=kinds, help=", ".join(kinds))
     parser.add_argument("result", metavar="RESULT.json", help="the JSON report; - reads it from standard input")
     parser.add_argument("-o", "--output", default="-", metavar="FILE", help="default: standard output")
-    parser.set_defaults(run=main)
+    parser.set_defaults(run=run_export)
 
 
-def main(options: argparse.Namespace) -> int:
+def run_export(options: argparse.Namespace) -> int:
     """Write the file. What that needs is imported here: other commands start without it."""
     return export_report(options.format, options.result, options.output)
 
@@ -55,3 +55,18 @@ def _read_input(result: str) -> bytes:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ConfigError(f"{_format_input_name(result)}: {why}; give a file of --ollama-report json:PATH") from error
+
+
+def configure_report(parser: argparse.ArgumentParser) -> None:
+    """Add the description and the arguments of ``report``."""
+    parser.description = "Make the HTML page of a session from its JSON report (--ollama-report json:PATH)."
+    parser.add_argument("result", metavar="RESULT.json", help="the JSON report; - reads it from standard input")
+    parser.add_argument("-o", "--output", default="ollama-perf.html", metavar="FILE", help="default: ollama-perf.html")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the page. What that needs is imported here: other commands start without it."""
+    pass
+
+    return export_report("html", options.result, options.output)

@@ -12,17 +12,17 @@ from typing import Any
 
 from pytest_ollama_perf.analysis.thresholds import judge_contract
 from pytest_ollama_perf.cli.common import CommandLineSource, add_load_options, add_server_options, read_load_options
+from pytest_ollama_perf.config import resolve_settings
 from pytest_ollama_perf.config.load_spec import build_load_spec
-from pytest_ollama_perf.config.settings import resolve_settings
 from pytest_ollama_perf.contracts import SUFFIX
 from pytest_ollama_perf.contracts.generate import MeasuredRuns, generate_contract
 from pytest_ollama_perf.contracts.parse import parse_contract
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.harness.harness import Harness
-from pytest_ollama_perf.metrics.format import format_count, format_value
+from pytest_ollama_perf.harness import Harness
+from pytest_ollama_perf.metrics import format_count, format_value
 from pytest_ollama_perf.metrics.summary import summarise
 from pytest_ollama_perf.report.document import write_report
 from pytest_ollama_perf.report.facts import format_load_label

@@ -22,8 +22,8 @@ from pytest_ollama_perf.analysis.run_value import (
     sort_by_time,
 )
 from pytest_ollama_perf.cli.common import add_gate_options
-from pytest_ollama_perf.config.settings import parse_margin
-from pytest_ollama_perf.core.errors import ConfigError, OllamaPerfError
+from pytest_ollama_perf.config import parse_margin
+from pytest_ollama_perf.core import ConfigError, OllamaPerfError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import VerdictStatus

@@ -9,7 +9,7 @@ import signal
 
 import anyio
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.simulator.faults import FAULT_HELP
 from pytest_ollama_perf.simulator.server import serve
 from pytest_ollama_perf.simulator.settings import SimulatorSettings

@@ -27,7 +27,7 @@ from pytest_ollama_perf.cli.common import (
     warn,
 )
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.metrics.format import format_count, format_label, format_percent
+from pytest_ollama_perf.metrics import format_count, format_label, format_percent
 from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import Store
 

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import sanitize
 
 DEFAULT_PORT = 11434

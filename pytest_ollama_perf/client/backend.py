@@ -27,7 +27,7 @@ from pytest_ollama_perf.client.transport import (
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import Endpoint
-from pytest_ollama_perf.loadgen.backend import Request, StreamProgress
+from pytest_ollama_perf.loadgen import Request, StreamProgress
 
 _MAX_CONCURRENT_DIALS = 64
 

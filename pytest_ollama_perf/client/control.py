@@ -22,7 +22,7 @@ from pytest_ollama_perf.client.protocol import (
 )
 from pytest_ollama_perf.client.transport import describe_connection_error
 from pytest_ollama_perf.client.waiting import call_with_deadline
-from pytest_ollama_perf.core.errors import ModelNotFoundError, ServerError, ServerUnreachableError
+from pytest_ollama_perf.core import ModelNotFoundError, ServerError, ServerUnreachableError
 from pytest_ollama_perf.core.text import sanitize
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024

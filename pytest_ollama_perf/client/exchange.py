@@ -12,7 +12,7 @@ import msgspec
 from pytest_ollama_perf.client.response import Response
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.workload import Timeouts
-from pytest_ollama_perf.loadgen.backend import Request, StreamProgress
+from pytest_ollama_perf.loadgen import Request, StreamProgress
 
 _SECOND_NS = 1_000_000_000
 

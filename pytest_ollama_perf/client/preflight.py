@@ -7,10 +7,10 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version as package_version
 
-from pytest_ollama_perf.client.clock import describe_clock
 from pytest_ollama_perf.client.control import ControlClient
 from pytest_ollama_perf.client.models import ModelInfo, RunningModel, canonicalize_model
-from pytest_ollama_perf.core.errors import ConfigError, ServerError
+from pytest_ollama_perf.client.polling import describe_clock
+from pytest_ollama_perf.core import ConfigError, ServerError
 from pytest_ollama_perf.core.run import Fingerprint, ModelState
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import Workload

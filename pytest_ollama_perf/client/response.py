@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import httptools
 
-from pytest_ollama_perf.client.body import BodyMode, BodyReader
-from pytest_ollama_perf.client.protocol import extract_body_text, format_location
+from pytest_ollama_perf.client.protocol import BodyMode, BodyReader, extract_body_text, format_location
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.core.text import sanitize
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request
 
 MAX_HEADER_BYTES = 256 * 1024
 """Limit of bytes without any body among them: headers, trailers, chunk extensions."""

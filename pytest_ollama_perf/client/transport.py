@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from time import perf_counter_ns
 from typing import Any
 
-from pytest_ollama_perf.client import clock
-from pytest_ollama_perf.client.clock import ANCILLARY_BYTES
-from pytest_ollama_perf.client.polling import Poller, make_poller
+from pytest_ollama_perf.client import polling
+from pytest_ollama_perf.client.polling import ANCILLARY_BYTES, Poller, make_poller
 from pytest_ollama_perf.client.response import Response
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.core.text import sanitize
@@ -29,7 +28,7 @@ class ConnectionContext:
 
     def __init__(self) -> None:
         self.poller: Poller | None = make_poller()
-        self.receive_clock = clock.ReceiveClock()
+        self.receive_clock = polling.ReceiveClock()
 
     def catch_up(self) -> None:
         """Read everything that is readable, if the loop has not looked for a while."""
@@ -171,7 +170,7 @@ class SocketConnection(Connection):
     __slots__ = ("_fd", "_is_stamped", "_is_tls", "_poller", "_recvmsg", "_sock", "_stamp", "_unsent")
 
     def __init__(
-        self, sock: socket.socket, poller: Poller, receive_clock: clock.ReceiveClock, round_trip_ns: int
+        self, sock: socket.socket, poller: Poller, receive_clock: polling.ReceiveClock, round_trip_ns: int
     ) -> None:
         super().__init__(round_trip_ns)
         self._sock = sock
@@ -180,7 +179,7 @@ class SocketConnection(Connection):
         self._stamp = receive_clock.to_arrival_ns
         self._unsent = memoryview(b"")
         self._is_tls = isinstance(sock, ssl.SSLSocket)
-        self._is_stamped = not self._is_tls and hasattr(sock, "recvmsg") and clock.enable_receive_stamps(sock)
+        self._is_stamped = not self._is_tls and hasattr(sock, "recvmsg") and polling.enable_receive_stamps(sock)
         if self._is_stamped:
             self._recvmsg = sock.recvmsg
         read_once = self._read_stamped if self._is_stamped else self._read_plain

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import parse_seconds, safe_repr, sanitize, suggest_match
 from pytest_ollama_perf.core.workload import ChatMessage, Endpoint, Stage
 

@@ -15,6 +15,7 @@ from pytest_ollama_perf.analysis.limits import (
     parse_limit_option,
 )
 from pytest_ollama_perf.analysis.run_value import GATING_METRICS
+from pytest_ollama_perf.config import parse_percent, read_margin
 from pytest_ollama_perf.config.load_options import (
     DEFAULT_REQUESTS,
     JUDGING_OPTIONS,
@@ -23,13 +24,11 @@ from pytest_ollama_perf.config.load_options import (
     REQUESTS_PER_CLIENT,
     list_conflicts,
 )
-from pytest_ollama_perf.config.settings import parse_percent, read_margin
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
 from pytest_ollama_perf.core.workload import ANY_MODEL, Endpoint, Workload
 from pytest_ollama_perf.loadgen.plan import validate_workload
-from pytest_ollama_perf.metrics.definitions import METRICS
-from pytest_ollama_perf.metrics.format import format_label
+from pytest_ollama_perf.metrics import METRICS, format_label
 from pytest_ollama_perf.metrics.summary import explain_unmeasurable
 
 _USUAL_LIMITS = ("min_tps", "min_throughput", "min_qps", "max_error_rate")

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pytest_ollama_perf.config import datasets
-from pytest_ollama_perf.config.settings import parse_percent
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import datasets, parse_percent
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import parse_seconds, safe_repr, suggest_match
 from pytest_ollama_perf.core.workload import Timeouts
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import FindingMetric
+from pytest_ollama_perf.analysis import FindingMetric
 from pytest_ollama_perf.analysis.limits import EXAMPLE_BOUNDS, Limit, parse_limit
 from pytest_ollama_perf.analysis.thresholds import judge_contract
-from pytest_ollama_perf.config.settings import read_margin
+from pytest_ollama_perf.config import read_margin
 from pytest_ollama_perf.contracts.preconditions import Precondition, explain_violations
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Verdict, VerdictRow, VerdictStatus, get_worst_status
@@ -21,10 +21,11 @@ from pytest_ollama_perf.experiments import Experiment
 from pytest_ollama_perf.experiments.load import LoadTest
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.metrics import METRICS
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.session import Session
+
 
 DEFAULT_ERROR_CLAUSE = "error_rate <= 0%"
 """What every contract promises that says nothing else of errors."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pytest_ollama_perf.analysis.findings import FindingMetric
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.analysis import FindingMetric
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.contracts.clauses import Clause, parse_clause
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.experiments import Experiment, load_reader
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.metrics import METRICS
 
 LOAD_SHAPE_OPTIONS = (
     "concurrency",

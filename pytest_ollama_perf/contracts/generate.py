@@ -23,8 +23,7 @@ from pytest_ollama_perf.analysis.run_value import (
 )
 from pytest_ollama_perf.contracts.parse import SCHEMA_VERSION
 from pytest_ollama_perf.core.run import Run
-from pytest_ollama_perf.metrics.definitions import METRICS, Shape, Unit
-from pytest_ollama_perf.metrics.format import format_count, format_percent, format_value
+from pytest_ollama_perf.metrics import METRICS, Shape, Unit, format_count, format_percent, format_value
 from pytest_ollama_perf.metrics.summary import Summary
 
 KEEP_PROBABILITY = 0.99

@@ -33,7 +33,7 @@ def _holds_contract(path: Path) -> bool:
     if CONTRACT_TABLE[-1] not in text:
         return False
     from pytest_ollama_perf.contracts import toml
-    from pytest_ollama_perf.core.errors import ConfigError
+    from pytest_ollama_perf.core import ConfigError
 
     try:
         tool = toml.parse_toml(text, path.name).get(CONTRACT_TABLE[0])
@@ -54,7 +54,7 @@ class ContractFile(pytest.File):
 
     def _parse_groups(self) -> tuple[ClauseGroup, ...]:
         from pytest_ollama_perf.contracts.parse import parse_contract
-        from pytest_ollama_perf.core.errors import ConfigError
+        from pytest_ollama_perf.core import ConfigError
 
         prefix = CONTRACT_TABLE if self.path.name == PYPROJECT else ()
         try:
@@ -69,7 +69,7 @@ class ContractFile(pytest.File):
             raise self.CollectError(str(error)) from None
 
     def _read_text(self) -> str:
-        from pytest_ollama_perf.core.errors import ConfigError
+        from pytest_ollama_perf.core import ConfigError
 
         content = self.path.read_bytes()
         try:

@@ -12,7 +12,7 @@ from pytest_ollama_perf.config.value_types import make_list_type
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS, ExperimentKind, list_table_options
 from pytest_ollama_perf.contracts.parse import CONTRACT_LOAD_OPTIONS, LIST_OPTIONS, SCHEMA_VERSION
 from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, STATS, TELEMETRY_METRICS, Metric, Shape, Unit
+from pytest_ollama_perf.metrics import METRICS, PERCENTILES, STATS, TELEMETRY_METRICS, Metric, Shape, Unit
 
 Schema = dict[str, Any]
 

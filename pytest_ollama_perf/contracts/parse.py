@@ -11,14 +11,9 @@ from typing import Any
 import msgspec
 
 from pytest_ollama_perf.analysis.run_value import POLICIES
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
-from pytest_ollama_perf.config.load_spec import (
-    LoadSpec,
-    build_load_spec,
-    merge_options,
-    reject_unmeasurable,
-)
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec, merge_options, reject_unmeasurable
 from pytest_ollama_perf.contracts import toml
 from pytest_ollama_perf.contracts.clauses import DEFAULT_ERROR_CLAUSE, Clause, ClauseGroup, parse_clause, suggest_clause
 from pytest_ollama_perf.contracts.experiments import (
@@ -31,11 +26,11 @@ from pytest_ollama_perf.contracts.experiments import (
     parse_metric_clause,
 )
 from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS, Precondition, parse_precondition
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
 from pytest_ollama_perf.core.workload import build_load_id
 from pytest_ollama_perf.experiments.load import LoadTest
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.metrics import METRICS
 
 SCHEMA_VERSION = 1
 DEFAULT_MODEL = "*"

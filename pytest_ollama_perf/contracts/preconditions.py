@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pytest_ollama_perf.config.settings import parse_percent
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import parse_percent
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ModelState, Run
 from pytest_ollama_perf.core.text import safe_repr
-from pytest_ollama_perf.metrics.format import format_percent
+from pytest_ollama_perf.metrics import format_percent
 
 _OPS: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
     {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from pytest_ollama_perf.core.errors import ServerBusyError
+from pytest_ollama_perf.core import ServerBusyError
 from pytest_ollama_perf.core.text import sanitize
 
 if sys.platform == "win32":

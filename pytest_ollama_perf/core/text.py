@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 
 _LINE_BREAKS = "\n\t\r"
 

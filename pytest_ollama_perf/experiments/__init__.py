@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.config.settings import Settings
+    from pytest_ollama_perf.config import Settings
     from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
     from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 

@@ -12,22 +12,21 @@ import msgspec
 from pytest_ollama_perf.analysis.ab import BLOCK_ORDER, LOOKS, REQUESTS_PER_SIDE, ABComparison, compare_sides
 from pytest_ollama_perf.analysis.epochs import compare_fingerprints
 from pytest_ollama_perf.analysis.run_value import POLICIES
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.markers import MARKERS, SIDE_EXCLUDED_OPTIONS
-from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.config.value_types import MAX_NUMBER
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Run
 from pytest_ollama_perf.core.text import safe_repr, suggest_match
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.experiment_results import ABResult
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
-from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, evaluate_run
-from pytest_ollama_perf.harness.results import MeasuredLoad
+from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, MeasuredLoad, evaluate_run
 from pytest_ollama_perf.harness.servers import TargetServer, parse_target
-from pytest_ollama_perf.metrics.definitions import PERCENTILES
+from pytest_ollama_perf.metrics import PERCENTILES
 from pytest_ollama_perf.report.facts import redact_url
 
 SIDES = ("baseline", "candidate")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
+from pytest_ollama_perf.analysis import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.sustained import (
     MaxConcurrency,
     Probe,
@@ -18,20 +18,20 @@ from pytest_ollama_perf.analysis.sustained import (
     pool_runs,
     search_concurrency,
 )
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.markers import MARKERS
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.experiment_results import MaxConcurrencyResult
+from pytest_ollama_perf.experiments.load import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import count_gating_pairs
-from pytest_ollama_perf.metrics.definitions import METRICS, Shape
+from pytest_ollama_perf.metrics import METRICS, Shape
 
 _MARKER = MARKERS["ollama_max_concurrency"]
 _SHORT_LIMITS = {"max_latency": "max_p95_latency", "max_ttft": "max_p95_ttft"}

@@ -8,32 +8,27 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.analysis.cold_warm import (
-    COLD_WARM_METRICS,
-    ColdStart,
-    build_cold_start,
-    build_repeat,
-)
+from pytest_ollama_perf.analysis import BoundCheck, FindingMetric, check_bound
+from pytest_ollama_perf.analysis.cold_warm import COLD_WARM_METRICS, ColdStart, build_cold_start, build_repeat
 from pytest_ollama_perf.analysis.epochs import StoredRuns
-from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.run_value import POLICIES
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.markers import MARKERS
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.experiment_results import ColdStartResult
+from pytest_ollama_perf.experiments.load import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
+from pytest_ollama_perf.harness import ProgressListener
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
-from pytest_ollama_perf.harness.harness import ProgressListener
 from pytest_ollama_perf.harness.history import HistoryComparison, count_gating_pairs
 from pytest_ollama_perf.loadgen.recorder import LoadProgress
-from pytest_ollama_perf.metrics.definitions import METRICS, Metric, Shape
-from pytest_ollama_perf.metrics.format import format_seconds as said
+from pytest_ollama_perf.metrics import METRICS, Metric, Shape
+from pytest_ollama_perf.metrics import format_seconds as said
 
 _MARKER = MARKERS["ollama_cold_start"]
 _DEFAULT_WARM_REQUESTS = 10

@@ -10,8 +10,7 @@ from pytest_ollama_perf.analysis.sustained import MaxConcurrency, Probe
 from pytest_ollama_perf.core.text import suggest_match
 from pytest_ollama_perf.core.verdict import Verdict, VerdictRow, VerdictStatus
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, LoadResult, Measure, bind_evaluation
-from pytest_ollama_perf.harness.evaluation import Evaluation
-from pytest_ollama_perf.harness.results import MeasuredLoad
+from pytest_ollama_perf.harness.evaluation import Evaluation, MeasuredLoad
 
 
 class ABChange:

@@ -6,21 +6,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_ollama_perf.analysis.load_profile import Servers, ServerSummary
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import parse_limits
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.sample import Sample
 from pytest_ollama_perf.core.text import suggest_match
 from pytest_ollama_perf.core.verdict import Verdict
 from pytest_ollama_perf.harness.evaluation import Evaluation, evaluate_run
-from pytest_ollama_perf.metrics.definitions import METRICS, Shape
+from pytest_ollama_perf.metrics import METRICS, Shape
 from pytest_ollama_perf.metrics.summary import MetricSummary, Summary
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pytest_ollama_perf.config.option_types import LimitOptions
+
 
 Measure = Callable[[], Evaluation]
 """Returns the evaluation of an experiment, and measures it on the first call."""

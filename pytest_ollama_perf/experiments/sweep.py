@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.analysis.findings import BoundCheck, FindingMetric, check_bound
+from pytest_ollama_perf.analysis import BoundCheck, FindingMetric, check_bound
 from pytest_ollama_perf.analysis.limits import Limit
 from pytest_ollama_perf.analysis.scaling import (
     LOAD_AXES,
@@ -23,20 +23,20 @@ from pytest_ollama_perf.analysis.scaling import (
     format_position,
 )
 from pytest_ollama_perf.analysis.thresholds import judge_limit
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_options import LOAD_OPTIONS
 from pytest_ollama_perf.config.load_spec import LoadSpec, build_load_spec
 from pytest_ollama_perf.config.markers import MARKERS, SWEEP_AXES
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import safe_repr
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
-from pytest_ollama_perf.experiments.combine import ExperimentPart, combine_verdicts, find_last_findings
+from pytest_ollama_perf.experiments.load import ExperimentPart, combine_verdicts, find_last_findings
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.experiments.sweep_points import SweepResult
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import count_gating_pairs
-from pytest_ollama_perf.metrics.format import format_count, format_number
-from pytest_ollama_perf.metrics.format import format_seconds as said
+from pytest_ollama_perf.metrics import format_count, format_number
+from pytest_ollama_perf.metrics import format_seconds as said
 from pytest_ollama_perf.metrics.summary import Summary
 
 DEFAULT_CONCURRENCY = (1, 2, 4, 8)

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_ollama_perf.analysis.scaling import (
-    AxisValues,
-    Curve,
-    Knee,
-    Saturation,
-    Sweep,
-    SweepPoint,
-    format_position,
-)
+from pytest_ollama_perf.analysis.scaling import AxisValues, Curve, Knee, Saturation, Sweep, SweepPoint, format_position
 from pytest_ollama_perf.core.verdict import Verdict
 from pytest_ollama_perf.experiments.results import EvaluationRecorder, LoadResult, Measure, bind_evaluation
-from pytest_ollama_perf.harness.evaluation import Evaluation
-from pytest_ollama_perf.harness.results import MeasuredLoad
+from pytest_ollama_perf.harness.evaluation import Evaluation, MeasuredLoad
 
 
 class SweepPointResult(LoadResult):

@@ -7,17 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
+from pytest_ollama_perf.analysis import Finding
+from pytest_ollama_perf.analysis.drift import HistoryView
 from pytest_ollama_perf.analysis.epochs import StoredRuns
-from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.analysis.limits import Limit, collect_latency_limits
 from pytest_ollama_perf.analysis.load_profile import build_timeline, summarise_servers
 from pytest_ollama_perf.analysis.thresholds import judge_contract
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import LoadSpec
-from pytest_ollama_perf.config.settings import Settings
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import (
     FAILING_STATUSES,
@@ -28,13 +29,33 @@ from pytest_ollama_perf.core.verdict import (
     get_worst_status,
 )
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.harness.harness import Harness, ProgressListener
+from pytest_ollama_perf.harness import Harness, ProgressListener
 from pytest_ollama_perf.harness.history import HistoryComparison, RunHistory
-from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
 from pytest_ollama_perf.harness.servers import TargetServer
 from pytest_ollama_perf.loadgen.recorder import LoadProgress
-from pytest_ollama_perf.metrics.format import format_count
-from pytest_ollama_perf.metrics.summary import summarise
+from pytest_ollama_perf.metrics import format_count
+from pytest_ollama_perf.metrics.summary import Summary, summarise
+
+
+class MeasuredLoad(msgspec.Struct, frozen=True):
+    """One load: what happened, and the numbers computed from it."""
+
+    run: Run
+    summary: Summary
+
+
+class TestResult(msgspec.Struct, frozen=True):
+    """One test item: its node id, its verdict, every load it fired, in their order, what experiments found, and the
+    past it was judged against, where a report is to show it."""
+
+    __test__: ClassVar[bool] = False
+
+    test: str
+    verdict: Verdict
+    loads: tuple[MeasuredLoad, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    past: HistoryView | None = None
+
 
 _T = TypeVar("_T")
 

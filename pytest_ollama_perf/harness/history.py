@@ -26,16 +26,21 @@ from pytest_ollama_perf.analysis.epochs import (
     select_baseline,
 )
 from pytest_ollama_perf.analysis.gate import ErrorBudget, GateRule
-from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
-from pytest_ollama_perf.analysis.regression import TestVerdict, judge_test
+from pytest_ollama_perf.analysis.regression import (
+    TestVerdict,
+    compare_phases,
+    compute_phase_medians,
+    explain_phases,
+    judge_test,
+)
 from pytest_ollama_perf.analysis.run_value import GATING_METRICS, POLICIES, MetricPolicy, build_evidence
-from pytest_ollama_perf.config.settings import DEFAULT_STORE, Settings
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.config import DEFAULT_STORE, Settings
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.core.workload import Workload, compute_identity
-from pytest_ollama_perf.metrics.format import format_percent
+from pytest_ollama_perf.metrics import format_percent
 from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
 from pytest_ollama_perf.store.files import escape_surrogates

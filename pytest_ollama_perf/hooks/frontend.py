@@ -7,16 +7,39 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from pytest_ollama_perf.integrations.freezegun import use_real_time
-
 if TYPE_CHECKING:
-    from pytest_ollama_perf.harness.harness import ProgressListener
+    from pytest_ollama_perf.harness import ProgressListener
+
+
+REAL_TIME_MODULES = ("pytest_ollama_perf", "anyio", "asyncio", "httpcore", "httpx", "selectors", "trio", "uvloop")
+"""The modules that see real time while a load runs: this package and the event loops that it uses."""
+
+
+@contextlib.contextmanager
+def use_real_time() -> Iterator[None]:
+    """Let the modules of a load see real time, also if freezegun has stopped the clocks.
+
+    On each call, freezegun checks whether the calling module is on its list of modules to ignore.
+    """
+    lists = getattr(sys.modules.get("freezegun.api"), "ignore_lists", None)
+    if not lists:
+        yield
+        return
+    extended = (*lists[-1], *REAL_TIME_MODULES)
+    lists.append(extended)
+    try:
+        yield
+    finally:
+        lists.remove(extended)
 
 
 class VerdictError(pytest.fail.Exception):  # type: ignore[misc, name-defined]
@@ -107,3 +130,46 @@ class PytestFrontend:
         if self._config.pluginmanager.hasplugin("cacheprovider") and "--lf" not in given:
             extra.insert(0, "--last-failed")
         return shlex.join(["pytest", *given, *(each for each in extra if each not in given)])
+
+
+_NAMES = ("SIGTERM", "SIGHUP")
+
+
+class SignalHandler:
+    """Turns the first signal into the end of the session, and ignores later ones so that the reports get written.
+
+    Signals that something else handles are left alone. ``handles_interrupt`` adds SIGINT.
+    """
+
+    def __init__(self, *, handles_interrupt: bool = False) -> None:
+        self._names = (*_NAMES, "SIGINT") if handles_interrupt else _NAMES
+        self._previous: dict[int, Callable[..., Any] | int | None] = {}
+        self._is_ending = False
+
+    def install(self) -> None:
+        """Handle signals from now on; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in [getattr(signal, name) for name in self._names if hasattr(signal, name)]:
+            if (previous := signal.getsignal(number)) in {signal.SIG_DFL, signal.default_int_handler}:
+                self._previous[number] = previous
+                signal.signal(number, self._end)
+
+    def ignore(self) -> None:
+        """Ignore signals from now on: the session is ending."""
+        self._is_ending = True
+
+    def restore(self) -> None:
+        """Handle signals as before, except where something else was installed since."""
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._end:
+                signal.signal(number, previous)
+        self._previous.clear()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self._is_ending:
+            return
+        self._is_ending = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise pytest.exit.Exception(f"terminated ({signal.Signals(number).name})")

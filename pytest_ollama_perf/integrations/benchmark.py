@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+    from pytest_ollama_perf.harness.evaluation import MeasuredLoad, TestResult
     from pytest_ollama_perf.session import Session
 
 

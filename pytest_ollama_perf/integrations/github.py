@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_perf.core.errors import OllamaPerfError
+from pytest_ollama_perf.core import OllamaPerfError
 
 if TYPE_CHECKING:
-    from pytest_ollama_perf.config.settings import GitHubJob
-    from pytest_ollama_perf.harness.results import TestResult
+    from pytest_ollama_perf.config import GitHubJob
+    from pytest_ollama_perf.harness.evaluation import TestResult
     from pytest_ollama_perf.session import Session
 
 

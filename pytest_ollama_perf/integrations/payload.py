@@ -8,15 +8,14 @@ from typing import SupportsFloat, Union
 
 import msgspec
 
+from pytest_ollama_perf.analysis import Finding
 from pytest_ollama_perf.analysis.ab import ABComparison
 from pytest_ollama_perf.analysis.cold_warm import ColdStart
-from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.analysis.load_profile import Servers, Timeline
 from pytest_ollama_perf.analysis.scaling import Sweep
 from pytest_ollama_perf.analysis.sustained import MaxConcurrency
 from pytest_ollama_perf.core.verdict import Verdict
-from pytest_ollama_perf.harness.evaluation import Evaluation
-from pytest_ollama_perf.harness.results import MeasuredLoad
+from pytest_ollama_perf.harness.evaluation import Evaluation, MeasuredLoad
 
 FINDING_TYPES: tuple[type[Finding], ...] = (ABComparison, ColdStart, MaxConcurrency, Servers, Sweep, Timeline)
 """Every kind of finding that can be sent; each class declares the tag that it is sent with."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_ollama_perf.harness.evaluation import Evaluation
     from pytest_ollama_perf.session import Session
 
+
 PAYLOAD_KEY = "ollama_perf"
 """The attribute of a report, and the key in a worker's input and output, that holds this plugin's data."""
 

@@ -17,8 +17,8 @@ import msgspec
 
 from pytest_ollama_perf.core.sample import Outcome, Phase, Sample
 from pytest_ollama_perf.core.text import sanitize
-from pytest_ollama_perf.core.workload import Endpoint, Workload
-from pytest_ollama_perf.loadgen.backend import Backend, Request
+from pytest_ollama_perf.core.workload import Endpoint, StageSchedule, Workload
+from pytest_ollama_perf.loadgen import Backend, Request
 from pytest_ollama_perf.loadgen.failures import (
     FailureBackoff,
     FailureGuard,
@@ -28,7 +28,6 @@ from pytest_ollama_perf.loadgen.failures import (
 )
 from pytest_ollama_perf.loadgen.plan import LoadPlan
 from pytest_ollama_perf.loadgen.recorder import SampleRecorder
-from pytest_ollama_perf.loadgen.schedule import StageSchedule
 
 
 @dataclass(frozen=True)

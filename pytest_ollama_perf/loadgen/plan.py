@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.sample import Phase
 from pytest_ollama_perf.core.text import suggest_match
-from pytest_ollama_perf.core.workload import Arrival, ChatMessage, Endpoint, Prefix, Workload
+from pytest_ollama_perf.core.workload import Arrival, ChatMessage, Endpoint, Prefix, StageSchedule, Workload
 from pytest_ollama_perf.loadgen.prompts import NONCE_WORDS, PromptGenerator, PromptPicker
-from pytest_ollama_perf.loadgen.schedule import StageSchedule
 
 _MAX_SEED = 2**31 - 1
 _THINK_LEVELS = ("low", "medium", "high", "max")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from pytest_ollama_perf.core.sample import Sample
-from pytest_ollama_perf.loadgen.backend import StreamProgress
+from pytest_ollama_perf.loadgen import StreamProgress
 
 _TTFT_SAMPLES = 1000
 

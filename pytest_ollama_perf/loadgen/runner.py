@@ -19,7 +19,7 @@ import msgspec
 from pytest_ollama_perf.core.run import ClientStats
 from pytest_ollama_perf.core.sample import Phase, Sample
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.loadgen.backend import Backend, StreamingBackend
+from pytest_ollama_perf.loadgen import Backend, StreamingBackend
 from pytest_ollama_perf.loadgen.engine import ChooseTarget, execute_load
 from pytest_ollama_perf.loadgen.plan import count_requests, validate_workload
 from pytest_ollama_perf.loadgen.recorder import LoadProgress, SampleRecorder

@@ -12,12 +12,11 @@ import numpy as np
 from pytest_ollama_perf.core.run import Run, Telemetry
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.workload import Endpoint, Workload
-from pytest_ollama_perf.metrics import intervals as intervals_module
-from pytest_ollama_perf.metrics import per_request
-from pytest_ollama_perf.metrics.definitions import METRICS, PERCENTILES, Shape, meets_bound
-from pytest_ollama_perf.metrics.intervals import Interval
+from pytest_ollama_perf.metrics import METRICS, PERCENTILES, Shape, meets_bound, per_request
+from pytest_ollama_perf.metrics import per_request as intervals_module
 from pytest_ollama_perf.metrics.per_request import (
     FloatArray,
+    Interval,
     compute_gaps,
     compute_values,
     read_decode,

@@ -13,14 +13,14 @@ from typing import Any, SupportsFloat, TypeVar
 
 import msgspec
 
+from pytest_ollama_perf.analysis import Finding
 from pytest_ollama_perf.analysis.drift import HistoryView
-from pytest_ollama_perf.analysis.findings import Finding
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Fingerprint, ModelState, ServerInfo, Telemetry
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload, hash_prompts
-from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.harness.evaluation import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.summary import MetricSummary
 from pytest_ollama_perf.report.experiments import render_finding
 from pytest_ollama_perf.report.facts import redact_url

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from pytest_ollama_perf.analysis import BoundCheck, Finding, format_quantity
 from pytest_ollama_perf.analysis.ab import ABComparison
 from pytest_ollama_perf.analysis.cold_warm import COLD_WARM_METRICS, ColdStart
-from pytest_ollama_perf.analysis.findings import BoundCheck, Finding, format_quantity
 from pytest_ollama_perf.analysis.load_profile import Servers, ServerSummary, Timeline, TimelineWindow
 from pytest_ollama_perf.analysis.scaling import LOAD_AXES, Curve, Sweep, SweepPoint, format_position
 from pytest_ollama_perf.analysis.sustained import MaxConcurrency, Probe
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES
-from pytest_ollama_perf.metrics.format import (
+from pytest_ollama_perf.metrics import (
     format_count,
     format_label,
     format_number,

@@ -15,8 +15,7 @@ import msgspec
 
 from pytest_ollama_perf.core.sample import Phase, Sample
 from pytest_ollama_perf.core.workload import Endpoint
-from pytest_ollama_perf.metrics.definitions import METRICS, Better
-from pytest_ollama_perf.metrics.format import format_label
+from pytest_ollama_perf.metrics import METRICS, Better, format_label
 from pytest_ollama_perf.metrics.per_request import read_decode, read_prefill
 from pytest_ollama_perf.report import series
 from pytest_ollama_perf.report.document import Document, LoadEntry, TestEntry, to_samples

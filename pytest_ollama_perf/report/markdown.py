@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, VerdictStatus
-from pytest_ollama_perf.harness.results import TestResult
-from pytest_ollama_perf.metrics.format import format_count, format_label, format_percent, format_value
+from pytest_ollama_perf.harness.evaluation import TestResult
+from pytest_ollama_perf.metrics import format_count, format_label, format_percent, format_value
 from pytest_ollama_perf.report.document import Document, RowEntry, TestEntry
 from pytest_ollama_perf.report.series import MetricPoint, select_medians
 from pytest_ollama_perf.report.tables import clean

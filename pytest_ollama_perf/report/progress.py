@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_ollama_perf.loadgen.recorder import LoadProgress
-from pytest_ollama_perf.metrics.format import format_count, format_number, format_seconds
+from pytest_ollama_perf.metrics import format_count, format_number, format_seconds
 from pytest_ollama_perf.report.tables import DEFAULT_WIDTH, clean, count_columns, truncate
 
 if TYPE_CHECKING:

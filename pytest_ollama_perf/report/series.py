@@ -8,7 +8,7 @@ from itertools import count
 
 import msgspec
 
-from pytest_ollama_perf.metrics.definitions import METRICS, STATS, Shape
+from pytest_ollama_perf.metrics import METRICS, STATS, Shape
 from pytest_ollama_perf.report.document import Document, LoadEntry, MetricEntry, TestEntry
 from pytest_ollama_perf.report.facts import redact_url
 from pytest_ollama_perf.report.tables import clean

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, VerdictRow, VerdictStatus
-from pytest_ollama_perf.metrics.definitions import METRICS, STATS, Unit
-from pytest_ollama_perf.metrics.format import format_label, format_number, format_percent, format_value
+from pytest_ollama_perf.metrics import METRICS, STATS, Unit, format_label, format_number, format_percent, format_value
 from pytest_ollama_perf.metrics.summary import MetricSummary, Summary
 
 DEFAULT_WIDTH = 80

@@ -12,8 +12,8 @@ from types import MappingProxyType
 import msgspec
 
 from pytest_ollama_perf.core.verdict import FAILING_STATUSES, Problem, ProblemCode, Verdict, VerdictStatus
-from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
-from pytest_ollama_perf.metrics.format import format_count
+from pytest_ollama_perf.harness.evaluation import MeasuredLoad, TestResult
+from pytest_ollama_perf.metrics import format_count
 from pytest_ollama_perf.report import facts
 from pytest_ollama_perf.report.experiments import render_findings
 from pytest_ollama_perf.report.tables import (

@@ -17,15 +17,18 @@ import anyio
 from pytest_ollama_perf.simulator.faults import FaultKind
 from pytest_ollama_perf.simulator.job import (
     RUNNER_DIED_MESSAGE,
+    VOCABULARY,
     DroppedConnectionError,
     InferenceJob,
     JobState,
+    PromptCache,
     ResponseError,
     SimulatorClock,
     TruncatedResponseError,
+    decode_token,
+    pick_first_token,
 )
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
-from pytest_ollama_perf.simulator.tokens import VOCABULARY, PromptCache, decode_token, pick_first_token
 
 
 def emit_token(job: InferenceJob, at_ns: int, tokens_per_line: int) -> None:

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 
 from pytest_ollama_perf.core.sample import Counters
 from pytest_ollama_perf.simulator.faults import CONTROL_FAULTS, TRANSPORT_FAULTS, FaultKind, FaultScript
+from pytest_ollama_perf.simulator.http import DelayingSink, wrap_sink
 from pytest_ollama_perf.simulator.job import (
     BUSY_MESSAGE,
     RUNNER_DIED_MESSAGE,
@@ -24,13 +25,13 @@ from pytest_ollama_perf.simulator.job import (
     ResponseError,
     ResponseSink,
     SimulatorClock,
+    Tokenizer,
     TransportFaultError,
     TruncatedResponseError,
+    truncate_prompt,
 )
 from pytest_ollama_perf.simulator.scheduler import RELOAD_OPTIONS, ResidentModel, Scheduler
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
-from pytest_ollama_perf.simulator.sinks import DelayingSink, wrap_sink
-from pytest_ollama_perf.simulator.tokens import Tokenizer, truncate_prompt
 
 _MAX_TRUTHS = 100_000
 """The number of requests in the ground truth; older ones are dropped."""

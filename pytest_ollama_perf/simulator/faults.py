@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import suggest_match
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ServerError
+from pytest_ollama_perf.core import ServerError
 
 
 class GeneratorSettings(msgspec.Struct, frozen=True, kw_only=True):

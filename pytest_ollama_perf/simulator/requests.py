@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pytest_ollama_perf.simulator.job import InferenceRequest, ResponseError
+from pytest_ollama_perf.simulator.job import InferenceRequest, ResponseError, Tokenizer
 from pytest_ollama_perf.simulator.settings import SimulatedModel
-from pytest_ollama_perf.simulator.tokens import Tokenizer
 
 _T = TypeVar("_T")
 _UNIT_S = MappingProxyType({"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.simulator.faults import Fault
 
 _VERSION_PATTERN = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:[-+].*)?")

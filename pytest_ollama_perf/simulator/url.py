@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import parse_seconds, suggest_match
 from pytest_ollama_perf.simulator.faults import Fault, parse_fault
 from pytest_ollama_perf.simulator.settings import DEFAULT_MODELS, SimulatedModel, SimulatorSettings

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import suggest_match
 from pytest_ollama_perf.store.base import HISTORY_LIMIT, Store
 from pytest_ollama_perf.store.database import DatabaseStore
@@ -59,7 +59,7 @@ def _open_database(text: str) -> Store:
     if scheme in _added_stores:
         return _added_stores[scheme](text)
     if scheme == "sqlite":
-        from pytest_ollama_perf.store.sqlite import SqliteDatabase
+        from pytest_ollama_perf.store.database import SqliteDatabase
 
         return DatabaseStore(SqliteDatabase(_parse_sqlite_path(text)))
     if scheme == "postgresql":

@@ -10,17 +10,10 @@ from typing import Protocol
 import msgspec
 
 from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns, is_comparable
-from pytest_ollama_perf.core.errors import NewerSchemaError, StoreError
+from pytest_ollama_perf.core import NewerSchemaError, StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.workload import compute_identity
-from pytest_ollama_perf.store.entries import (
-    AcceptanceEntry,
-    Damage,
-    RunEntry,
-    format_stamp,
-    sort_entries,
-    to_slug,
-)
+from pytest_ollama_perf.store.entries import AcceptanceEntry, Damage, RunEntry, format_stamp, sort_entries, to_slug
 from pytest_ollama_perf.store.files import build_corrupt_error, escape_surrogates
 from pytest_ollama_perf.store.record import decode_acceptance, decode_header, decode_run, encode_acceptance, encode_run
 

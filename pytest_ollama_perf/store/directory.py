@@ -21,19 +21,12 @@ from pathlib import Path
 import msgspec
 
 from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import compute_identity
 from pytest_ollama_perf.store.base import BaseStore
-from pytest_ollama_perf.store.entries import (
-    AcceptanceEntry,
-    RunEntry,
-    format_stamp,
-    parse_stamp,
-    sort_entries,
-    to_slug,
-)
+from pytest_ollama_perf.store.entries import AcceptanceEntry, RunEntry, format_stamp, parse_stamp, sort_entries, to_slug
 from pytest_ollama_perf.store.files import DECODE_ERRORS, escape_surrogates, write_once
 from pytest_ollama_perf.store.record import read_bytes, read_run
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from pytest_ollama_perf.analysis.epochs import RunKind
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.store.files import escape_surrogates
 
 _MAX_TIMESTAMP_S = 253402300799.0

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import CorruptRecordError, NewerSchemaError
+from pytest_ollama_perf.core import CorruptRecordError, NewerSchemaError
 from pytest_ollama_perf.core.text import sanitize
 
 ABANDONED_S = 3600.0

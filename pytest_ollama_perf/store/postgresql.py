@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
-from pytest_ollama_perf.core.errors import ConfigError, MissingExtraError, StoreError
+from pytest_ollama_perf.core import ConfigError, MissingExtraError, StoreError
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.store.database import SCHEMA_TABLE, Row
 

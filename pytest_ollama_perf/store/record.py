@@ -21,7 +21,7 @@ from types import MappingProxyType
 import msgspec
 
 from pytest_ollama_perf.analysis.epochs import Acceptance
-from pytest_ollama_perf.core.errors import CorruptRecordError, StoreError
+from pytest_ollama_perf.core import CorruptRecordError, StoreError
 from pytest_ollama_perf.core.run import SCHEMA, ClientStats, Fingerprint, ModelState, Run, ServerInfo, Telemetry
 from pytest_ollama_perf.core.text import sanitize
 from pytest_ollama_perf.core.workload import Workload, hash_prompts

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import msgspec
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import sanitize, suggest_match
 from pytest_ollama_perf.telemetry.readings import THROTTLE_REASONS, GpuReading, HostReading, TelemetryLog
 

@@ -1,7 +1,7 @@
 import msgspec
 from run_makers import failure, one_after_another, run_of, sample, transcript
 
-from pytest_ollama_perf.analysis.hints import count_slots, find_hints
+from pytest_ollama_perf.analysis.limits import count_slots, find_hints
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.metrics.summary import summarise
 

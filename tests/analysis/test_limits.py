@@ -9,8 +9,8 @@ from pytest_ollama_perf.analysis.limits import (
     parse_limit,
     parse_limit_option,
 )
-from pytest_ollama_perf.core.errors import ConfigError
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.core import ConfigError
+from pytest_ollama_perf.metrics import METRICS
 
 
 @pytest.mark.parametrize(

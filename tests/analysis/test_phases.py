@@ -1,7 +1,7 @@
 import pytest
 from run_makers import failure, sample
 
-from pytest_ollama_perf.analysis.phases import compare_phases, compute_phase_medians, explain_phases
+from pytest_ollama_perf.analysis.regression import compare_phases, compute_phase_medians, explain_phases
 from pytest_ollama_perf.core.sample import Counters
 
 USUAL = {"load": 0.0, "queue": 0.050, "prefill": 0.020, "decode": 0.700, "network": 0.002}

@@ -17,7 +17,7 @@ from pytest_ollama_perf.analysis.run_value import (
     to_cost,
     to_value,
 )
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 
 TPS, TTFT, P95 = POLICIES["tps"], POLICIES["ttft"], POLICIES["latency.p95"]
 times = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=60)

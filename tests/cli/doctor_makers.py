@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from run_makers import one_after_another, run_of
 
-from pytest_ollama_perf.analysis.client_limits import ClientMeasurement
+from pytest_ollama_perf.analysis.client_checks import ClientMeasurement
 from pytest_ollama_perf.cli.doctor_report import Campaign
 from pytest_ollama_perf.core.run import Fingerprint
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from doctor_makers import HEALTHY
 
-from pytest_ollama_perf.cli import client_ceiling, doctor, main
+from pytest_ollama_perf.cli import doctor, main
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.simulator.generator import GeneratorSettings, start_generator
 
@@ -91,16 +91,16 @@ def test_a_wrong_option_is_one_line_and_status_2(capsys, arguments, text):
 )
 def test_the_client_reads_all_that_the_generator_sends(pace):
     workload = Workload(model="generator", concurrency=4, requests=8, warmup=4, num_predict=pace.tokens)
-    fired = client_ceiling._fire_workload(workload, pace)
+    fired = doctor._fire_workload(workload, pace)
     assert [len(sample.chunk_ns) for sample in fired.samples] == [pace.tokens] * 12
     assert {sample.counters.eval_count for sample in fired.samples} == {pace.tokens}
 
 
 def test_the_generator_knows_when_its_first_token_left():
     workload = Workload(model="generator", concurrency=2, requests=4, warmup=2, num_predict=3)
-    fired = client_ceiling._fire_workload(workload, GeneratorSettings(tokens=3, gap_s=0.002, first_s=0.01))
+    fired = doctor._fire_workload(workload, GeneratorSettings(tokens=3, gap_s=0.002, first_s=0.01))
     assert all((sample.counters.prompt_eval_duration_ns or 0) >= 10_000_000 for sample in fired.samples)
-    assert all(client_ceiling._compute_ttft_error_s(sample) > 0 for sample in fired.samples)
+    assert all(doctor._compute_ttft_error_s(sample) > 0 for sample in fired.samples)
 
 
 def test_the_generator_ends_with_its_block():

@@ -7,7 +7,7 @@ import json
 import pytest
 from doctor_makers import HEALTHY, campaign, client
 
-from pytest_ollama_perf.analysis.client_limits import find_client_problems
+from pytest_ollama_perf.analysis.client_checks import find_client_problems
 from pytest_ollama_perf.cli.doctor_report import DoctorReport, print_client, print_server_report, to_json
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode
 

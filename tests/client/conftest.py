@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from pytest_ollama_perf.client.address import Address
-from pytest_ollama_perf.client.clock import enable_receive_stamps
+from pytest_ollama_perf.client.polling import enable_receive_stamps
 
 
 class FaultServer:

@@ -2,7 +2,7 @@ import pytest
 
 from pytest_ollama_perf.client.address import Access, parse_address
 from pytest_ollama_perf.client.backend import build_request_head
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.workload import Endpoint
 
 

@@ -358,7 +358,7 @@ def test_a_platform_with_less_measures_all_the_same(run, fault_server, monkeypat
     if way == "no epoll":
         monkeypatch.setattr("pytest_ollama_perf.client.transport.make_poller", polling.LoopPoller)
     else:
-        monkeypatch.setattr(transport.clock, "enable_receive_stamps", lambda sock: False)
+        monkeypatch.setattr(transport.polling, "enable_receive_stamps", lambda sock: False)
     samples = fire(run, [fault_server(FULL).address], *map(make_request, range(2)), connections=1)
     assert [(sample.ok, sample.connect_ns) for sample in samples] == [(True, None)] * 2
     if way == "no kernel stamps":

@@ -11,7 +11,7 @@ from pytest_ollama_perf.client.address import Access, Address, parse_address
 from pytest_ollama_perf.client.control import MAX_ANSWER_BYTES, ControlClient
 from pytest_ollama_perf.client.models import canonicalize_model, find_similar_models, is_same_model
 from pytest_ollama_perf.client.preflight import read_model_state, run_preflight
-from pytest_ollama_perf.core.errors import ModelNotFoundError, ServerError, ServerUnreachableError
+from pytest_ollama_perf.core import ModelNotFoundError, ServerError, ServerUnreachableError
 from pytest_ollama_perf.core.run import ModelState
 from pytest_ollama_perf.core.workload import Workload
 

@@ -11,7 +11,7 @@ from pytest_ollama_perf.client.control import ControlClient
 from pytest_ollama_perf.client.preflight import run_preflight
 from pytest_ollama_perf.core.sample import Outcome, Phase
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts, Workload
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request
 
 pytestmark = pytest.mark.real_server
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from pytest_ollama_perf.client import clock
-from pytest_ollama_perf.client.clock import ReceiveClock
+from pytest_ollama_perf.client import polling
+from pytest_ollama_perf.client.polling import ReceiveClock
 
 SECOND = 1_000_000_000
 
@@ -82,6 +82,6 @@ def test_a_clock_set_between_arrival_and_read_costs_the_stamp_and_nothing_else()
     [("linux", "kernel receive stamps"), ("win32", "arrival times are those of the read")],
 )
 def test_the_clock_of_a_platform_is_described(monkeypatch, platform, arrival):
-    monkeypatch.setattr(clock.sys, "platform", platform)
-    monkeypatch.setattr(clock, "machine", lambda: "x86_64")
-    assert clock.describe_clock() == f"{time.get_clock_info('perf_counter').implementation}, {arrival}"
+    monkeypatch.setattr(polling.sys, "platform", platform)
+    monkeypatch.setattr(polling, "machine", lambda: "x86_64")
+    assert polling.describe_clock() == f"{time.get_clock_info('perf_counter').implementation}, {arrival}"

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_perf.client import body as body_module
-from pytest_ollama_perf.client.body import MAX_LINE_BYTES
+from pytest_ollama_perf.client import protocol as body_module
 from pytest_ollama_perf.client.exchange import Exchange, compute_deadline
+from pytest_ollama_perf.client.protocol import MAX_LINE_BYTES
 from pytest_ollama_perf.client.response import MAX_HEADER_BYTES
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request
 
 TRANSCRIPTS = sorted((Path(__file__).parent.parent / "transcripts").glob("*.json"))
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -5,7 +5,7 @@ import asyncio
 from pytest_ollama_perf.client.backend import HttpBackend
 from pytest_ollama_perf.core.sample import Phase
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -23,7 +23,7 @@ from pytest_ollama_perf.config.load_spec import (
     merge_options,
     parse_limits,
 )
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.workload import ANY_MODEL, Arrival, Balance, Endpoint, Prefix, Stage, Timeouts, Workload
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget, parse_report_target
-from pytest_ollama_perf.core.errors import ConfigError
-from pytest_ollama_perf.report.formats import REPORT_WRITERS
+from pytest_ollama_perf.core import ConfigError
+from pytest_ollama_perf.report import REPORT_WRITERS
 
 VALID = "valid types: json, html, markdown, openmetrics, csv, benchstat, bencher, github-bigger, github-smaller"
 

@@ -10,8 +10,7 @@ import certifi
 import pytest
 
 from pytest_ollama_perf.analysis.run_value import POLICIES
-from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget
-from pytest_ollama_perf.config.settings import (
+from pytest_ollama_perf.config import (
     DEFAULT_WAIT_S,
     OPTIONS,
     GitHubJob,
@@ -21,7 +20,8 @@ from pytest_ollama_perf.config.settings import (
     parse_percent,
     resolve_settings,
 )
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget
+from pytest_ollama_perf.core import ConfigError
 
 
 class Given:

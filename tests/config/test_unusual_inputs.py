@@ -8,10 +8,9 @@ from types import MappingProxyType
 
 import pytest
 
-from pytest_ollama_perf.config import datasets
+from pytest_ollama_perf.config import DEFAULT_STORE, Option, Settings, datasets, resolve_settings
 from pytest_ollama_perf.config.load_spec import build_load_spec
-from pytest_ollama_perf.config.settings import DEFAULT_STORE, Option, Settings, resolve_settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.experiments import EXPERIMENT_MODULES, load_reader
 
 HUGE = 10**400

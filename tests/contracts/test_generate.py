@@ -11,7 +11,7 @@ from contract_runs import Contracts
 from run_makers import one_after_another, run_of, slower
 
 from pytest_ollama_perf.cli import main
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.contracts.generate import MeasuredRuns, generate_contract
 from pytest_ollama_perf.contracts.parse import parse_contract
 from pytest_ollama_perf.core.run import Fingerprint, ModelState

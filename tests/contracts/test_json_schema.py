@@ -10,11 +10,11 @@ from json_schemas import faults
 from published_schemas import assert_same_schema
 from test_parse import DESIGN
 
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.contracts import toml
 from pytest_ollama_perf.contracts.json_schema import build_schema
 from pytest_ollama_perf.contracts.parse import parse_contract
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "contract.schema.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.contracts.clauses import ClauseGroup
 from pytest_ollama_perf.contracts.parse import parse_contract
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.workload import ANY_MODEL, Endpoint, Workload
 from pytest_ollama_perf.experiments.capacity import MaxConcurrencyTest
 from pytest_ollama_perf.experiments.cold_start import ColdStartTest

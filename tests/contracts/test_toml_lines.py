@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_ollama_perf.contracts.toml import MAX_CHARS, find_line, find_lines, parse_toml
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 
 TEXT = '''\
 # a comment = "with a key"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_ollama_perf.core import ServerBusyError
 from pytest_ollama_perf.core import lock as lock_module
-from pytest_ollama_perf.core.errors import ServerBusyError
 from pytest_ollama_perf.core.lock import ServerLock, Waiting, find_lock_folder, make_lock_name
 
 URL = "http://gpu-box:11434"

@@ -18,11 +18,11 @@ import generated
 
 from pytest_ollama_perf import cli
 from pytest_ollama_perf.client.response import UPSTREAM_HEADERS
+from pytest_ollama_perf.config import OPTIONS
 from pytest_ollama_perf.config.markers import MARKERS
-from pytest_ollama_perf.config.settings import OPTIONS
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.core.verdict import ProblemCode, VerdictStatus
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.metrics import METRICS
 from pytest_ollama_perf.simulator.url import URL_PARAMETERS
 
 

@@ -17,7 +17,7 @@ import pytest
 from doc_snippets import DOCS, PAGES, Block, Command, blocks, commands, every, masked, missing
 
 from pytest_ollama_perf import cli
-from pytest_ollama_perf.config.settings import OPTIONS, Settings
+from pytest_ollama_perf.config import OPTIONS, Settings
 from pytest_ollama_perf.contracts import SUFFIX, toml
 from pytest_ollama_perf.contracts.items import CONTRACT_TABLE
 from pytest_ollama_perf.contracts.parse import parse_contract

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.harness.harness import Harness
+from pytest_ollama_perf.config import Settings
+from pytest_ollama_perf.harness import Harness
 
 KEY = (("Authorization", "Bearer hunter2"),)
 

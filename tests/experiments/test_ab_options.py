@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import Settings
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.experiments.ab import parse_options
 
 BOTH = {"baseline": {"model": "a"}, "candidate": {"model": "b"}}

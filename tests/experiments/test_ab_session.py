@@ -11,7 +11,7 @@ import pytest
 from run_makers import failure, one_after_another, run_of
 
 from pytest_ollama_perf.client.address import parse_address
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core.run import Fingerprint, ModelState, Run
 from pytest_ollama_perf.core.verdict import VerdictStatus
 from pytest_ollama_perf.experiments.ab import parse_options

@@ -10,8 +10,8 @@ from run_makers import failure, one_after_another, run_of
 from virtual import TEST, URL, Server, conducted, settings_of
 
 from pytest_ollama_perf.analysis.cold_warm import build_cold_start, build_repeat
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import Settings
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ModelState
 from pytest_ollama_perf.core.verdict import VerdictStatus
 from pytest_ollama_perf.experiments.cold_start import parse_options

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual import TEST, conducted, settings_of
 
+from pytest_ollama_perf.analysis import Finding
 from pytest_ollama_perf.analysis.cold_warm import ColdStart, ColdStartRepeat
-from pytest_ollama_perf.analysis.findings import Finding
 from pytest_ollama_perf.analysis.scaling import Curve, Knee, Saturation, Sweep, SweepPoint
 from pytest_ollama_perf.analysis.sustained import MaxConcurrency, Probe
 from pytest_ollama_perf.core.verdict import VerdictStatus

@@ -14,7 +14,7 @@ from run_makers import failure, run_of, sample
 from virtual import TEST, URL, Host, Listening, Server
 
 from pytest_ollama_perf.client.address import parse_address
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core.run import Fingerprint, ModelState
 from pytest_ollama_perf.core.sample import Counters, Outcome
 from pytest_ollama_perf.core.verdict import VerdictStatus
@@ -22,8 +22,8 @@ from pytest_ollama_perf.experiments import ab, capacity, cold_start, load, sweep
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, merge_evaluations
 from pytest_ollama_perf.harness.history import RunHistory
 from pytest_ollama_perf.harness.servers import TargetServer
+from pytest_ollama_perf.report import REPORT_WRITERS, SessionReports
 from pytest_ollama_perf.report.document import ReportMeta
-from pytest_ollama_perf.report.formats import REPORT_WRITERS, SessionReports
 from pytest_ollama_perf.report.terminal import build_section, format_failure
 
 EXPERIMENTS = {

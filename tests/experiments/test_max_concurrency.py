@@ -13,8 +13,8 @@ from virtual import conducted, settings_of
 
 from pytest_ollama_perf.analysis.limits import parse_limit_option
 from pytest_ollama_perf.analysis.sustained import build_probe, is_settled, judge_probe, pool_runs, search_concurrency
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import Settings
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.verdict import VerdictStatus
 from pytest_ollama_perf.experiments.capacity import parse_options
 from pytest_ollama_perf.simulator.faults import parse_fault

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 from virtual import TEST, Control, Listening, Server, VirtualBench, conducted, settings_of
 
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.config import Settings
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.verdict import VerdictStatus
 from pytest_ollama_perf.experiments.sweep import parse_options
 from pytest_ollama_perf.harness.evaluation import ExperimentContext

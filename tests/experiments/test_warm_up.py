@@ -8,7 +8,7 @@ import pytest
 from virtual import Listening
 
 from pytest_ollama_perf.client.waiting import call_with_ticks
-from pytest_ollama_perf.core.errors import ServerError
+from pytest_ollama_perf.core import ServerError
 from pytest_ollama_perf.experiments.load import warm_up
 
 

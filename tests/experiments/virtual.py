@@ -10,14 +10,14 @@ import msgspec
 import trio
 import trio.testing
 
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core.run import Fingerprint, ModelState, Run
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 from pytest_ollama_perf.harness.history import RunHistory
 from pytest_ollama_perf.loadgen.engine import execute_load
 from pytest_ollama_perf.loadgen.recorder import SampleRecorder
-from pytest_ollama_perf.simulator.inprocess import open_simulated_backend
+from pytest_ollama_perf.simulator.process import open_simulated_backend
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 
 TEST = "tests/test_it.py::test_scaling"

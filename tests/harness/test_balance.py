@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from pytest_ollama_perf.analysis.load_profile import summarise_servers
 from pytest_ollama_perf.core.run import Run, ServerInfo
 from pytest_ollama_perf.core.workload import Balance, Workload
-from pytest_ollama_perf.loadgen.backend import BalancedBackend, Balancer
+from pytest_ollama_perf.loadgen import BalancedBackend, Balancer
 from pytest_ollama_perf.loadgen.engine import execute_load
 from pytest_ollama_perf.loadgen.recorder import SampleRecorder
 from pytest_ollama_perf.metrics.summary import summarise
-from pytest_ollama_perf.simulator.inprocess import open_simulated_backend
+from pytest_ollama_perf.simulator.process import open_simulated_backend
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 
 TURNS, CHANCE, LEAST = Balance.ROUND_ROBIN, Balance.RANDOM, Balance.LEAST_IN_FLIGHT

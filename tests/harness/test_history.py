@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from run_makers import failure, one_after_another, run_of, sample
 
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import build_load_spec
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.core.run import Fingerprint
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.core.verdict import ProblemCode, VerdictStatus

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 from run_makers import one_after_another, run_of
 
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core.verdict import ProblemCode
 from pytest_ollama_perf.harness.evaluation import ExperimentContext, merge_evaluations
+from pytest_ollama_perf.report import SessionReports
 from pytest_ollama_perf.report.document import ReportMeta
-from pytest_ollama_perf.report.formats import SessionReports
 from pytest_ollama_perf.report.terminal import build_section
 
 TEXT = "the server's certificate was not verified (--ollama-insecure): another host may have answered"

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_ollama_perf.client.models import RunningModel
-from pytest_ollama_perf.core.errors import ServerUnreachableError
-from pytest_ollama_perf.harness.residency import ResidencyKeeper, parse_expiry
+from pytest_ollama_perf.core import ServerUnreachableError
+from pytest_ollama_perf.harness.servers import ResidencyKeeper, parse_expiry
 
 
 @pytest.mark.parametrize(

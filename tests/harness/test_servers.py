@@ -11,7 +11,7 @@ from pytest_ollama_perf.analysis.epochs import compare_fingerprints
 from pytest_ollama_perf.analysis.load_profile import summarise_servers
 from pytest_ollama_perf.analysis.validity import find_problems
 from pytest_ollama_perf.client.address import parse_address
-from pytest_ollama_perf.core.errors import ConfigError, ModelNotFoundError, ServerUnreachableError
+from pytest_ollama_perf.core import ConfigError, ModelNotFoundError, ServerUnreachableError
 from pytest_ollama_perf.core.run import Fingerprint, ServerInfo
 from pytest_ollama_perf.harness.servers import (
     TargetServer,

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.harness.harness import Harness
+from pytest_ollama_perf.harness import Harness
 from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
 

@@ -131,7 +131,7 @@ def test_a_history_that_a_worker_could_not_save_fails_the_build(run) -> None:
     run.write(
         "@load\ndef test_one():\n    pass",
         conftest="""
-            from pytest_ollama_perf.core.errors import StoreError
+            from pytest_ollama_perf.core import StoreError
             from pytest_ollama_perf.store.directory import DirectoryStore
 
             def add(self, run, kind):

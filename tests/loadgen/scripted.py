@@ -10,7 +10,7 @@ import trio.testing
 
 from pytest_ollama_perf.core.sample import Counters, Outcome, Sample
 from pytest_ollama_perf.core.workload import Arrival, Workload
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request
 from pytest_ollama_perf.loadgen.engine import execute_load
 from pytest_ollama_perf.loadgen.recorder import SampleRecorder
 

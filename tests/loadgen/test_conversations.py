@@ -15,11 +15,10 @@ from scripted import SECOND, Scripted, fired
 
 from pytest_ollama_perf.analysis.client_checks import find_cached_prompts
 from pytest_ollama_perf.config.load_spec import build_load_spec
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.sample import Counters, Outcome, Sample
 from pytest_ollama_perf.core.workload import Workload, compute_identity
-from pytest_ollama_perf.loadgen import engine
-from pytest_ollama_perf.loadgen.backend import Request
+from pytest_ollama_perf.loadgen import Request, engine
 from pytest_ollama_perf.loadgen.plan import LoadPlan, validate_workload
 from pytest_ollama_perf.loadgen.prompts import PromptPicker
 from pytest_ollama_perf.metrics.per_request import list_request_values

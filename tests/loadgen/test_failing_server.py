@@ -6,7 +6,7 @@ import anyio
 import pytest
 from scripted import Scripted, closed, fired, in_virtual_time, opened, outcomes, since_start, timed
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.sample import Outcome, Phase
 from pytest_ollama_perf.core.workload import Stage
 from pytest_ollama_perf.loadgen.engine import execute_load

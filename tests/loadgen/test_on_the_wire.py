@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.config.load_spec import build_load_spec
-from pytest_ollama_perf.config.settings import Settings
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.harness import Harness
 from pytest_ollama_perf.harness.evaluation import evaluate_run
-from pytest_ollama_perf.harness.harness import Harness
-from pytest_ollama_perf.metrics.definitions import METRICS, TELEMETRY_METRICS
+from pytest_ollama_perf.metrics import METRICS, TELEMETRY_METRICS
 from pytest_ollama_perf.metrics.summary import explain_unmeasurable, summarise
 
 SIM = "sim:?slots=4&tps=2000&prefill_tps=50000&load_time=0&overhead=0&models=tiny"

@@ -5,7 +5,7 @@ import json
 import pytest
 from scripted import closed, opened, timed
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.workload import Endpoint, Prefix, Timeouts, Workload
 from pytest_ollama_perf.loadgen import plan
 from pytest_ollama_perf.loadgen.plan import LoadPlan, validate_workload

@@ -3,7 +3,7 @@ from __future__ import annotations
 from scripted import SECOND
 
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
-from pytest_ollama_perf.loadgen.backend import StreamProgress
+from pytest_ollama_perf.loadgen import StreamProgress
 from pytest_ollama_perf.loadgen.recorder import LoadProgress, SampleRecorder
 
 

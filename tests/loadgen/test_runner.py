@@ -12,7 +12,7 @@ import trio
 from child_process import in_child_process
 from scripted import Scripted, closed, outcomes
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.loadgen import runner
 from pytest_ollama_perf.loadgen.runner import run_load, run_load_async

@@ -12,9 +12,8 @@ from scripted import SECOND, Scripted, fired
 
 from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.core.sample import Phase
-from pytest_ollama_perf.core.workload import Stage, Workload
+from pytest_ollama_perf.core.workload import Stage, StageSchedule, Workload
 from pytest_ollama_perf.loadgen.plan import LoadPlan
-from pytest_ollama_perf.loadgen.schedule import StageSchedule
 
 
 def level(number: float, seconds: float, *, ramp: bool = False) -> Stage:

@@ -9,7 +9,7 @@ from run_makers import run_of, sample
 
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import ChatMessage, Stage, compute_identity
-from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.harness.evaluation import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.summary import summarise
 from pytest_ollama_perf.report.document import ReportMeta, build_report, parse_document, to_samples
 from pytest_ollama_perf.store.record import decode_run, encode_run

@@ -2,8 +2,14 @@ import math
 
 import pytest
 
-from pytest_ollama_perf.metrics.definitions import METRICS
-from pytest_ollama_perf.metrics.format import format_count, format_distinct, format_label, format_percent, format_value
+from pytest_ollama_perf.metrics import (
+    METRICS,
+    format_count,
+    format_distinct,
+    format_label,
+    format_percent,
+    format_value,
+)
 
 
 @pytest.mark.parametrize(

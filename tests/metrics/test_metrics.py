@@ -6,7 +6,7 @@ from run_makers import MS, failure, one_after_another, run_of, sample, transcrip
 
 from pytest_ollama_perf.core.sample import Counters, Phase
 from pytest_ollama_perf.core.workload import Endpoint
-from pytest_ollama_perf.metrics.definitions import STATS
+from pytest_ollama_perf.metrics import STATS
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.metrics.summary import Summary, summarise
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pytest_ollama_perf.metrics.definitions import METRICS
-from pytest_ollama_perf.metrics.format import (
+from pytest_ollama_perf.metrics import (
+    METRICS,
     format_bytes,
     format_distinct,
     format_number,

@@ -15,7 +15,7 @@ from run_makers import failure, run_of, sample
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 from virtual import samples_of, settings_of
 
-from pytest_ollama_perf.analysis.hints import find_hints
+from pytest_ollama_perf.analysis.limits import find_hints
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.metrics.summary import summarise

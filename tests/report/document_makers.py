@@ -7,7 +7,7 @@ from report_makers import START, load, result, row, sample
 
 from pytest_ollama_perf.analysis.drift import HistoryRun, HistoryView, MetricDrift
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
-from pytest_ollama_perf.harness.results import TestResult
+from pytest_ollama_perf.harness.evaluation import TestResult
 from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, parse_document
 
 META = ReportMeta(plugin_version="1.2.3", started_at=1_790_000_000.0)

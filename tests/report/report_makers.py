@@ -9,7 +9,7 @@ from pytest_ollama_perf.core.run import Fingerprint, Run
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase
 from pytest_ollama_perf.core.verdict import Verdict, VerdictRow, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.harness.evaluation import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.summary import summarise
 
 MS = 1_000_000

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from published_schemas import assert_same_schema
 from report_makers import COUNTERS, MS, TEST, WORKLOAD, load, result, row, sample
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ModelState
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
-from pytest_ollama_perf.metrics.definitions import METRICS, STATS
+from pytest_ollama_perf.metrics import METRICS, STATS
 from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, build_report_schema, write_report
 
 META = ReportMeta(plugin_version="1.2.3", started_at=1_790_000_000.5)

@@ -20,8 +20,8 @@ from report_makers import WORKLOAD, load, result, sample
 
 from pytest_ollama_perf.core.sample import Outcome
 from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
-from pytest_ollama_perf.harness.results import TestResult
-from pytest_ollama_perf.metrics.definitions import METRICS, Shape
+from pytest_ollama_perf.harness.evaluation import TestResult
+from pytest_ollama_perf.metrics import METRICS, Shape
 from pytest_ollama_perf.report import exports
 from pytest_ollama_perf.report import exports as csv_export
 from pytest_ollama_perf.report.document import encode_document, parse_document

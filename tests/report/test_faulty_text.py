@@ -5,12 +5,11 @@ import json
 import pytest
 from report_makers import result
 
-from pytest_ollama_perf.analysis.findings import Finding
-from pytest_ollama_perf.core.errors import OllamaPerfError
+from pytest_ollama_perf.analysis import Finding
+from pytest_ollama_perf.core import OllamaPerfError
 from pytest_ollama_perf.core.verdict import VerdictStatus
-from pytest_ollama_perf.report import markdown, properties
+from pytest_ollama_perf.report import SessionReports, facts, markdown
 from pytest_ollama_perf.report.document import ReportMeta
-from pytest_ollama_perf.report.formats import SessionReports
 from pytest_ollama_perf.report.terminal import build_section, format_failure
 
 META = ReportMeta(plugin_version="1.0", started_at=0.0)
@@ -76,6 +75,6 @@ def test_a_format_that_can_show_nothing_is_an_error_of_that_report(monkeypatch):
 
 
 def test_the_properties_keep_the_verdict(monkeypatch):
-    monkeypatch.setattr(properties, "_build_load_properties", lambda *given: 1 / 0)
-    found = properties.replace_properties([("other", 1)], broken("test_a"))
+    monkeypatch.setattr(facts, "_build_load_properties", lambda *given: 1 / 0)
+    found = facts.replace_properties([("other", 1)], broken("test_a"))
     assert found == [("other", 1), ("ollama.verdict", "broken"), ("ollama.reason", "too slow")]

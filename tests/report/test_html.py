@@ -21,9 +21,8 @@ from pytest_ollama_perf.core.run import GpuStats, HostStats, Telemetry
 from pytest_ollama_perf.core.sample import Outcome, Phase
 from pytest_ollama_perf.core.verdict import VerdictStatus
 from pytest_ollama_perf.report.document import encode_document, parse_document
-from pytest_ollama_perf.report.html import chart_data
+from pytest_ollama_perf.report.html import build_page, chart_data
 from pytest_ollama_perf.report.html.charts import PHASE_NAMES
-from pytest_ollama_perf.report.html.page import build_page
 
 pytest.importorskip("vl_convert", reason="the extra html is not installed")
 pytest.importorskip("jinja2", reason="the extra html is not installed")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_ollama_perf.config import OPTIONS
 from pytest_ollama_perf.config.markers import MARKERS
-from pytest_ollama_perf.config.settings import OPTIONS
 
 MARKER = """\
 @pytest.mark.ollama_load(concurrency=4, min_tps=150): run a load and check its results.

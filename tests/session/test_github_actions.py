@@ -10,7 +10,7 @@ import pytest
 
 from pytest_ollama_perf.cli import main
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
-from pytest_ollama_perf.core.errors import MissingExtraError
+from pytest_ollama_perf.core import MissingExtraError
 
 # What an inner run in this process imports must be here before it: pytester forgets modules that came with the run.
 for _name in ("integrations.github", "report.document", "report.exports", "report.html", "report.markdown"):

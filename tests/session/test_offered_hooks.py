@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES
 from pytest_ollama_perf.hooks import specs
-from pytest_ollama_perf.metrics.definitions import METRICS
+from pytest_ollama_perf.metrics import METRICS
 
 LOAD = "model='tiny', requests=10, warmup=1, num_predict=4"
 
@@ -64,7 +64,7 @@ def test_an_added_metric_is_measured_limited_and_reported(with_example, perf) ->
 def test_an_added_metric_per_request_has_statistics(perf) -> None:
     perf.write(f"@pytest.mark.ollama_load({LOAD}, max_p95_size=4)\ndef test_it(ollama_load):\n    pass")
     (perf.path / "conftest.py").write_text(
-        "from pytest_ollama_perf.metrics.definitions import Better, Metric, Shape, Unit\n"
+        "from pytest_ollama_perf.metrics import Better, Metric, Shape, Unit\n"
         "def pytest_ollama_metrics():\n"
         "    def compute(sample):\n"
         "        return sample.counters.eval_count\n"
@@ -81,8 +81,7 @@ def test_an_added_metric_per_request_has_statistics(perf) -> None:
 def test_a_metric_with_a_name_in_use_is_a_usage_error(perf) -> None:
     perf.write("def test_it():\n    pass")
     (perf.path / "conftest.py").write_text(
-        "from pytest_ollama_perf.metrics.definitions import METRICS\n"
-        "def pytest_ollama_metrics():\n    return [METRICS['tps']]\n",
+        "from pytest_ollama_perf.metrics import METRICS\ndef pytest_ollama_metrics():\n    return [METRICS['tps']]\n",
         encoding="utf-8",
     )
     outcome = perf.run()

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from pytest_ollama_perf.core.sample import Counters
-from pytest_ollama_perf.metrics.definitions import METRICS, TELEMETRY_METRICS
+from pytest_ollama_perf.metrics import METRICS, TELEMETRY_METRICS
 
 DOCUMENT = {"schema", "plugin_version", "started_at", "aborted", "tests"}
 TEST = {"test", "verdict", "reason", "loads"}

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.store.directory import DirectoryStore
 
 LOAD = "model='tiny', requests=20, warmup=0, num_predict=4"

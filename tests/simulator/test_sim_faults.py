@@ -8,7 +8,7 @@ import anyio
 import pytest
 from simkit import MS, Heard, virtual, world
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.simulator.faults import FAULT_HELP, Fault, FaultKind, FaultScript, parse_fault
 from pytest_ollama_perf.simulator.job import (
     RUNNER_DIED_MESSAGE,

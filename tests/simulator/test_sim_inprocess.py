@@ -10,9 +10,9 @@ from simkit import MS, PLAIN, virtual
 
 from pytest_ollama_perf.core.sample import Outcome, Phase
 from pytest_ollama_perf.core.workload import Endpoint, Timeouts
-from pytest_ollama_perf.loadgen.backend import Backend, Request
+from pytest_ollama_perf.loadgen import Backend, Request
 from pytest_ollama_perf.simulator.faults import parse_fault
-from pytest_ollama_perf.simulator.inprocess import open_simulated_backend
+from pytest_ollama_perf.simulator.process import open_simulated_backend
 from pytest_ollama_perf.simulator.settings import SimulatorSettings
 
 

@@ -12,7 +12,7 @@ import pytest
 from child_process import ChildProcess
 
 from pytest_ollama_perf.cli import main
-from pytest_ollama_perf.core.errors import ServerError
+from pytest_ollama_perf.core import ServerError
 from pytest_ollama_perf.simulator import process
 from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.settings import SimulatorSettings

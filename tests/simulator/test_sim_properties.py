@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simkit import Heard, world
 
-from pytest_ollama_perf.simulator.tokens import PromptCache, count_common_prefix
+from pytest_ollama_perf.simulator.job import PromptCache, count_common_prefix
 
 REQUEST = st.fixed_dictionaries(
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.simulator.settings import SimulatedModel, SimulatorSettings
 from pytest_ollama_perf.simulator.url import URL_PARAMETERS, describe_settings, is_sim_url, parse_sim_url, read_settings
 

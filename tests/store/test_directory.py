@@ -14,7 +14,7 @@ import pytest
 from store_makers import TEST, make_run
 
 from pytest_ollama_perf.analysis.epochs import RunKind
-from pytest_ollama_perf.core.errors import CorruptRecordError, StoreError
+from pytest_ollama_perf.core import CorruptRecordError, StoreError
 from pytest_ollama_perf.store import files as store_files
 from pytest_ollama_perf.store.directory import DirectoryStore, build_folder_name
 from pytest_ollama_perf.store.files import ABANDONED_S, encode_checked, write_once
@@ -113,7 +113,7 @@ import sys
 sys.path.insert(0, {str(HERE)!r})
 from pathlib import Path
 from store_makers import make_run, TEST
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.store.directory import DirectoryStore
 store = DirectoryStore(Path({str(tmp_path)!r}))
 added = []

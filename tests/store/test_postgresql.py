@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from store_makers import TEST, make_run
 
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.store import open_store
 from pytest_ollama_perf.store.base import Store
 from pytest_ollama_perf.store.database import DatabaseStore

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_makers import make_run
 
-from pytest_ollama_perf.core.errors import CorruptRecordError, NewerSchemaError, StoreError
+from pytest_ollama_perf.core import CorruptRecordError, NewerSchemaError, StoreError
 from pytest_ollama_perf.core.run import ClientStats, Fingerprint, ModelState, Run
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
 from pytest_ollama_perf.core.workload import (

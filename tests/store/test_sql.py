@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from store_makers import TEST, make_run
 
-from pytest_ollama_perf.core.errors import ConfigError, MissingExtraError, NewerSchemaError, StoreError
+from pytest_ollama_perf.core import ConfigError, MissingExtraError, NewerSchemaError, StoreError
 from pytest_ollama_perf.store import open_store
-from pytest_ollama_perf.store.database import DatabaseStore
-from pytest_ollama_perf.store.sqlite import SqliteDatabase
+from pytest_ollama_perf.store.database import DatabaseStore, SqliteDatabase
 
 HERE = Path(__file__).parent
 SECRET = "hunter2"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from store_makers import FINGERPRINT, TEST, make_run
 
 from pytest_ollama_perf.analysis.epochs import Acceptance, RunKind, StoredRuns, select_current_epoch
-from pytest_ollama_perf.core.errors import StoreError
+from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.workload import Workload, compute_identity
 from pytest_ollama_perf.store import open_store

@@ -9,20 +9,21 @@ from itertools import pairwise
 import pytest
 from fake_nvml import FakeNvml
 
-from pytest_ollama_perf.core.errors import ConfigError
-from pytest_ollama_perf.telemetry import command, sampler
-from pytest_ollama_perf.telemetry.command import CommandMeter, parse_command
-from pytest_ollama_perf.telemetry.nvml import MISSING_EXTRA, NvmlGpus
-from pytest_ollama_perf.telemetry.readings import HostReading
-from pytest_ollama_perf.telemetry.sampler import (
+from pytest_ollama_perf import telemetry
+from pytest_ollama_perf.core import ConfigError
+from pytest_ollama_perf.telemetry import (
     HostMeter,
     LocalSampler,
     TelemetryProvider,
+    command,
     is_local_host,
     make_host_meter,
     read_cpu_times,
     read_memory,
 )
+from pytest_ollama_perf.telemetry.command import CommandMeter, parse_command
+from pytest_ollama_perf.telemetry.nvml import MISSING_EXTRA, NvmlGpus
+from pytest_ollama_perf.telemetry.readings import HostReading
 
 
 def sampled(gpus, during=lambda: None, machine=None):
@@ -44,7 +45,7 @@ def test_a_load_shorter_than_a_moment_lies_between_two_readings():
 
 
 def test_readings_are_taken_while_the_load_runs(monkeypatch):
-    monkeypatch.setattr(sampler, "SAMPLE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(telemetry, "SAMPLE_INTERVAL_S", 0.001)
     gpus, enough = NvmlGpus(nvml := FakeNvml()), threading.Event()
     nvml.answers["nvmlDeviceGetPowerUsage"] = lambda handle: enough.set() if len(nvml.asked) > 50 else 1000
     log = sampled(gpus, lambda: enough.wait(10))
@@ -81,8 +82,8 @@ def test_a_load_that_fails_leaves_no_thread():
 
 
 def test_a_driver_that_hangs_does_not_hold_the_load(monkeypatch):
-    monkeypatch.setattr(sampler, "SAMPLE_INTERVAL_S", 0.001)
-    monkeypatch.setattr(sampler, "_STOP_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(telemetry, "SAMPLE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(telemetry, "_STOP_TIMEOUT_S", 0.01)
     hanging, free, nvml = threading.Event(), threading.Event(), FakeNvml()
 
     def hang(handle):
@@ -268,7 +269,7 @@ def test_a_command_is_asked_wherever_the_server_is():
 
 def test_the_driver_is_opened_once_and_only_for_a_server_on_this_machine(monkeypatch):
     nvml, opened = FakeNvml(), []
-    monkeypatch.setattr(sampler, "import_nvml", lambda: opened.append(1) or nvml)
+    monkeypatch.setattr(telemetry, "import_nvml", lambda: opened.append(1) or nvml)
     meters = TelemetryProvider(None)
     meters.select_meter(["gpu-box"], simulated=False)
     assert not opened

@@ -7,12 +7,12 @@ import sys
 import pytest
 from fake_nvml import FakeNvml
 
-from pytest_ollama_perf.config.settings import Settings
+from pytest_ollama_perf import telemetry
+from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.harness.harness import Harness
+from pytest_ollama_perf.harness import Harness
 from pytest_ollama_perf.simulator.process import start_simulator
 from pytest_ollama_perf.simulator.url import read_settings
-from pytest_ollama_perf.telemetry import sampler
 
 WORDS = {"slots": 2, "tps": 4000, "prefill_tps": 100_000, "load_time": 0, "overhead": 0, "models": "llama3.2:3b,tiny"}
 LOAD = Workload(model="llama3.2:3b", requests=4, num_predict=8)
@@ -44,7 +44,7 @@ def bench(url, tmp_path, monkeypatch):
     opened = []
 
     def make(nvml=None, **settings):
-        monkeypatch.setattr(sampler, "import_nvml", lambda: nvml)
+        monkeypatch.setattr(telemetry, "import_nvml", lambda: nvml)
         opened.append(Harness(Settings(urls=(url,), **settings), root=tmp_path))
         return opened[-1]
 

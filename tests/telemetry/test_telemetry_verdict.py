@@ -10,12 +10,12 @@ from run_makers import one_after_another, run_of
 from pytest_ollama_perf.analysis.epochs import compare_fingerprints
 from pytest_ollama_perf.analysis.limits import parse_limit, parse_limit_option
 from pytest_ollama_perf.analysis.thresholds import judge_contract
+from pytest_ollama_perf.config import parse_margin
 from pytest_ollama_perf.config.load_spec import build_load_spec
-from pytest_ollama_perf.config.settings import parse_margin
-from pytest_ollama_perf.core.errors import ConfigError
+from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Fingerprint, GpuStats, HostStats, Telemetry
 from pytest_ollama_perf.core.verdict import VerdictStatus
-from pytest_ollama_perf.harness.results import MeasuredLoad, TestResult
+from pytest_ollama_perf.harness.evaluation import MeasuredLoad, TestResult
 from pytest_ollama_perf.metrics.summary import summarise
 from pytest_ollama_perf.report import facts
 from pytest_ollama_perf.report.document import ReportMeta, build_report, parse_document

@@ -14,8 +14,7 @@ from pytest_ollama_perf.analysis.drift import HistoryRun, HistoryView, MetricDri
 from pytest_ollama_perf.core.run import GpuStats, HostStats, Telemetry
 from pytest_ollama_perf.core.sample import Phase, Sample
 from pytest_ollama_perf.core.workload import Workload
-from pytest_ollama_perf.metrics.definitions import METRICS, Unit
-from pytest_ollama_perf.metrics.format import format_label, format_number, format_percent, format_value
+from pytest_ollama_perf.metrics import METRICS, Unit, format_label, format_number, format_percent, format_value
 from pytest_ollama_perf.metrics.per_request import list_request_values
 from pytest_ollama_perf.report.document import RowEntry
 from pytest_ollama_perf.report.html import charts
