@@ -68,13 +68,15 @@ _MODULES = {
         *("ABOptions", "ABSideOptions", "ColdStartOptions", "LimitOptions", "LoadOptions"),
         *("MaxConcurrencyOptions", "SweepOptions"),
     ),
-    "core.errors": ("ConfigError", "OllamaPerfError"),
+    "core": ("ConfigError", "OllamaPerfError"),
     "core.verdict": ("Verdict", "VerdictStatus"),
     "experiments.experiment_results": ("ABChange", "ABResult", "ColdStartResult", "MaxConcurrencyResult"),
     "experiments.results": ("LoadResult",),
     "experiments.sweep_points": ("CurveResult", "SweepPointResult", "SweepResult"),
-    "fixtures": ("Ollama", "Simulators", "WarmUp"),
-    "hooks.decorators": ("ab", "cold_start", "load", "max_concurrency", "sweep"),
+    "fixtures": (
+        *("Ollama", "Simulators", "WarmUp"),
+        *("ab", "cold_start", "load", "max_concurrency", "sweep"),
+    ),
     "metrics.summary": ("MetricSummary",),
 }
 

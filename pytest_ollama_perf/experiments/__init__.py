@@ -1,6 +1,6 @@
 """The experiments: what a marker or a call runs, each in an ``ExperimentContext``.
 
-``EXPERIMENT_MODULES`` is the one list of markers: each names the module that parses its arguments.
+``EXPERIMENT_MODULES`` names, for each marker of ``config.markers``, the module that parses its arguments.
 """
 
 from __future__ import annotations
