@@ -162,38 +162,32 @@ class Session:
 
         The test fails if nothing could be measured. ``stop`` ends the experiment from another thread.
         """
-        from pytest_ollama_perf.harness.evaluation import build_unmeasured
-
         __tracebackhide__ = True
         try:
-            evaluation = self._run_experiment(experiment, test, stop)
-        except OllamaPerfError as error:
-            if self.settings.skips_unreachable and isinstance(error, ServerUnreachableError):
-                self._frontend.skip(str(error))
-            self.record(test, build_unmeasured(str(error)))
-            reason = str(error)
+            evaluation, error = self._run_experiment(experiment, test, stop)
         except Exception:
             raise
-        except BaseException as error:
+        except BaseException as interruption:
             # Ctrl-C or a timeout: where it hit the load is of no use to the user.
-            raise error.with_traceback(None) from None
-        else:
+            raise interruption.with_traceback(None) from None
+        if error is None:
             self.record(test, evaluation if check else evaluation.to_unjudged())
             return evaluation
-        self._frontend.fail(reason)
+        if self.settings.skips_unreachable and isinstance(error, ServerUnreachableError) and not evaluation.loads:
+            self._frontend.skip(str(error))
+        self.record(test, evaluation)
+        self._frontend.fail(evaluation.verdict.reason)
 
     def measure(self, experiment: Experiment, test: str) -> Evaluation:
         """Run an experiment that several tests share. Nothing is recorded and no test fails."""
-        from pytest_ollama_perf.harness.evaluation import build_unmeasured
+        return self._run_experiment(experiment, test)[0]
 
-        try:
-            return self._run_experiment(experiment, test)
-        except OllamaPerfError as error:
-            return build_unmeasured(str(error))
-
-    def _run_experiment(self, experiment: Experiment, test: str, stop: threading.Event | None = None) -> Evaluation:
+    def _run_experiment(
+        self, experiment: Experiment, test: str, stop: threading.Event | None = None
+    ) -> tuple[Evaluation, OllamaPerfError | None]:
+        """Return the evaluation, and the error that ended the experiment before its end; the loads before it are kept."""
         # The report modules are imported before the load: there is no time for it after Ctrl-C.
-        from pytest_ollama_perf.harness.evaluation import ExperimentContext, StoppableListener
+        from pytest_ollama_perf.harness.evaluation import ExperimentContext, StoppableListener, build_unmeasured
         from pytest_ollama_perf.report import document, terminal  # noqa: F401
 
         context = None
@@ -202,9 +196,10 @@ class Session:
                 listener = shown if stop is None else StoppableListener(shown, stop)
                 with self._lock_servers(experiment, test, listener, stop):
                     context = ExperimentContext(self.harness, self.history, listener)
-                    return experiment.run(context, test)
-        except OllamaPerfError:
-            raise
+                    return experiment.run(context, test), None
+        except OllamaPerfError as error:
+            reason = str(error)
+            return build_unmeasured(reason) if context is None else context.build_failed_evaluation(reason), error
         except BaseException:
             if context is not None and (partial := context.build_partial_evaluation()) is not None:
                 self.record(test, partial)

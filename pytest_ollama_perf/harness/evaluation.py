@@ -162,14 +162,15 @@ class CaptionedListener:
 class ExperimentContext:
     """What an experiment works with: servers, history and the listener for progress.
 
-    ``loads`` holds every finished load and ``collect_findings`` returns their findings, for a report after an
-    interruption. ``precondition`` returns why a run must not start, see ``Harness.measure``.
+    ``loads`` holds every finished load, ``broken`` the verdicts of those that broke a limit, and ``collect_findings``
+    returns their findings, for a report after an interruption. ``precondition`` returns why a run must not start, see ``Harness.measure``.
     """
 
     harness: Harness
     history: RunHistory
     listener: ProgressListener
     loads: list[MeasuredLoad] = field(default_factory=list)
+    broken: list[Verdict] = field(default_factory=list)
     collect_findings: Callable[[], tuple[Finding, ...]] = tuple
     precondition: Callable[[Run], str] = lambda draft: ""
 
@@ -198,11 +199,25 @@ class ExperimentContext:
         if self.settings.insecure:
             evaluation = note_insecure_tls(evaluation)
         self.loads += evaluation.loads
+        if evaluation.verdict.word is VerdictStatus.BROKEN:
+            self.broken.append(evaluation.verdict)
         return evaluation
 
     def add_caption(self, caption: str) -> ExperimentContext:
-        """Return the same instruments, whose onlooker hears which of several loads the next one is."""
+        """Return the same instruments, whose progress names which of several loads the next one is."""
         return replace(self, listener=CaptionedListener(self.listener, caption))
+
+    def build_failed_evaluation(self, reason: str) -> Evaluation:
+        """Return what had been measured when ``reason`` ended the experiment, with a verdict that never passes."""
+        if not self.loads:
+            return build_unmeasured(reason)
+        verdict = Verdict(
+            word=VerdictStatus.INVALID, reason=f"stopped after {format_count(len(self.loads), 'load')}: {reason}"
+        )
+        if self.broken:
+            first = self.broken[0]
+            verdict = msgspec.structs.replace(first, reason=f"{first.reason}; {verdict.reason}")
+        return Evaluation(verdict, tuple(self.loads), self.collect_findings())
 
     def build_partial_evaluation(self) -> Evaluation | None:
         """Return what had been measured when something stopped the experiment; ``None`` where that is nothing."""

@@ -46,28 +46,36 @@ class FailureBackoff:
     """The pauses of one client while its requests fail, so that a dead server is not flooded with requests.
 
     A refused connection is followed by a pause immediately; other failures, after ``_UNPAUSED_FAILURES`` in a row. The
-    pause doubles up to a second, or longer with more than 100 clients. A success ends it. All clients together thus
-    produce at most about 100 failures per second, which limits the memory of a load and the size of its report.
+    pause doubles up to a second, or longer with more than 100 clients; after many failures it grows to two percent of
+    all pauses since the last success. A success ends it. All clients together thus produce at most about 100 failures
+    per second, and the number of failures grows with the logarithm of the duration of an outage. This limits the memory
+    of a load and the size of its report.
     """
 
     def __init__(self, clients: int) -> None:
         self._max_pause_s = max(1.0, clients / _MAX_FAILURES_PER_S)
         self._failures = 0
         self._pauses = 0
+        self._paused_s = 0.0
 
     def compute_pause_s(self, sample: Sample) -> float:
         """Return the seconds to wait after ``sample``."""
         if sample.ok:
             self._failures = self._pauses = 0
+            self._paused_s = 0.0
             return 0.0
         self._failures += 1
         if sample.outcome is not Outcome.REFUSED and self._failures <= _UNPAUSED_FAILURES:
             return 0.0
         self._pauses += 1
-        return min(self._max_pause_s, _FIRST_BACKOFF_S * 2.0 ** min(self._pauses - 1, 10))
+        longest_s = max(self._max_pause_s, _MAX_PAUSE_SHARE * self._paused_s)
+        pause_s = min(longest_s, _FIRST_BACKOFF_S * 2.0 ** min(self._pauses - 1, 20))
+        self._paused_s += pause_s
+        return pause_s
 
 
 _UNPAUSED_FAILURES = 10
+_MAX_PAUSE_SHARE = 0.02
 _FIRST_BACKOFF_S = 0.05
 _MAX_FAILURES_PER_S = 100
 

@@ -36,9 +36,16 @@ def always(at_s):
 
 def test_a_closed_loop_does_not_flood_a_dead_server():
     samples = fired(closed(concurrency=4, **timed(duration_s=100.0)), Failing(always))
-    assert 4 * 90 <= len(samples) <= 4 * 110
+    assert 4 * 80 <= len(samples) <= 4 * 110
     assert {sample.outcome for sample in samples} == {Outcome.REFUSED}
     assert since_start(samples)[:12:4] == [0, 0.05, 0.15]
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.HTTP_ERROR])
+def test_a_day_without_a_server_produces_a_limited_number_of_failures(outcome):
+    samples = fired(closed(concurrency=8, **timed(duration_s=86_400.0)), Failing(always, outcome))
+    assert len(samples) <= 8 * 500
+    assert max(samples, key=lambda sample: sample.sent_ns).sent_ns > 80_000e9
 
 
 def test_clients_that_come_and_go_do_not_flood_a_dead_server():
