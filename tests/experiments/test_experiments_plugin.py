@@ -86,7 +86,8 @@ def test_experiments_run_from_markers_and_from_code(run_source, url):
     assert [(len(load["samples"]), load["warmup"]) for load in cold] == [(1, 0), (1, 0)]
     assert not any(state.get("loaded", False) for load in cold for state in load["before"].values())
     assert all(load["fingerprint"]["context_length"] == 4096 for load in cold)
-    assert all(len(line) <= 80 for line in out[out.rindex("= ollama =") :].splitlines())
+    section = [line for line in out[out.rindex("= ollama =") :].splitlines() if "--basetemp=" not in line]
+    assert max(map(len, section)) <= 80
 
 
 def test_words_are_read_before_the_first_test(run_source):

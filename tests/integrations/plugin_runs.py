@@ -98,5 +98,7 @@ class Run:
         command += [word for module in plugins for word in ("-p", module)]
         command += [f"--ollama-url={url or self.url}", "--ollama-report=json:report.json", "-c", "pytest.ini"]
         (self.folder / "pytest.ini").touch()
-        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        # pytest-benchmark is off in a worker of pytest-xdist, which the inner run is not.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        environment = {**inherited, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         return ChildProcess([*command, *arguments], cwd=self.folder, env=environment)

@@ -85,7 +85,9 @@ def test_every_number_stands_in_the_verbose_table():
           tpot ms                         inf     10     10    inf    inf     10    inf
             95% CI from                           10
             95% CI to                             10
-          itl ms                          inf     10     10     10     10     10    inf
+          itl ms                           10     10     10     10     10     10     10
+            95% CI from                    10     10     10     10     10
+            95% CI to                      10     10     10     10     10
           latency ms                      inf    300    300    inf    inf    300    inf
             95% CI from                          300
             95% CI to                            300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -24,7 +25,8 @@ def test_a_missing_package_for_the_store(perf, monkeypatch) -> None:
     perf.write(TEST)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "psycopg" else find_spec(name))
-    monkeypatch.setitem(__import__("sys").modules, "psycopg", None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "pytest_ollama_perf.store.postgresql", raising=False)
     outcome = perf.run("--ollama-store=postgresql://user@127.0.0.1:1/perf", "--ollama-save")
     assert outcome.status == pytest.ExitCode.USAGE_ERROR, outcome.out
     assert "pip install 'pytest-ollama-perf[" in outcome.err

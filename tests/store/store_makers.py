@@ -42,7 +42,7 @@ def make_run(run_id: str = "r1", **changed: Any) -> Run:
         "plugin_version": "0.1.0",
         "workload": Workload(model="llama3.2:3b", concurrency=4, requests=requests),
         "fingerprint": FINGERPRINT,
-        "samples": make_samples(run_id, requests, tokens, gap_ns, random.Random(seed)),
+        "samples": make_samples(run_id, requests, tokens, gap_ns, random.Random(repr(seed))),
         "load_time_s": 1.2345,
         "before": state,
         "after": state,
