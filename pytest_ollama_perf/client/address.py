@@ -7,6 +7,7 @@ import ipaddress
 import re
 import ssl
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, unquote
 
 import httpx
@@ -195,6 +196,7 @@ def _check_header(name: str, value: str) -> None:
 
 _MASK = "***"
 _MIN_SUBSTRING = 8
+_MIN_IN_ANSWER = 16
 """Shorter secrets are hidden only as whole words: hiding every ``a`` would make the text unreadable."""
 
 
@@ -205,6 +207,10 @@ class SecretMask:
         secrets = sorted(_collect_secrets(access, address), key=len, reverse=True)
         self._secrets = tuple(secrets)
         self._pattern = re.compile("|".join(map(_build_secret_pattern, secrets))) if secrets else None
+        certain = [
+            secret for secret in secrets if len(secret) >= _MIN_IN_ANSWER or _is_credential(secret, access, address)
+        ]
+        self._certain = re.compile("|".join(map(re.escape, certain))) if certain else None
 
     def apply(self, text: str) -> str:
         """Return ``text`` with ``***`` in place of every secret, also where the text was cut inside one."""
@@ -212,6 +218,19 @@ class SecretMask:
             return text
         shown = self._pattern.sub(_MASK, text)
         return self._hide_cut_secret(shown) if shown.endswith("…") else shown
+
+    def apply_to_answer(self, answer: Any) -> Any:
+        """Return decoded JSON with ``***`` in place of every secret in its texts.
+
+        A short header may be a name that the answer needs, such as a model's: it is left where it is.
+        """
+        if self._certain is None:
+            return answer
+        if isinstance(answer, str):
+            return self._certain.sub(_MASK, answer)
+        if isinstance(answer, dict):
+            return {name: self.apply_to_answer(value) for name, value in answer.items()}
+        return list(map(self.apply_to_answer, answer)) if isinstance(answer, list) else answer
 
     def _hide_cut_secret(self, text: str) -> str:
         kept = text[:-1]
@@ -225,6 +244,12 @@ class SecretMask:
 def _build_secret_pattern(secret: str) -> str:
     escaped = re.escape(secret)
     return escaped if len(secret) >= _MIN_SUBSTRING else rf"(?<!\w){escaped}(?!\w)"
+
+
+def _is_credential(secret: str, access: Access, address: Address) -> bool:
+    """Whether ``secret`` is a token or a password that is long enough not to be a word of the answer."""
+    passwords = {access.bearer, address.auth[1] if address.auth else ""}
+    return len(secret) >= _MIN_SUBSTRING and secret in passwords
 
 
 def _collect_secrets(access: Access, address: Address) -> set[str]:

@@ -96,7 +96,8 @@ class ControlClient:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._clock = clock
-        self._mask = SecretMask(access, address).apply
+        self._secrets = SecretMask(access, address)
+        self._mask = self._secrets.apply
         self._open_http = partial(
             httpx.Client,
             base_url=address.url,
@@ -229,7 +230,7 @@ class ControlClient:
 
     def _decode(self, path: str, content_type: str, answer: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(answer, type=kind)
+            return msgspec.convert(self._secrets.apply_to_answer(msgspec.json.decode(answer)), kind)
         except DECODE_ERRORS as error:
             raise self._make_foreign_error(path, content_type, answer, error) from None
 

@@ -404,3 +404,26 @@ def test_an_untrusted_certificate_names_the_option(fault_server, certificate):
     server = fault_server(b"", wrap=lambda sock: context.wrap_socket(sock, server_side=True))
     with ControlClient(server.address) as untrusting, pytest.raises(ServerUnreachableError, match="--ollama-ca-file"):
         untrusting.get_version()
+
+
+def test_a_credential_is_masked_wherever_the_server_echoes_it():
+    key = "sk-7f3a-echo"
+    installed = {"name": f"tiny-{key}", "digest": key, "details": {"family": key, "quantization_level": f"Q4-{key}"}}
+    shown = {"parameters": f"stop {key}", "model_info": {"general.name": [key]}, "capabilities": [key]}
+    server = Server(
+        version=(200, {"version": f"{'1' * 35}{key}"}),
+        tags=(200, {"models": [installed]}),
+        ps=ps(key),
+        show=(200, shown),
+    )
+    guarded = control(server, access=Access(bearer=key))
+    found = repr([guarded.get_version(), guarded.list_models(), guarded.list_running(), guarded.get_model_info("tiny")])
+    assert found.count("***") >= 7
+    assert "sk-7" not in found
+
+
+def test_a_header_that_is_also_the_name_of_a_model_hides_no_model():
+    guarded = control(
+        Server(tags=(200, {"models": [{"name": "tiny:latest"}]})), access=Access(headers=(("X", "tiny"),))
+    )
+    assert guarded.get_installed("tiny").name == "tiny:latest"
