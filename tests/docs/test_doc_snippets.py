@@ -103,7 +103,25 @@ def _follow_once(page: Path, folder: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("page", _WITH_COMMANDS, ids=_id)
+_SLOW_PAGES = (
+    "tutorial",
+    "upgrade",
+    "contracts",
+    "failure",
+    "sizing",
+    "cluster",
+    "shapes",
+    "simulator",
+    "reports",
+    "ab",
+)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.exhaustive if page.stem in _SLOW_PAGES else ()) for page in _WITH_COMMANDS],
+    ids=_id,
+)
 def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) -> None:
     wrong = _follow(page, tmp_path / "page")
     assert not wrong, wrong

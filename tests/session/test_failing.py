@@ -271,7 +271,14 @@ def test_a_load_from_code_is_judged_unless_asked_otherwise(perf) -> None:
     ]
 
 
-@pytest.mark.parametrize("how", ["min_tps=1", "max_error_rate=1", "max_error_rate=1, min_tps=1"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "max_error_rate=1, min_tps=1",
+        pytest.param("min_tps=1", marks=pytest.mark.exhaustive),
+        pytest.param("max_error_rate=1", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_without_a_single_success_nothing_is_green(perf, how: str) -> None:
     perf.write(f"""
         @pytest.mark.ollama_load({LOAD}, {how})

@@ -133,7 +133,12 @@ def only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(SESSION_LIMIT_S + 60)
-@pytest.mark.parametrize("fault", FAULTS)
+QUICK_FAULTS = {"html@every2", "refuse:1@3", "echo_key"}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=() if fault in QUICK_FAULTS else pytest.mark.exhaustive) for fault in FAULTS]
+)
 def test_every_experiment_survives(tmp_path: Path, fault: str) -> None:
     found = run_catalogue(tmp_path, fault)
     assert found.status in {0, 1}, found.out
@@ -146,6 +151,7 @@ def test_every_experiment_survives(tmp_path: Path, fault: str) -> None:
 
 
 @pytest.mark.timeout(SESSION_LIMIT_S + 60)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fault", ["html", "busy", "refuse:600@1", "drop:0", "reset:0@1-", "counters:1000000"])
 def test_no_test_passes_where_no_request_succeeds(tmp_path: Path, fault: str) -> None:
     found = run_catalogue(tmp_path, fault)
@@ -155,6 +161,7 @@ def test_no_test_passes_where_no_request_succeeds(tmp_path: Path, fault: str) ->
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(SESSION_LIMIT_S + 60)
 def test_control_answers_that_trickle_end_in_an_error_of_the_tests(tmp_path: Path) -> None:
     found = run_catalogue(tmp_path, "control_trickle:0.2", "-k", "test_load")

@@ -42,6 +42,7 @@ class Pipeline:
         return result
 
 
+@pytest.mark.exhaustive
 def test_a_regression_is_red_then_accepted_in_the_pull_request_then_green(pytester: pytest.Pytester) -> None:
     pipeline = Pipeline(pytester)
     for _ in range(2):
@@ -62,6 +63,7 @@ def test_a_regression_is_red_then_accepted_in_the_pull_request_then_green(pytest
     assert TEXT in acceptances[0].read_text()
 
 
+@pytest.mark.exhaustive
 def test_after_the_acceptance_a_new_slowdown_is_red_again(pytester: pytest.Pytester) -> None:
     pipeline = Pipeline(pytester)
     assert pipeline.build(FAST, main=True).ret == 0
