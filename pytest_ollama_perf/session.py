@@ -185,7 +185,7 @@ class Session:
     def _run_experiment(
         self, experiment: Experiment, test: str, stop: threading.Event | None = None
     ) -> tuple[Evaluation, OllamaPerfError | None]:
-        """Return the evaluation, and the error that ended the experiment before its end; the loads before it are kept."""
+        """Return the evaluation, and the error that ended the experiment early; the loads before it are kept."""
         # The report modules are imported before the load: there is no time for it after Ctrl-C.
         from pytest_ollama_perf.harness.evaluation import ExperimentContext, StoppableListener, build_unmeasured
         from pytest_ollama_perf.report import document, terminal  # noqa: F401

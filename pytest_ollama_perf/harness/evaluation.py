@@ -163,7 +163,8 @@ class ExperimentContext:
     """What an experiment works with: servers, history and the listener for progress.
 
     ``loads`` holds every finished load, ``broken`` the verdicts of those that broke a limit, and ``collect_findings``
-    returns their findings, for a report after an interruption. ``precondition`` returns why a run must not start, see ``Harness.measure``.
+    returns their findings, for a report after an interruption. ``precondition`` returns why a run must not start, see
+    ``Harness.measure``.
     """
 
     harness: Harness

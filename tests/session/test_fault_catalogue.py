@@ -132,10 +132,10 @@ def only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", API_KEY)
 
 
-@pytest.mark.timeout(SESSION_LIMIT_S + 60)
 QUICK_FAULTS = {"html@every2", "refuse:1@3", "echo_key"}
 
 
+@pytest.mark.timeout(SESSION_LIMIT_S + 60)
 @pytest.mark.parametrize(
     "fault", [pytest.param(fault, marks=() if fault in QUICK_FAULTS else pytest.mark.exhaustive) for fault in FAULTS]
 )
