@@ -33,7 +33,7 @@ from pytest_ollama_perf.contracts import json_schema
 from pytest_ollama_perf.contracts.experiments import EXPERIMENT_KINDS
 from pytest_ollama_perf.contracts.preconditions import PRECONDITIONS
 from pytest_ollama_perf.core.sample import Outcome, Sample
-from pytest_ollama_perf.core.verdict import FAILING_STATUSES, ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import FAILING_STATUSES, HintCode, ProblemCode, VerdictStatus
 from pytest_ollama_perf.experiments import experiment_results, results, sweep_points
 from pytest_ollama_perf.fixtures import Ollama, Simulators, WarmUp
 from pytest_ollama_perf.hooks import specs
@@ -199,6 +199,11 @@ def problems() -> str:
 def doctor_problems() -> str:
     """Return what ``doctor`` can find."""
     return table(("code", "finding", "meaning"), _list_problems(of_doctor=True))
+
+
+def hints() -> str:
+    """Return the hints that a verdict can give."""
+    return table(("code", "given when"), [(code(one.value), one.description) for one in HintCode])
 
 
 def _list_problems(*, of_doctor: bool) -> list[tuple[str, str, str]]:
@@ -386,6 +391,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "problems": problems,
     "doctor_problems": doctor_problems,
+    "hints": hints,
     "fixtures": fixtures,
     "api": api,
     "sample": sample_fields,

@@ -15,6 +15,7 @@ from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.sample import Outcome, Sample
 from pytest_ollama_perf.core.text import safe_repr, sanitize, suggest_match
+from pytest_ollama_perf.core.verdict import Hint, HintCode
 from pytest_ollama_perf.metrics import METRICS, PERCENTILES, STATS, Metric, Shape, Unit, format_count, format_seconds
 from pytest_ollama_perf.metrics.summary import Summary, has_short_steady_window
 
@@ -268,8 +269,8 @@ def _suggest_options(metric: Metric) -> tuple[str, ...]:
     return tuple(word for word, (_, stat) in words.items() if stat in {"", "p50", "p95"})
 
 
-def find_hints(run: Run, summary: Summary) -> tuple[str, ...]:
-    """Return the hints of ``run``, one line each."""
+def find_hints(run: Run, summary: Summary) -> tuple[Hint, ...]:
+    """Return the hints of ``run``."""
     return (*_suggest_slots(run), *_explain_refusals(summary), *_explain_whole_run(run, summary))
 
 
@@ -277,15 +278,16 @@ _REQUESTS_PER_CLIENT = 3
 """Requests per client from which the time in which all clients are busy usually is long enough."""
 
 
-def _explain_whole_run(run: Run, summary: Summary) -> Iterator[str]:
+def _explain_whole_run(run: Run, summary: Summary) -> Iterator[Hint]:
     if summary.ok and run.workload.rate is None and has_short_steady_window(run):
-        yield (
+        text = (
             "throughput covers the whole run, because the time in which all clients were busy is too short; "
             f"use {_REQUESTS_PER_CLIENT * run.workload.clients} requests or more"
         )
+        yield Hint(code=HintCode.SHORT_STEADY_WINDOW, text=text)
 
 
-def _suggest_slots(run: Run) -> Iterator[str]:
+def _suggest_slots(run: Run) -> Iterator[Hint]:
     """Name the number of slots if requests clearly waited for one."""
     urls = sorted({sample.url for sample in run.measured})
     for url in urls:
@@ -296,7 +298,8 @@ def _suggest_slots(run: Run) -> Iterator[str]:
         where = f"{sanitize(url)}: " if len(urls) > 1 else ""
         waited = format_seconds(mean(sample.counters.queue_ns or 0 for sample in samples) / 1e9)
         ran = "requests ran one at a time" if slots == 1 else f"at most {slots} requests ran concurrently"
-        yield f"{where}{ran} and waited {waited} for a slot; OLLAMA_NUM_PARALLEL is probably {slots}"
+        text = f"{where}{ran} and waited {waited} for a slot; OLLAMA_NUM_PARALLEL is probably {slots}"
+        yield Hint(code=HintCode.SLOTS, text=text)
 
 
 _MIN_WAITING_SHARE = 0.2
@@ -342,10 +345,12 @@ def _count_overlap(spans: Iterable[tuple[int, int]]) -> int:
     return most
 
 
-def _explain_refusals(summary: Summary) -> Iterator[str]:
+def _explain_refusals(summary: Summary) -> Iterator[Hint]:
     busy = summary.outcomes.get(Outcome.BUSY.value, 0)
     if busy:
-        yield f"the server turned {format_count(busy, 'request')} away: its OLLAMA_MAX_QUEUE was full during a load"
+        text = f"the server turned {format_count(busy, 'request')} away: its OLLAMA_MAX_QUEUE was full during a load"
+        yield Hint(code=HintCode.SERVER_BUSY, text=text)
     slow = summary.outcomes.get(Outcome.FIRST_TOKEN_TIMEOUT.value, 0)
     if slow:
-        yield f"{format_count(slow, 'request')} got no first token in time; raise the timeout or lower the load"
+        text = f"{format_count(slow, 'request')} got no first token in time; raise the timeout or lower the load"
+        yield Hint(code=HintCode.FIRST_TOKEN_TIMEOUT, text=text)

@@ -22,7 +22,7 @@ from pytest_ollama_perf.analysis.run_value import (
     to_value,
 )
 from pytest_ollama_perf.core.sample import Sample
-from pytest_ollama_perf.core.verdict import VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.verdict import Hint, HintCode, VerdictRow, VerdictStatus, get_worst_status
 from pytest_ollama_perf.metrics import format_count, format_distinct, format_label, format_percent
 
 
@@ -103,9 +103,13 @@ class TestVerdict:
     @property
     def reason(self) -> str:
         """The reason for the status, on one line."""
-        if not self.metrics:
-            return "no data: no candidate run has a value for a metric that can gate"
-        return next(metric.reason for metric in self.metrics if metric.word is self.word)
+        speaker = self.speaker
+        return speaker.reason if speaker else "no data: no candidate run has a value for a metric that can gate"
+
+    @property
+    def speaker(self) -> MetricVerdict | None:
+        """The metric that ``reason`` is about: the first with the most severe status."""
+        return next((metric for metric in self.metrics if metric.word is self.word), None)
 
     @property
     def again(self) -> bool:
@@ -334,3 +338,12 @@ _NAMED_WHEN_UNCHANGED = frozenset({"queue", "prefill", "decode"})
 
 def _join_names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def suggest_longer_runs(found: TestVerdict) -> tuple[Hint, ...]:
+    """Suggest longer runs if the requests of single runs vary too much for a conclusive verdict."""
+    wide = [metric.policy.name for metric in found.metrics if metric.rule.has_shared_variance]
+    if not wide or found.word not in {VerdictStatus.UNSURE, VerdictStatus.REGRESSED}:
+        return ()
+    text = f"{' and '.join(wide)} varies widely within a run: use longer runs (requests, num_predict)"
+    return (Hint(code=HintCode.LONGER_RUNS, text=text),)

@@ -179,9 +179,9 @@ def _judge_regression_clause(clause: Clause, trial: Evaluation) -> Verdict:
 
 
 def _build_reason(row: VerdictRow, trial: Evaluation) -> str:
-    """Return the row's own reason, with what the phases explain where it speaks for the whole comparison."""
-    whole = trial.comparison.reason if trial.comparison else ""
-    return whole if whole.startswith(row.reason) else row.reason
+    """Return the row's own reason; that of the whole comparison, which explains the phases, if it is about the row."""
+    compared = trial.comparison
+    return compared.reason if compared and compared.speaker == (row.metric, row.stat) else row.reason
 
 
 def _build_clause_verdict(

@@ -178,6 +178,37 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         return self.code.label
 
 
+class HintCode(str, enum.Enum):
+    """Every hint that a verdict can give: its stable code and when it is given."""
+
+    description: str
+
+    def __new__(cls, code: str, description: str) -> HintCode:
+        """Create a member whose value is the text ``code``."""
+        member = str.__new__(cls, code)
+        member._value_, member.description = code, description
+        return member
+
+    SLOTS = ("slots", "requests waited for a slot of the server; names the probable `OLLAMA_NUM_PARALLEL`")
+    SERVER_BUSY = ("server_busy", "the server refused requests because its queue was full (`OLLAMA_MAX_QUEUE`)")
+    FIRST_TOKEN_TIMEOUT = ("first_token_timeout", "requests received no first token before the timeout")
+    SHORT_STEADY_WINDOW = (
+        "short_steady_window",
+        "the time in which all clients were busy is too short, so throughput covers the whole run",
+    )
+    UNUSED_MARGIN = ("unused_margin", "a margin of `--ollama-margin` cannot be used for this test")
+    LONGER_RUNS = ("longer_runs", "a metric varies so much within a run that longer runs are needed")
+    METRIC_DRIFT = ("metric_drift", "a metric got steadily slower since the first runs of the epoch")
+    RUNS_NOT_SAVED = ("runs_not_saved", "the runs of a regression are not saved, so `accept` cannot accept them")
+
+
+class Hint(msgspec.Struct, frozen=True, kw_only=True):
+    """One suggestion of a verdict: its code, and one line for a person."""
+
+    code: HintCode
+    text: str
+
+
 class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
     """One judged number: against a limit (``bound`` set) or against history (``baseline`` set).
 
@@ -208,7 +239,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     rows: tuple[VerdictRow, ...] = ()
     problems: tuple[Problem, ...] = ()
-    hints: tuple[str, ...] = ()
+    hints: tuple[Hint, ...] = ()
     changed: tuple[str, ...] = ()
     accept: str = ""  # the command that accepts a regression
     stored: int | None = None  # how many stored runs the history held; None if the history was not read

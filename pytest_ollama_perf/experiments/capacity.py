@@ -24,7 +24,7 @@ from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import safe_repr
-from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.experiment_results import MaxConcurrencyResult
 from pytest_ollama_perf.experiments.load import ExperimentPart, combine_verdicts, find_last_findings
@@ -160,7 +160,7 @@ class _MaxConcurrencyRunner:
             return [msgspec.structs.replace(one, word=VerdictStatus.UNSURE, reason=reason)]
         return [one]
 
-    def _list_hints(self) -> tuple[str, ...]:
+    def _list_hints(self) -> tuple[Hint, ...]:
         """What the greatest load suggests."""
         greatest = max(self.parts, key=lambda part: part.evaluation.run.workload.clients, default=None)
         return greatest.verdict.hints if greatest else ()

@@ -69,14 +69,14 @@ class _LoadingListener:
     listener: ProgressListener
     model: str
 
-    def begin(self, model: str, duration_s: float | None = None) -> None:
-        self.listener.begin(model, duration_s)
+    def begin(self, model: str, duration_s: float | None = None, *, captions: Sequence[str] = ()) -> None:
+        self.listener.begin(model, duration_s, captions=captions)
 
-    def show_message(self, text: str) -> None:
-        self.listener.show_message(text)
+    def show_message(self, text: str, *, time: str = "") -> None:
+        self.listener.show_message(text, time=time)
 
     def update(self, progress: LoadProgress) -> None:
-        self.listener.show_message(f"cold start: loading {self.model} ... {progress.elapsed_s:.0f} s")
+        self.listener.show_message(f"cold start: loading {self.model} ...", time=f"{progress.elapsed_s:.0f} s")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _load_model(
         lambda: server.control.load(
             model, keep_alive=keep_alive, num_ctx=num_ctx, timeout_s=timeout_s or Timeouts().total_s
         ),
-        lambda seconds: listener.show_message(f"warming up {model} ... {seconds:.0f} s"),
+        lambda seconds: listener.show_message(f"warming up {model} ...", time=f"{seconds:.0f} s"),
     )
 
 

@@ -121,10 +121,13 @@ class _SweepRunner:
         for index, (where, spec) in enumerate(levels):
             rows.append(self._measure_point(where, spec))
             if self.experiment.axis in LOAD_AXES and index + 1 < len(levels):
-                stopped = self._explain_stop(rows[-1], [format_position(at) for at, _ in levels[index + 1 :]])
-            self.curves[-1] = build_curve(self.experiment.axis, at, rows, alone, stopped)
+                stopped = self._explain_stop(rows[-1])
+            rest = levels[index + 1 :] if stopped else ()
+            missing = ", ".join(format_position(at) for at, _ in rest)
+            text = f"{stopped}; {missing} not measured" if stopped else ""
+            self.curves[-1] = build_curve(self.experiment.axis, at, rows, alone, text)
             if stopped:
-                self._note_missing(levels[index + 1 :], stopped)
+                self._note_missing(rest, stopped)
                 return
 
     def _measure_point(self, at: AxisValues, spec: LoadSpec, *, alone: bool = False) -> SweepPoint:
@@ -139,24 +142,23 @@ class _SweepRunner:
         verdict = evaluation.verdict
         return build_sweep_point(at, middle.run, middle.summary, verdict.word, verdict.reason, single=alone)
 
-    def _explain_stop(self, level: SweepPoint, rest: Sequence[str]) -> str:
+    def _explain_stop(self, level: SweepPoint) -> str:
         """Explain in one line why the sweep stops here; empty while the server sustains the load."""
-        left = f"{', '.join(rest)} not measured"
         if level.success_rate < self.experiment.stop_success_rate:
             failed = f"{level.requests - level.ok} of {format_count(level.requests, 'request')} failed"
             least = f"stop_success_rate={self.experiment.stop_success_rate:g}"
-            return f"stopped after {format_position(level.at)}: {failed} ({least}); {left}"
+            return f"stopped after {format_position(level.at)}: {failed} ({least})"
         latency = level.latency_p50_s
         if latency is not None and latency > self.experiment.stop_latency_s:
             limit = f"stop_latency={self.experiment.stop_latency_s:g}"
-            return f"stopped after {format_position(level.at)}: latency p50 {said(latency)} ({limit}); {left}"
+            return f"stopped after {format_position(level.at)}: latency p50 {said(latency)} ({limit})"
         return ""
 
     def _note_missing(self, rest: Sequence[tuple[AxisValues, LoadSpec]], stopped: str) -> None:
         """Add a broken part for each level with limits that was not measured."""
         for at, spec in rest:
             if any(limit.metric != "error_rate" for limit in spec.limits):
-                verdict = Verdict(word=VerdictStatus.BROKEN, reason=f"not measured: {stopped.partition(';')[0]}")
+                verdict = Verdict(word=VerdictStatus.BROKEN, reason=f"not measured: {stopped}")
                 self.parts.append(ExperimentPart(format_position(at), Evaluation(verdict)))
 
     def _check_bounds(self) -> Iterator[BoundCheck]:

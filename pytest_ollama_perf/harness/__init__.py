@@ -49,11 +49,17 @@ from pytest_ollama_perf.telemetry.readings import TelemetryLog, summarize_log
 class ProgressListener(Protocol):
     """Receives the progress of a load. An exception that it raises stops the load."""
 
-    def begin(self, model: str, duration_s: float | None = None) -> None:
-        """A load of ``model`` starts; ``duration_s`` is its length if time ends it."""
+    def begin(self, model: str, duration_s: float | None = None, *, captions: Sequence[str] = ()) -> None:
+        """A load of ``model`` starts; ``duration_s`` is its length if time ends it.
 
-    def show_message(self, text: str) -> None:
-        """A step starts that may take long."""
+        ``captions`` say which of several loads it is, outermost first: ``level 3 of 5``, ``run 2 of at most 3``.
+        """
+
+    def show_message(self, text: str, *, time: str = "") -> None:
+        """A step starts that may take long.
+
+        ``time``, such as ``34 s``, is shown behind ``text``. Calls that differ only in it belong to the same step.
+        """
 
     def update(self, progress: LoadProgress) -> None:
         """The load made progress."""
@@ -365,7 +371,7 @@ def _load_model(control: ControlClient, workload: Workload, *, fresh: bool, list
         )
 
     seconds = call_with_ticks(
-        load, lambda elapsed: listener.show_message(f"loading {workload.model} ... {elapsed:.0f} s")
+        load, lambda elapsed: listener.show_message(f"loading {workload.model} ...", time=f"{elapsed:.0f} s")
     )
     if not workload.unloads_itself:
         repeat_until_stable(load, lambda: read_model_state(control, workload.model).loaded)

@@ -106,15 +106,15 @@ class StoppableListener:
     listener: ProgressListener
     stop: threading.Event
 
-    def begin(self, model: str, duration_s: float | None = None) -> None:
+    def begin(self, model: str, duration_s: float | None = None, *, captions: Sequence[str] = ()) -> None:
         """Forward the start of a load unless the experiment was stopped."""
         self._raise_if_stopped()
-        self.listener.begin(model, duration_s)
+        self.listener.begin(model, duration_s, captions=captions)
 
-    def show_message(self, text: str) -> None:
+    def show_message(self, text: str, *, time: str = "") -> None:
         """Forward a message unless the experiment was stopped."""
         self._raise_if_stopped()
-        self.listener.show_message(text)
+        self.listener.show_message(text, time=time)
 
     def update(self, progress: LoadProgress) -> None:
         """Forward progress unless the experiment was stopped."""
@@ -145,13 +145,13 @@ class CaptionedListener:
     listener: ProgressListener
     caption: str
 
-    def begin(self, model: str, duration_s: float | None = None) -> None:
+    def begin(self, model: str, duration_s: float | None = None, *, captions: Sequence[str] = ()) -> None:
         """Forward the start of a load with the caption."""
-        self.listener.begin(f"{self.caption}, {model}", duration_s)
+        self.listener.begin(model, duration_s, captions=(self.caption, *captions))
 
-    def show_message(self, text: str) -> None:
+    def show_message(self, text: str, *, time: str = "") -> None:
         """Forward a message with the caption."""
-        self.listener.show_message(f"{self.caption}: {text}")
+        self.listener.show_message(f"{self.caption}: {text}", time=time)
 
     def update(self, progress: LoadProgress) -> None:
         """Forward progress."""
@@ -319,7 +319,7 @@ class _LoadRunner:
     def _wait_for_spacing(self, message: str) -> None:
         """Wait until the next run may count as evidence next to the last one."""
         while left := self.context.harness.compute_wait_s():
-            self.context.listener.show_message(f"{message} in {math.ceil(left)} s")
+            self.context.listener.show_message(f"{message} in", time=f"{math.ceil(left)} s")
             time.sleep(min(left, 1.0))
 
     def _note_discarded(self, verdict: Verdict) -> Verdict:

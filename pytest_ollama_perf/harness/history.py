@@ -32,13 +32,23 @@ from pytest_ollama_perf.analysis.regression import (
     compute_phase_medians,
     explain_phases,
     judge_test,
+    suggest_longer_runs,
 )
 from pytest_ollama_perf.analysis.run_value import GATING_METRICS, POLICIES, MetricPolicy, build_evidence
 from pytest_ollama_perf.config import DEFAULT_STORE, Settings
 from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.core.run import Run
 from pytest_ollama_perf.core.text import sanitize
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictRow, VerdictStatus, get_worst_status
+from pytest_ollama_perf.core.verdict import (
+    Hint,
+    HintCode,
+    Problem,
+    ProblemCode,
+    Verdict,
+    VerdictRow,
+    VerdictStatus,
+    get_worst_status,
+)
 from pytest_ollama_perf.core.workload import Workload, compute_identity
 from pytest_ollama_perf.metrics import format_percent
 from pytest_ollama_perf.store import open_store
@@ -52,7 +62,8 @@ REPORTED_METRICS = ("latency", "throughput")
 @dataclass(frozen=True)
 class HistoryComparison:
     """New runs compared with the history: the parts of the verdict, whether one more run is needed, whether these look
-    slower, and the view of the history for reports, if one is written."""
+    slower, and the view of the history for reports, if one is written. ``reason`` is about ``speaker``, a metric and
+    statistic."""
 
     word: VerdictStatus
     reason: str
@@ -61,7 +72,8 @@ class HistoryComparison:
     needs_more_runs: bool
     is_suspect: bool = False
     regressed_pairs: int = 0
-    hints: tuple[str, ...] = ()
+    speaker: tuple[str, str] | None = None
+    hints: tuple[Hint, ...] = ()
     history_view: HistoryView | None = None
 
 
@@ -168,9 +180,10 @@ class RunHistory:
             needs_more_runs=found.again,
             is_suspect=found.suspect,
             regressed_pairs=sum(metric.word is VerdictStatus.REGRESSED for metric in found.metrics),
+            speaker=(found.speaker.row.metric, found.speaker.row.stat) if found.speaker else None,
             hints=(
                 *(_explain_unused_margins(runs[0], everywhere, names) if gating is None else ()),
-                *_suggest_longer_runs(found),
+                *suggest_longer_runs(found),
             ),
         )
 
@@ -221,14 +234,15 @@ class RunHistory:
             return _add_unsaved(verdict, str(error))
         return verdict
 
-    def _suggest_baseline_option(self) -> tuple[str, ...]:
+    def _suggest_baseline_option(self) -> tuple[Hint, ...]:
         """Say how to accept a regression whose runs are not stored, so that the command has nothing to accept."""
         if self._settings.save:
             return ()
-        return (
+        text = (
             f'these runs are not saved in {self._store.name}: to accept the change, set baseline="..." on the test; '
-            "the command accept needs a history with the runs of a build with --ollama-save",
+            "the command accept needs a history with the runs of a build with --ollama-save"
         )
+        return (Hint(code=HintCode.RUNS_NOT_SAVED, text=text),)
 
     def _format_accept_command(self, test: str) -> str:
         # A database's name lacks its credentials, and so would not open it.
@@ -242,7 +256,7 @@ def count_gating_pairs(margins: Mapping[str, float]) -> int:
     return len({*GATING_METRICS, *margins})
 
 
-def find_drift(history: StoredRuns, runs: Sequence[Run]) -> tuple[str, ...]:
+def find_drift(history: StoredRuns, runs: Sequence[Run]) -> tuple[Hint, ...]:
     """Return a warning for each gating metric that has drifted away from the first runs of its epoch."""
     whole = [*select_baseline(history, runs[0]).runs, *runs]
     readings = [build_evidence(run) for run in whole]
@@ -254,10 +268,11 @@ def find_drift(history: StoredRuns, runs: Sequence[Run]) -> tuple[str, ...]:
             GateRule.from_policy(one),
         )
         if found.warns and found.since is not None:
-            warnings.append(
+            text = (
                 f"{name} drifts: {format_percent(found.slowdown)} slower than the first runs of this epoch, "
                 f"since {_format_day(found.since)}; see pytest-ollama-perf trend"
             )
+            warnings.append(Hint(code=HintCode.METRIC_DRIFT, text=text))
     return tuple(warnings)
 
 
@@ -325,22 +340,17 @@ def _select_gating_metrics(run: Run, margins: Mapping[str, float], *, asked: Map
     ]
 
 
-def _explain_unused_margins(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tuple[str, ...]:
+def _explain_unused_margins(run: Run, everywhere: Iterable[str], gating: Sequence[str]) -> tuple[Hint, ...]:
     """Name each margin set for all tests that is ignored for this one, and why."""
-    return tuple(
-        f"--ollama-margin {name} is ignored for this test: "
-        f"{_explain_refusal(POLICIES[name], run) or 'the load does not have this metric'}"
+    reasons = {
+        name: _explain_refusal(POLICIES[name], run) or "the load does not have this metric"
         for name in everywhere
         if name not in gating
+    }
+    return tuple(
+        Hint(code=HintCode.UNUSED_MARGIN, text=f"--ollama-margin {name} is ignored for this test: {reason}")
+        for name, reason in reasons.items()
     )
-
-
-def _suggest_longer_runs(found: TestVerdict) -> tuple[str, ...]:
-    """Suggest longer runs if the requests of single runs vary too much for a conclusive verdict."""
-    wide = [metric.policy.name for metric in found.metrics if metric.rule.has_shared_variance]
-    if not wide or found.word not in {VerdictStatus.UNSURE, VerdictStatus.REGRESSED}:
-        return ()
-    return (f"{' and '.join(wide)} varies widely within a run: use longer runs (requests, num_predict)",)
 
 
 def _has_values(values: Sequence[float]) -> bool:

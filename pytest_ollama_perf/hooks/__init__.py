@@ -281,6 +281,8 @@ class Hooks:
 
             item.user_properties = replace_properties(item.user_properties, result)
         report = yield
+        if report.failed:
+            setattr(report, xdist.TEST_NAME_KEY, get_test_name(item))
         if call.excinfo is not None and isinstance(call.excinfo.value, VerdictError) and call.excinfo.value.summary:
             _shorten_summary(report, call.excinfo.value.summary)
             setattr(report, _EXPLAINED_TEST, get_test_name(item))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_perf.core import OllamaPerfError
+from pytest_ollama_perf.integrations.xdist import TEST_NAME_KEY
 
 if TYPE_CHECKING:
     from pytest_ollama_perf.config import GitHubJob
@@ -40,7 +41,8 @@ class GitHubActionsReporter:
         """Remember where a failed test is defined."""
         if report.failed:
             path, line, _ = report.location
-            self._failed.setdefault(report.nodeid, (self._to_repository_path(path), None if line is None else line + 1))
+            test = getattr(report, TEST_NAME_KEY, report.nodeid)
+            self._failed.setdefault(test, (self._to_repository_path(path), None if line is None else line + 1))
 
     def _to_repository_path(self, path: str) -> str:
         """Return a path relative to the repository, with slashes, as GitHub expects it."""
@@ -68,17 +70,10 @@ class GitHubActionsReporter:
     def _build_annotations(self, results: Sequence[TestResult]) -> list[str]:
         from pytest_ollama_perf.report.markdown import format_annotation
 
-        located = ((result, self._find_location(result.test)) for result in results)
+        located = ((result, self._failed.get(result.test)) for result in results)
         return [format_annotation(result, *location) for result, location in located if location is not None][
             :_MAX_ANNOTATIONS
         ]
-
-    def _find_location(self, test: str) -> tuple[str, int | None] | None:
-        """Return path and line of a failed test. A clause starts with its load's name; a group is a suffix."""
-        for node, location in self._failed.items():
-            if node == test or node.startswith((f"{test}::", f"{test}@")):
-                return location
-        return None
 
     def _append_job_summary(self) -> str:
         """Append the results to the job summary; return an error message if that fails."""

@@ -193,3 +193,7 @@ def _read_pid(node: Any) -> int:
     pid = int(channel.receive(10))
     channel.waitclose(10)
     return pid
+
+
+TEST_NAME_KEY = "ollama_test_name"
+"""Attribute of a failed report: the name that the test has in results, which is not always its node id."""

@@ -108,6 +108,13 @@ class ProblemEntry(msgspec.Struct, frozen=True, kw_only=True):
     invalidates: bool
 
 
+class HintEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One hint: its stable code, and one line for a person."""
+
+    code: str
+    text: str
+
+
 class RowEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One judged number, as in ``core.verdict.VerdictRow``."""
 
@@ -162,7 +169,7 @@ class TestEntry(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     rows: tuple[RowEntry, ...]
     problems: tuple[ProblemEntry, ...]
-    hints: tuple[str, ...]
+    hints: tuple[HintEntry, ...]
     changed: tuple[str, ...]
     accept: str
     stored: int | None
@@ -247,7 +254,7 @@ def _build_test_entry(result: TestResult) -> TestEntry:
             ProblemEntry(code=each.code.value, name=each.name, text=clean(each.text), invalidates=each.invalidates)
             for each in verdict.problems
         ),
-        hints=tuple(map(clean, verdict.hints)),
+        hints=tuple(HintEntry(code=hint.code.value, text=clean(hint.text)) for hint in verdict.hints),
         changed=tuple(map(clean, verdict.changed)),
         accept=verdict.accept,
         stored=verdict.stored,

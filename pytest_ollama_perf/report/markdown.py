@@ -191,7 +191,7 @@ def _build_finding_blocks(test: TestEntry) -> Iterator[str]:
 
 def _format_advice(test: TestEntry) -> Iterator[str]:
     yield from (f"- changed since the baseline: {escape_inline(change)}" for change in test.changed)
-    yield from (f"- hint: {escape_inline(hint)}" for hint in test.hints)
+    yield from (f"- hint: {escape_inline(hint.text)}" for hint in test.hints)
     if test.accept:
         yield from ("", "To accept:", "", format_code_block(clean(test.accept, 4000)))
     yield ""
@@ -220,7 +220,7 @@ def format_annotation(result: TestResult, file: str, line: int | None) -> str:
     ``line``, counted from 1."""
     place = f"file={_escape_property(file)}," + (f"line={line}," if line is not None else "")
     word = result.verdict.word.value
-    message = "\n".join([result.verdict.reason, *(f"hint: {hint}" for hint in result.verdict.hints)])
+    message = "\n".join([result.verdict.reason, *(f"hint: {hint.text}" for hint in result.verdict.hints)])
     return f"::error {place}title={_escape_property(f'{word}: {clean(result.test, 200)}')}::{_escape_message(message)}"
 
 

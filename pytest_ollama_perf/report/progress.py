@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -41,7 +40,7 @@ class LiveProgress:
         self._width = width
         self._painter: BarPainter | None = None
         self._duration_s: float | None = None
-        self._label = ""
+        self._model, self._caption = "", ""
         self._next_line_s = LINE_EVERY_S
         self._last_message = ""
         self._lines = 0
@@ -58,25 +57,26 @@ class LiveProgress:
         if self._lines:
             self._write("\n")
 
-    def begin(self, model: str, duration_s: float | None = None) -> None:
-        """Say what the next updates are about, and how long the load takes where time ends it.
+    def begin(self, model: str, duration_s: float | None = None, *, captions: Sequence[str] = ()) -> None:
+        """Set what the next updates are about: the model, and ``captions``, which say which of several loads it is.
 
-        That is a model, or behind the words that say which of several loads it is: ``level 3 of 5, llama3.2:3b``.
+        ``duration_s`` is the length of the load if time ends it.
         """
-        self._label, self._duration_s = clean(model, 100), duration_s
+        self._model, self._caption = clean(model, 100), clean(", ".join(captions), 100)
+        self._duration_s = duration_s
         self._next_line_s = LINE_EVERY_S
 
-    def show_message(self, text: str) -> None:
-        """Show ``text`` instead of the bar, such as ``loading model x ... 34 s``.
+    def show_message(self, text: str, *, time: str = "") -> None:
+        """Show ``text`` and ``time`` instead of the bar, such as ``loading model x ... 34 s``.
 
-        Where there is no terminal, a message that differs from the last in its seconds only is not repeated.
+        Where there is no terminal, a message that differs from the last in ``time`` only is not repeated.
         """
-        text = clean(text)
+        shown = clean(f"{text} {time}" if time else text)
         if self._live:
-            self._draw([text], None)
-        elif self._plain and (wording := re.sub(r"[\d.]+ s$", "", text)) != self._last_message:
-            self._last_message = wording
-            self._write_line(text)
+            self._draw([shown], None)
+        elif self._plain and text != self._last_message:
+            self._last_message = text
+            self._write_line(shown)
 
     def update(self, progress: LoadProgress) -> None:
         """Show how far the load is; made to be called several times a second."""
@@ -84,8 +84,9 @@ class LiveProgress:
             self._draw(list_progress_texts(progress, self._duration_s), compute_share_done(progress, self._duration_s))
         elif self._plain and progress.elapsed_s >= self._next_line_s:
             self._next_line_s = progress.elapsed_s + LINE_EVERY_S
-            told = list_progress_texts(progress, self._duration_s)
-            lines = [f"{self._label}: {text}".removeprefix(": ") for text in told]
+            label = ", ".join(filter(None, [self._caption, self._model]))
+            texts = list_progress_texts(progress, self._duration_s)
+            lines = [f"{label}: {text}" if label else text for text in texts]
             self._write_line(next((line for line in lines if count_columns(line) <= DEFAULT_WIDTH - 2), lines[-1]))
 
     def _write_line(self, text: str) -> None:
@@ -99,7 +100,7 @@ class LiveProgress:
 
             self._painter = BarPainter(self._encoding, self._width)
             self._write(_MAKE_ROOM_BELOW)
-        self._write(_MOVE_BELOW + self._painter.render_line(self._label, texts, share) + _RESTORE_CURSOR)
+        self._write(_MOVE_BELOW + self._painter.render_line(self._model, texts, share, self._caption) + _RESTORE_CURSOR)
 
     def _write(self, text: str) -> None:
         """Write in one piece what the file's encoding has; a terminal that is gone is no reason to lose a load."""

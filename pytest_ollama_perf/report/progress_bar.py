@@ -33,15 +33,15 @@ class BarPainter:
     def __init__(self, encoding: str, width: int | None = None) -> None:
         self._console = Console(file=_EncodedStringIO(encoding), width=width, force_terminal=True, legacy_windows=False)
 
-    def render_line(self, label: str, texts: Sequence[str], share: float | None) -> str:
+    def render_line(self, model: str, texts: Sequence[str], share: float | None, caption: str = "") -> str:
         """Return one line that never wraps: the first of ``texts`` that leaves room for the rest, else the last.
 
-        Without ``share`` it is a text alone.
+        ``caption`` says which of several loads it is. Without ``share`` the line is a text alone.
         """
         width = self._console.width - 1
-        taken = count_columns(_extract_caption(label)) + 1 if _extract_caption(label) else 0
+        taken = count_columns(caption) + 1 if caption else 0
         text = next((each for each in texts if count_columns(each) + 1 + taken + _MIN_BAR_WIDTH <= width), texts[-1])
-        row = [Text(truncate(text, width))] if share is None else _build_bar_row(label, text, share, width)
+        row = [Text(truncate(text, width))] if share is None else _build_bar_row(model, caption, text, share, width)
         grid = Table.grid(padding=(0, 1))
         for _ in row:
             grid.add_column(no_wrap=True, overflow="crop")
@@ -51,17 +51,12 @@ class BarPainter:
         return drawn.get().partition("\n")[0]
 
 
-def _extract_caption(label: str) -> str:
-    """Return which of several loads it is: the text before the model."""
-    return label.rpartition(", ")[0]
-
-
-def _build_bar_row(label: str, text: str, share: float, width: int) -> list[Text | ProgressBar]:
+def _build_bar_row(model: str, caption: str, text: str, share: float, width: int) -> list[Text | ProgressBar]:
     """Keep what matters most: the numbers, then which of several loads it is, then the bar, then the model's name."""
     room = width - count_columns(text) - 1
     if room < _MIN_BAR_WIDTH:
         return [Text(truncate(text, width))]
-    caption = _extract_caption(label)
+    label = f"{caption}, {model}" if caption else model
     fits = [each for each in (label, caption) if each and count_columns(each) + 1 + _MIN_BAR_WIDTH <= room]
     if caption and not fits and count_columns(caption) <= room:
         return [Text(caption), Text(text)]

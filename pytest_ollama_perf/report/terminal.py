@@ -112,7 +112,7 @@ def _build_group_key(load: MeasuredLoad) -> object:
 def format_advice(verdict: Verdict, width: int) -> list[str]:
     """Return what changed since the baseline, the hints and the command that accepts."""
     lines = format_notes("changed since the baseline", verdict.changed, width) + format_notes(
-        "hint", verdict.hints, width
+        "hint", (hint.text for hint in verdict.hints), width
     )
     return lines + (format_command("to accept", verdict.accept, width) if verdict.accept else [])
 

@@ -21,7 +21,7 @@ from pytest_ollama_perf.client.response import UPSTREAM_HEADERS
 from pytest_ollama_perf.config import OPTIONS
 from pytest_ollama_perf.config.markers import MARKERS
 from pytest_ollama_perf.core.sample import Outcome
-from pytest_ollama_perf.core.verdict import ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import HintCode, ProblemCode, VerdictStatus
 from pytest_ollama_perf.metrics import METRICS
 from pytest_ollama_perf.simulator.url import URL_PARAMETERS
 
@@ -84,7 +84,7 @@ def test_every_definition_of_the_schema_stands_in_the_reference() -> None:
 
 
 def test_everything_with_a_code_has_a_description() -> None:
-    assert all(each.description for kind in (Outcome, ProblemCode, VerdictStatus) for each in kind)
+    assert all(each.description for kind in (HintCode, Outcome, ProblemCode, VerdictStatus) for each in kind)
 
 
 FILES = generated.build_files()

@@ -139,7 +139,7 @@ def test_the_border_is_found_and_the_first_breach_named():
     assert found.trial.verdict.word is VerdictStatus.OK
     assert found.trial.verdict.reason.startswith("sustained concurrency 4; concurrency 5: ttft p95 ")
     assert found.listener.messages[0] == "trying concurrency 1"
-    assert "OLLAMA_NUM_PARALLEL is probably 4" in found.trial.verdict.hints[0]
+    assert "OLLAMA_NUM_PARALLEL is probably 4" in found.trial.verdict.hints[0].text
 
 
 def test_a_server_that_bears_the_maximum_has_no_breach():

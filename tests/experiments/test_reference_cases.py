@@ -48,7 +48,7 @@ def test_four_slots_give_no_more_than_four_streams_and_let_the_rest_wait(four_sl
     assert ten.ttft.mean == pytest.approx(13.5, rel=0.01)
     assert twenty.ttft.mean == pytest.approx(36.7, rel=0.01)
     assert four_slots.result.slots == 4
-    assert "OLLAMA_NUM_PARALLEL is probably 4" in four_slots.trial.verdict.hints[0]
+    assert "OLLAMA_NUM_PARALLEL is probably 4" in four_slots.trial.verdict.hints[0].text
 
 
 def test_five_users_already_fill_four_warm_slots(four_slots):

@@ -32,10 +32,10 @@ class Listening:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def begin(self, model, duration_s=None): ...
+    def begin(self, model, duration_s=None, *, captions=()): ...
 
-    def show_message(self, text):
-        self.messages.append(text)
+    def show_message(self, text, *, time=""):
+        self.messages.append(f"{text} {time}".rstrip())
 
     def update(self, progress): ...
 

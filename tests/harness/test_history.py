@@ -15,7 +15,7 @@ from pytest_ollama_perf.config.load_spec import build_load_spec
 from pytest_ollama_perf.core import StoreError
 from pytest_ollama_perf.core.run import Fingerprint
 from pytest_ollama_perf.core.sample import Outcome
-from pytest_ollama_perf.core.verdict import ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, ProblemCode, VerdictStatus
 from pytest_ollama_perf.harness.evaluation import ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import RunHistory
 from pytest_ollama_perf.store import base as store_base
@@ -27,9 +27,9 @@ NUMBERS = itertools.count()
 
 
 class Silent:
-    def begin(self, model, duration_s=None): ...
+    def begin(self, model, duration_s=None, *, captions=()): ...
 
-    def show_message(self, text): ...
+    def show_message(self, text, *, time=""): ...
 
     def update(self, progress): ...
 
@@ -349,12 +349,13 @@ def test_a_further_run_waits_where_the_first_looks_slower_and_says_for_how_long(
     slow = {"ttft": 1000, "step": 112}
     bench, told, slept = Patient(settings, [slow] * 3), [], []
     listener = Silent()
-    listener.show_message = told.append
+    listener.show_message = lambda text, *, time="": told.append((text, time))
     monkeypatch.setattr("time.sleep", slept.append)
     trial = run_load(ExperimentContext(bench, RunHistory(settings, 2), listener), build_load_spec({"model": "m"}), TEST)
     assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.REGRESSED, 3)
     turn = "inconclusive, run 2 of at most 3"
-    assert told == [f"{turn} in 3 s", f"{turn} in 2 s", f"{turn} in 1 s", turn, "inconclusive, run 3 of at most 3"]
+    waiting = [(f"{turn} in", f"{seconds} s") for seconds in (3, 2, 1)]
+    assert told == [*waiting, (turn, ""), ("inconclusive, run 3 of at most 3", "")]
     assert slept == [1.0, 1.0, 0.5]
 
 
@@ -385,11 +386,12 @@ def test_a_margin_for_all_tests_that_has_no_say_in_one_is_named(tmp_path):
     saved(tmp_path)
     settings = settings_in(tmp_path, margins={"tps": 0.02, "latency.p95": 0.25, "goodput": 0.1})
     trial, _, _ = trial_of(settings, steady(0), steady(1), steady(2))
-    assert trial.verdict.hints == (
+    assert {hint.code for hint in trial.verdict.hints} == {HintCode.UNUSED_MARGIN}
+    assert [hint.text for hint in trial.verdict.hints] == [
         "--ollama-margin latency.p95 is ignored for this test: "
         "latency.p95 cannot gate on 20 requests a run: it needs 200",
         "--ollama-margin goodput is ignored for this test: goodput cannot gate on 20 requests a run: it needs 50",
-    )
+    ]
 
 
 def test_runs_too_short_to_tell_are_named_where_a_verdict_is_not_green(tmp_path, monkeypatch):
@@ -398,7 +400,8 @@ def test_runs_too_short_to_tell_are_named_where_a_verdict_is_not_green(tmp_path,
 
     monkeypatch.setitem(ScriptedBench.measure.__globals__, "one_after_another", uneven)
     saved(tmp_path, 3)
-    hint = "tps varies widely within a run: use longer runs (requests, num_predict)"
+    text = "tps varies widely within a run: use longer runs (requests, num_predict)"
+    hint = Hint(code=HintCode.LONGER_RUNS, text=text)
     unsure, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 112}] * 3)
     assert (unsure.verdict.word, unsure.verdict.hints) == (VerdictStatus.UNSURE, (hint,))
     green, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 70}] * 3)
@@ -410,7 +413,8 @@ def test_a_drift_is_a_warning_with_its_start(tmp_path):
     for number in range(12):
         trial_of(settings_in(tmp_path, save=True), *[{"ttft": 1000, "step": 100 + number // 3}] * 3)
     trial, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 104}] * 3)
-    assert [hint for hint in trial.verdict.hints if hint.startswith("tps drifts: ")]
+    drifts = [hint.text for hint in trial.verdict.hints if hint.code is HintCode.METRIC_DRIFT]
+    assert any(text.startswith("tps drifts: ") for text in drifts)
 
 
 AGREED = "2026-11 ollama 0.33: agreed"
@@ -422,7 +426,8 @@ def test_a_new_baseline_text_starts_an_epoch_and_the_old_text_continues_it(tmp_p
     before = kept(tmp_path)
     red, _, _ = trial_of(settings_in(tmp_path), SLOWER, SLOWER, SLOWER)
     assert red.verdict.word is VerdictStatus.REGRESSED
-    assert any('baseline="..."' in hint for hint in red.verdict.hints)
+    (hint,) = [hint for hint in red.verdict.hints if hint.code is HintCode.RUNS_NOT_SAVED]
+    assert 'baseline="..."' in hint.text
     accepted, _, _ = trial_of(settings_in(tmp_path), SLOWER, words={"baseline": AGREED})
     assert (accepted.verdict.word, accepted.verdict.reason) == (VerdictStatus.NEW, f"new baseline: {AGREED}")
     assert kept(tmp_path) == before, "the pull request saves nothing"

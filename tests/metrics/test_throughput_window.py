@@ -17,6 +17,7 @@ from virtual import samples_of, settings_of
 
 from pytest_ollama_perf.analysis.limits import find_hints
 from pytest_ollama_perf.core.run import Run
+from pytest_ollama_perf.core.verdict import HintCode
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.metrics.summary import summarise
 
@@ -61,8 +62,8 @@ def test_throughput_is_never_zero_or_nan_if_a_request_succeeded(requests):
 def test_a_run_that_is_too_short_says_so_and_names_what_is_enough():
     load = Workload(model="m", concurrency=20, requests=30, num_predict=64, prompt_words=64)
     run = Run(id="r", workload=load, samples=samples_of(load, settings_of(slots=4, tps=100.0)))
-    (hint,) = [hint for hint in find_hints(run, summarise(run)) if hint.startswith("throughput")]
-    assert hint.endswith("use 60 requests or more")
+    (hint,) = [hint for hint in find_hints(run, summarise(run)) if hint.code is HintCode.SHORT_STEADY_WINDOW]
+    assert hint.text.endswith("use 60 requests or more")
     long = Workload(model="m", concurrency=2, requests=30, num_predict=64, prompt_words=64)
     run = Run(id="r", workload=long, samples=samples_of(long, settings_of(slots=4, tps=100.0)))
-    assert not any(hint.startswith("throughput") for hint in find_hints(run, summarise(run)))
+    assert not any(hint.code is HintCode.SHORT_STEADY_WINDOW for hint in find_hints(run, summarise(run)))

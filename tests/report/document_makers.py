@@ -6,7 +6,7 @@ import msgspec
 from report_makers import START, load, result, row, sample
 
 from pytest_ollama_perf.analysis.drift import HistoryRun, HistoryView, MetricDrift
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.harness.evaluation import TestResult
 from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, parse_document
 
@@ -69,7 +69,7 @@ def judged(number: int = 0, runs: int = 1, requests: int = 20) -> TestResult:
             row("tps", value=84.1, bound=80.0, op=">=", low=82.0, high=86.0),
         ),
         problems=(Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),),
-        hints=("requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1",),
+        hints=(Hint(code=HintCode.SLOTS, text="requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1"),),
         changed=("ollama 0.32.10 -> 0.32.15",),
         accept='pytest-ollama-perf accept test_chat_speed --why "..."',
         stored=12,

@@ -18,7 +18,7 @@ from report_makers import COUNTERS, MS, TEST, WORKLOAD, load, result, row, sampl
 from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ModelState
 from pytest_ollama_perf.core.sample import Counters, Outcome, Phase, Sample
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.metrics import METRICS, STATS
 from pytest_ollama_perf.report.document import Document, ReportMeta, build_report, build_report_schema, write_report
 
@@ -43,7 +43,7 @@ def test_a_test_stands_with_its_verdict():
             "tps 84.1 /s, limit >= 150 /s: 44 % below",
             rows=(row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),),
             problems=(Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),),
-            hints=("OLLAMA_NUM_PARALLEL is probably 1",),
+            hints=(Hint(code=HintCode.SLOTS, text="OLLAMA_NUM_PARALLEL is probably 1"),),
             loads=[],
         )
     )
@@ -83,7 +83,7 @@ def test_a_test_stands_with_its_verdict():
                         "invalidates": False,
                     }
                 ],
-                "hints": ["OLLAMA_NUM_PARALLEL is probably 1"],
+                "hints": [{"code": "slots", "text": "OLLAMA_NUM_PARALLEL is probably 1"}],
                 "changed": [],
                 "accept": "",
                 "stored": None,
@@ -221,7 +221,9 @@ def test_numbers_of_numpy_are_numbers():
 def test_whatever_happened_the_report_is_of_its_schema(text, number, outcome):
     one = sample(4, outcome=outcome, error=text, done_reason=text, server=text, stage=Phase.MEASURED)
     rows = (row("ttft", "p50", value=number, baseline=number, change=number),)
-    made = report(result(reason=text, test=text, loads=[load([one])], rows=rows, hints=(text,)))
+    made = report(
+        result(reason=text, test=text, loads=[load([one])], rows=rows, hints=(Hint(code=HintCode.SLOTS, text=text),))
+    )
     assert len(made["tests"]) == 1
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from report_makers import WORKLOAD, load, result, sample
 
 from pytest_ollama_perf.core.sample import Outcome
-from pytest_ollama_perf.core.verdict import Verdict, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, Verdict, VerdictStatus
 from pytest_ollama_perf.harness.evaluation import TestResult
 from pytest_ollama_perf.metrics import METRICS, Shape
 from pytest_ollama_perf.report import exports
@@ -57,7 +57,7 @@ MARKED = encode_document(
                 )
             ],
             test=MARK,
-            hints=(MARK,),
+            hints=(Hint(code=HintCode.SLOTS, text=MARK),),
             changed=(MARK,),
         )
     )

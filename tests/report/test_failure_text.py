@@ -10,7 +10,7 @@ from report_makers import FINGERPRINT, WORKLOAD, load, result, row, sample
 
 from pytest_ollama_perf.core.run import Fingerprint
 from pytest_ollama_perf.core.sample import Outcome, Phase
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.report.terminal import format_failure
 
 LIMITS = (
@@ -53,7 +53,9 @@ def test_a_broken_limit_reads_as_promised():
         )
     ]
     hint = "requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1"
-    assert format_failure(result(VerdictStatus.BROKEN, REASON, loads, rows=LIMITS, hints=(hint,))) == text(
+    assert format_failure(
+        result(VerdictStatus.BROKEN, REASON, loads, rows=LIMITS, hints=(Hint(code=HintCode.SLOTS, text=hint),))
+    ) == text(
         """
         tps 84.1 /s, limit >= 150 /s: 44 % below
 

@@ -19,7 +19,7 @@ from report_makers import START, WORKLOAD, load, result, sample
 
 from pytest_ollama_perf.core.run import GpuStats, HostStats, Telemetry
 from pytest_ollama_perf.core.sample import Outcome, Phase
-from pytest_ollama_perf.core.verdict import VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, VerdictStatus
 from pytest_ollama_perf.report.document import encode_document, parse_document
 from pytest_ollama_perf.report.html import build_page, chart_data
 from pytest_ollama_perf.report.html.charts import PHASE_NAMES
@@ -290,7 +290,12 @@ def hostile(*payloads: str):
         sample(2, outcome=Outcome.BUSY, error=MARK),
     ]
     made = result(
-        VerdictStatus.BROKEN, MARK, loads=[load(samples, workload=workload)], test=MARK, hints=(MARK,), changed=(MARK,)
+        VerdictStatus.BROKEN,
+        MARK,
+        loads=[load(samples, workload=workload)],
+        test=MARK,
+        hints=(Hint(code=HintCode.SLOTS, text=MARK),),
+        changed=(MARK,),
     )
     one = encode_document(document_of(made)).decode()
     documents = [

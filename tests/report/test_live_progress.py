@@ -132,7 +132,7 @@ def test_the_bar_never_wraps(width):
 def test_a_message_takes_the_place_of_the_bar():
     terminal = Terminal()
     with LiveProgress(terminal, width=80) as live:
-        live.show_message("loading llama3.2:3b ... 34 s")
+        live.show_message("loading llama3.2:3b ...", time="34 s")
         assert terminal.screen[1].rstrip() == "loading llama3.2:3b ... 34 s"
 
 
@@ -186,9 +186,9 @@ class Written(io.StringIO):
 
 def shown(file, verbosity):
     with LiveProgress(file, verbosity=verbosity) as live:
-        live.show_message("loading llama3.2:3b ... 1 s")
-        live.show_message("loading llama3.2:3b ... 2 s")
-        live.show_message("loading llama3.2:1b ... 1 s")
+        live.show_message("loading llama3.2:3b ...", time="1 s")
+        live.show_message("loading llama3.2:3b ...", time="2 s")
+        live.show_message("loading llama3.2:1b ...", time="1 s")
         live.begin("llama3.2:3b")
         for seconds in range(26):
             live.update(progress(elapsed_s=float(seconds), tokens=310 * seconds))
@@ -238,36 +238,36 @@ def test_the_line_says_how_long_first_tokens_take():
     assert describe_progress(progress(ttft_s=0.1824)) == WHOLE
 
 
-def bar_at(width, label, **changes):
+def bar_at(width, captions, **changes):
     terminal = Terminal()
     with LiveProgress(terminal, width=width) as live:
-        live.begin(label)
+        live.begin("llama3.2:3b", captions=captions)
         live.update(progress(ttft_s=0.182, **changes))
         return terminal.screen[1].rstrip()
 
 
 @pytest.mark.parametrize(
-    ("width", "label", "line"),
+    ("width", "captions", "line"),
     [
-        (140, "level 3 of 5, llama3.2:3b", rf"level 3 of 5, llama3.2:3b ━+[╸╺]?━* {WHOLE}"),
-        (100, "level 3 of 5, llama3.2:3b", rf"level 3 of 5 ━+[╸╺]?━* {WHOLE}"),
-        (80, "level 3 of 5, llama3.2:3b", r"level 3 of 5 ━+[╸╺]?━* 12/20 requests, 310 tokens/s, 0 errors, 7 s left"),
+        (140, ("level 3 of 5",), rf"level 3 of 5, llama3.2:3b ━+[╸╺]?━* {WHOLE}"),
+        (100, ("level 3 of 5",), rf"level 3 of 5 ━+[╸╺]?━* {WHOLE}"),
+        (80, ("level 3 of 5",), r"level 3 of 5 ━+[╸╺]?━* 12/20 requests, 310 tokens/s, 0 errors, 7 s left"),
         (
             80,
-            "run 2 of at most 3, llama3.2:3b",
+            ("run 2 of at most 3",),
             r"run 2 of at most 3 ━+[╸╺]?━* 12/20 requests, 310 tokens/s, 0 errors, 7 s left",
         ),
         (
             80,
-            "block 4 of 12, candidate, llama3.2:3b",
+            ("block 4 of 12, candidate",),
             r"block 4 of 12, candidate 12/20 requests, 310 tokens/s, 0 errors, 7 s left",
         ),
-        (80, "llama3.2:3b", r"━+[╸╺]?━* 12/20 requests, 310 tokens/s, ttft 182 ms, 0 errors, 7 s left"),
-        (40, "level 3 of 5, llama3.2:3b", r"12/20 requests, 310 tokens/s, 0 erro\.\.\."),
+        (80, (), r"━+[╸╺]?━* 12/20 requests, 310 tokens/s, ttft 182 ms, 0 errors, 7 s left"),
+        (40, ("level 3 of 5",), r"12/20 requests, 310 tokens/s, 0 erro\.\.\."),
     ],
 )
-def test_a_narrow_terminal_keeps_the_numbers_then_which_load_it_is(width, label, line):
-    shown = bar_at(width, label)
+def test_a_narrow_terminal_keeps_the_numbers_then_which_load_it_is(width, captions, line):
+    shown = bar_at(width, captions)
     assert re.fullmatch(line, shown), shown
     assert len(shown) < width
 
@@ -275,14 +275,30 @@ def test_a_narrow_terminal_keeps_the_numbers_then_which_load_it_is(width, label,
 def test_a_verbose_log_says_which_load_it_is():
     file = Written()
     with LiveProgress(file, verbosity=1) as live:
-        live.begin("level 3 of 5, m")
+        live.begin("m", captions=("level 3 of 5",))
         live.update(progress(elapsed_s=11.0))
     assert file.getvalue().strip().startswith("level 3 of 5, m: 12/20 requests, 4 in flight, 282 tokens/s")
+
+
+def test_a_comma_in_the_name_of_a_model_does_not_make_a_caption_of_it():
+    terminal = Terminal()
+    with LiveProgress(terminal, width=80) as live:
+        live.begin("a, llama3.2:3b")
+        live.update(progress(ttft_s=0.182))
+        assert terminal.screen[1].startswith("━")
+
+
+def test_messages_that_end_in_different_seconds_are_different_messages():
+    file = Written()
+    with LiveProgress(file, verbosity=1) as live:
+        live.show_message("interval 1 s")
+        live.show_message("interval 2 s")
+    assert file.getvalue().split("\n") == ["", "  interval 1 s", "  interval 2 s", ""]
 
 
 def test_a_line_in_a_log_leaves_out_what_it_has_no_room_for_rather_than_its_end():
     file = Written()
     with LiveProgress(file, verbosity=1) as live:
-        live.begin("level 3 of 5, llama3.2:3b")
+        live.begin("llama3.2:3b", captions=("level 3 of 5",))
         live.update(progress(elapsed_s=11.0, ttft_s=0.182))
     assert file.getvalue().strip() == "level 3 of 5, llama3.2:3b: 12/20 requests, 282 tokens/s, 0 errors, 7 s left"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_makers import load, result, row, sample
 
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.report.document import ReportMeta
 from pytest_ollama_perf.report.markdown import (
     MAX_COMMENT_BYTES,
@@ -40,7 +40,7 @@ BROKEN = result(
         ),
     ),
     problems=(Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),),
-    hints=("OLLAMA_NUM_PARALLEL is probably 1",),
+    hints=(Hint(code=HintCode.SLOTS, text="OLLAMA_NUM_PARALLEL is probably 1"),),
     changed=("ollama 0.32.10 -> 0.32.15",),
     accept='pytest-ollama-perf accept test_chat_speed --why "..."',
 )
@@ -138,7 +138,15 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_text_from_outside_stays_text(text):
-    made = result(VerdictStatus.BROKEN, text, loads=[], test=text, hints=(text,), changed=(text,), accept=text)
+    made = result(
+        VerdictStatus.BROKEN,
+        text,
+        loads=[],
+        test=text,
+        hints=(Hint(code=HintCode.SLOTS, text=text),),
+        changed=(text,),
+        accept=text,
+    )
     lines = format_comment(document_of(made)).decode().splitlines()
     assert sum(line.startswith("## ") for line in lines) == 1
     assert sum("</details>" in line for line in lines) == 1 + (text == "</details>")  # once in the block of the command
@@ -175,7 +183,11 @@ def test_a_failure_is_annotated_at_its_line():
 
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_no_text_becomes_a_command_of_its_own(text, file):
-    shown = format_annotation(result(VerdictStatus.BROKEN, text, loads=[], test=text, hints=(text,)), file, None)
+    shown = format_annotation(
+        result(VerdictStatus.BROKEN, text, loads=[], test=text, hints=(Hint(code=HintCode.SLOTS, text=text),)),
+        file,
+        None,
+    )
     assert len(shown.splitlines()) == 1
     head, _, _ = shown.removeprefix("::error ").partition("::")
     assert [part.partition("=")[0] for part in head.split(",")] == ["file", "title"]

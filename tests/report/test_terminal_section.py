@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_makers import FINGERPRINT, TEST, WORKLOAD, load, result, row, sample
 
 from pytest_ollama_perf.core.sample import Outcome
-from pytest_ollama_perf.core.verdict import Problem, ProblemCode, VerdictStatus
+from pytest_ollama_perf.core.verdict import Hint, HintCode, Problem, ProblemCode, VerdictStatus
 from pytest_ollama_perf.report.tables import count_columns
 from pytest_ollama_perf.report.terminal import LineStyle, build_section, format_failure, format_header
 
@@ -26,7 +26,9 @@ def drawn(*results, verbosity=0, width=80):
 
 def test_the_section_reads_as_promised():
     broken = result(
-        VerdictStatus.BROKEN, BROKEN, hints=("requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1",)
+        VerdictStatus.BROKEN,
+        BROKEN,
+        hints=(Hint(code=HintCode.SLOTS, text="requests ran one at a time; OLLAMA_NUM_PARALLEL is probably 1"),),
     )
     assert drawn(result(), broken) == inspect.cleandoc(
         """
@@ -219,7 +221,7 @@ def results(draw):
         draw(nasty),
         rows=tuple(rows),
         problems=(Problem(code=draw(st.sampled_from(ProblemCode)), text=draw(nasty), invalidates=draw(st.booleans())),),
-        hints=(draw(nasty),),
+        hints=(Hint(code=draw(st.sampled_from(HintCode)), text=draw(nasty)),),
         changed=(draw(nasty),),
         accept=draw(st.lists(command_words, max_size=9).map(" ".join)),
         stored=draw(st.none() | st.integers(0, 20)),

@@ -29,10 +29,10 @@ class Silent:
         self.stop = stop
         self.messages = []
 
-    def begin(self, model, duration_s=None): ...
+    def begin(self, model, duration_s=None, *, captions=()): ...
 
-    def show_message(self, text):
-        self.messages.append(text)
+    def show_message(self, text, *, time=""):
+        self.messages.append(f"{text} {time}".rstrip())
 
     def update(self, progress):
         if self.stop:

@@ -58,7 +58,10 @@ class LoadView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TestView(msgspec.Struct, frozen=True, kw_only=True):
-    """One test. ``charts`` are those of the test as a whole; ``judged`` and ``changed_rows`` are tables."""
+    """One test. ``charts`` are those of the test as a whole.
+
+    ``limits`` and ``history`` are tables; the statuses are those of their rows.
+    """
 
     __test__ = False
 
@@ -69,7 +72,9 @@ class TestView(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     highlights: tuple[tuple[str, str], ...]
     limits: TableRows
+    limit_statuses: tuple[str, ...]
     history: TableRows
+    history_statuses: tuple[str, ...]
     problems: tuple[tuple[str, str, bool], ...]
     changed: tuple[str, ...]
     hints: tuple[str, ...]
@@ -143,6 +148,8 @@ def format_timestamp(at: float) -> str:
 def _build_test_view(number: int, test: TestEntry, budget: _ChartLimits) -> TestView:
     named = list(zip(series.name_loads(test.loads), test.loads, strict=True))
     samples = [to_samples(load) for load in test.loads]
+    limits = [row for row in test.rows if row.bound is not None]
+    changes = [row for row in test.rows if row.bound is None]
     return TestView(
         anchor=f"test-{number}",
         test=clean(test.test),
@@ -150,11 +157,13 @@ def _build_test_view(number: int, test: TestEntry, budget: _ChartLimits) -> Test
         tone=choose_tone(test.verdict),
         reason=test.reason,
         highlights=tuple(_build_highlights(test.loads)),
-        limits=list(_build_limit_rows([row for row in test.rows if row.bound is not None])),
-        history=list(_build_change_rows([row for row in test.rows if row.bound is None])),
+        limits=list(_build_limit_rows(limits)),
+        limit_statuses=tuple(row.word.value for row in limits),
+        history=list(_build_change_rows(changes)),
+        history_statuses=tuple(row.word.value for row in changes),
         problems=tuple((each.name, each.text, each.invalidates) for each in test.problems),
         changed=test.changed,
-        hints=test.hints,
+        hints=tuple(hint.text for hint in test.hints),
         accept=clean(test.accept, 4000),
         findings=tuple("\n".join(finding.get("text", ())) for finding in test.findings),
         charts=tuple(_build_test_charts(test, named, samples, budget.steps)),
