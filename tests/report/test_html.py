@@ -82,6 +82,18 @@ def test_a_test_stands_with_its_verdict_its_reason_and_its_numbers():
         assert words in said
 
 
+def test_the_cell_of_a_verdict_has_the_class_of_its_status():
+    changes = [
+        row("tps", baseline=100.0, change=0.1, word=VerdictStatus.FASTER),
+        row("latency", "p50", baseline=1.0, change=0.1, word=VerdictStatus.REGRESSED, gating=False),
+    ]
+    text = page(document_of(result(VerdictStatus.OK, "fine", rows=tuple(changes), loads=[])))
+    assert re.findall(r'<td class="word ([^"]*)">([^<]*)</td>', text) == [
+        ("faster", "faster"),
+        ("regressed", "regressed (not gating)"),
+    ]
+
+
 def test_nothing_on_the_page_comes_from_elsewhere():
     found = Elements(text_of_one())
     for tag, attributes in found.tags:

@@ -56,6 +56,16 @@ def test_a_failure_is_annotated_and_the_results_are_added_to_the_summary(perf, j
     assert "<summary>❌ test_it.py::test_slow: broken</summary>" in written
 
 
+def test_a_failed_clause_is_annotated_at_its_line_although_its_load_has_another_name(perf, job):
+    (perf.path / "c.ollama.toml").write_text(
+        "schema = 1\n[model.tiny]\nrequests = 4\nnum_predict = 4\ntps = '>= 10000000'\n", encoding="utf-8"
+    )
+    (line,) = annotations(perf.run("c.ollama.toml"))
+    assert line.startswith(
+        f"::error file={perf.path.name}/c.ollama.toml,line=5,title=broken%3A c.ollama.toml%3A%3Atiny%3A%3Aconcurrency=1::"
+    )
+
+
 def test_the_summary_is_switched_off_by_an_option(perf, job):
     found = perf.run("--ollama-no-github")
     assert annotations(found) == []
