@@ -131,8 +131,8 @@ def _is_uneven(busiest: ServerSummary, total: int) -> bool:
 
 def find_slow_servers(found: Sequence[ServerSummary]) -> tuple[str, ...]:
     """Describe the servers that are clearly slower than the median of the others; a few requests are not enough."""
-    told = [one for one in found if one.requests - one.errors >= _MIN_REQUESTS]
-    return tuple(text for one in told for text in _explain_slow(one, [other for other in told if other is not one]))
+    judged = [one for one in found if one.requests - one.errors >= _MIN_REQUESTS]
+    return tuple(text for one in judged for text in _explain_slow(one, [other for other in judged if other is not one]))
 
 
 def _explain_slow(one: ServerSummary, others: Sequence[ServerSummary]) -> Iterable[str]:

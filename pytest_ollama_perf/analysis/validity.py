@@ -95,8 +95,8 @@ def _compare_servers(first: str, url: str, known: Mapping[str, Fingerprint]) -> 
     apart = [change for change in found if change.field in _MUST_MATCH]
     if not found:
         return
-    told = ", ".join(f"{change.name} {change.before} there, {change.after} here" for change in apart or found)
-    text = f"{sanitize(url, 200)} is not like {sanitize(first, 200)}: {told}"
+    differences = ", ".join(f"{change.name} {change.before} there, {change.after} here" for change in apart or found)
+    text = f"{sanitize(url, 200)} is not like {sanitize(first, 200)}: {differences}"
     yield Problem(code=ProblemCode.SERVERS_DIFFER, text=text, invalidates=bool(apart))
 
 
@@ -300,12 +300,12 @@ def _check_prompt_cache(run: Run, summary: Summary) -> Iterator[Problem]:
     if not found:
         return
     share = found.requests / found.of
-    told = (
+    source = (
         f"{format_percent(found.tokens)} of all prompt tokens"
         if found.told
         else "their prefill took no longer than one token"
     )
-    text = f"{found.requests} of {format_count(found.of, 'prompt')} came from the prompt cache ({told})"
+    text = f"{found.requests} of {format_count(found.of, 'prompt')} came from the prompt cache ({source})"
     yield Problem(code=ProblemCode.CACHED_PROMPTS, text=text, invalidates=share > _MAX_CACHED_SHARE)
 
 

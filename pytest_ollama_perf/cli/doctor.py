@@ -232,20 +232,20 @@ def main(options: argparse.Namespace) -> int:
         raise ConfigError(f"--sessions {options.sessions}: expected {MIN_SESSIONS} or more")
     settings = resolve_settings(CommandLineSource(options))
     workload = build_load_spec(read_load_options(options, DOCTOR_LOAD_OPTIONS), default_model=options.model).workload
-    bench = Harness(settings, root=Path.cwd())
+    harness = Harness(settings, root=Path.cwd())
     try:
-        return _run_checks(bench, workload, options)
+        return _run_checks(harness, workload, options)
     finally:
-        bench.close()
+        harness.close()
 
 
-def _run_checks(bench: Harness, workload: Workload, options: argparse.Namespace) -> int:
-    workload, away = _resolve_workload(bench, workload)
+def _run_checks(harness: Harness, workload: Workload, options: argparse.Namespace) -> int:
+    workload, away = _resolve_workload(harness, workload)
     _print_progress("measuring this machine's client")
-    client = measure_client(connections=len(bench.settings.urls) * (workload.concurrency or _OPEN_LOOP_CONNECTIONS))
+    client = measure_client(connections=len(harness.settings.urls) * (workload.concurrency or _OPEN_LOOP_CONNECTIONS))
     if not options.json:
         doctor_report.print_client(client)
-    campaign = None if away else _run_campaign(bench, workload, options.sessions)
+    campaign = None if away else _run_campaign(harness, workload, options.sessions)
     # The default address was not named by the user: no answer there is no finding.
     named = bool(options.ollama_url or os.environ.get("OLLAMA_HOST", "").strip())
     found = DoctorReport(client, campaign, away, named)
@@ -258,7 +258,7 @@ def _run_checks(bench: Harness, workload: Workload, options: argparse.Namespace)
     return 0 if found.is_healthy else 1
 
 
-def _resolve_workload(bench: Harness, workload: Workload) -> tuple[Workload, str]:
+def _resolve_workload(harness: Harness, workload: Workload) -> tuple[Workload, str]:
     """Return the workload with its model, and why the server cannot be asked, empty when it can.
 
     Raises:
@@ -266,10 +266,10 @@ def _resolve_workload(bench: Harness, workload: Workload) -> tuple[Workload, str
         ConfigError: no model is named, and it has several.
     """
     try:
-        for server in bench.servers:
+        for server in harness.servers:
             server.control.get_version()
-        whole = bench.resolve_workload(workload)
-        for server in bench.servers:
+        whole = harness.resolve_workload(workload)
+        for server in harness.servers:
             server.control.get_installed(whole.model)
     except ServerUnreachableError as error:
         return workload, str(error)
@@ -277,26 +277,26 @@ def _resolve_workload(bench: Harness, workload: Workload) -> tuple[Workload, str
     return msgspec.structs.replace(whole, salt=""), ""
 
 
-def _run_campaign(bench: Harness, workload: Workload, sessions: int) -> Campaign:
+def _run_campaign(harness: Harness, workload: Workload, sessions: int) -> Campaign:
     """Run the sessions, as many as Ctrl-C and the server allow."""
     runs: list[Run] = []
     stopped, interrupted = "", False
     try:
         for number in range(1, sessions + 1):
-            runs.append(_run_session(bench, workload, f"session {number} of {sessions}"))
+            runs.append(_run_session(harness, workload, f"session {number} of {sessions}"))
     except KeyboardInterrupt:
         stopped, interrupted = f"stopped by Ctrl-C in session {len(runs) + 1} of {sessions}", True
     except OllamaPerfError as error:
         if not runs:
             raise
         stopped = f"session {len(runs) + 1} of {sessions} could not be run: {error}"
-    names = ", ".join(server.name for server in bench.servers)
+    names = ", ".join(server.name for server in harness.servers)
     return Campaign(names, workload, tuple(runs), _find_invalid_runs(runs), stopped, interrupted)
 
 
-def _run_session(bench: Harness, workload: Workload, title: str) -> Run:
+def _run_session(harness: Harness, workload: Workload, title: str) -> Run:
     with LiveProgress(sys.stderr) as progress:
-        fired = bench.measure(workload, "doctor", fresh=True, listener=progress)
+        fired = harness.measure(workload, "doctor", fresh=True, listener=progress)
     evidence = build_evidence(fired)
     readings = [(name, evidence.compute_cost(get_policy(name))) for name in _SHOWN_METRICS]
     numbers = ", ".join(

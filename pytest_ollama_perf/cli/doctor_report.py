@@ -265,12 +265,12 @@ def _list_hints(found: DoctorReport) -> Iterator[str]:
         noise for noise in noises if noise.policy.gating and not noise.is_margin_detectable and not noise.is_unusable
     ]
     if blunt:
-        words = " ".join(f"--ollama-margin {_format_margin(noise)}" for noise in blunt)
-        yield f"recommended margins for this machine: pytest {words}"
+        margins = " ".join(f"--ollama-margin {_format_margin(noise)}" for noise in blunt)
+        yield f"recommended margins for this machine: pytest {margins}"
     sharp = [noise for noise in noises if noise.policy.gating and noise.margin < noise.policy.margin]
     if sharp:
-        words = " and ".join(_format_margin(noise) for noise in sharp)
-        yield f"margins as small as {words} would hold here"
+        margins = " and ".join(_format_margin(noise) for noise in sharp)
+        yield f"margins as small as {margins} would hold here"
     if found.unreachable_reason:
         yield "to measure the noise of a server: pytest-ollama-perf doctor --url http://host:11434 --model NAME"
 

@@ -83,14 +83,14 @@ def main(options: argparse.Namespace) -> int:
     if options.output is not None:
         _reject_output_path(Path(options.output), options.force)
     settings = resolve_settings(CommandLineSource(options))
-    bench = Harness(settings, root=Path.cwd())
+    harness = Harness(settings, root=Path.cwd())
     try:
-        return _write_contract(bench, common, options)
+        return _write_contract(harness, common, options)
     except _InvalidRunError as error:
         print(f"pytest-ollama-perf: {error}; nothing was written", file=sys.stderr)
         return 1
     finally:
-        bench.close()
+        harness.close()
 
 
 def _reject_output_path(path: Path, force: bool) -> None:
@@ -101,14 +101,16 @@ def _reject_output_path(path: Path, force: bool) -> None:
         raise ConfigError(f"-o {path}: the file exists; overwrite it with --force, or give another name")
 
 
-def _write_contract(bench: Harness, common: Mapping[str, Any], options: argparse.Namespace) -> int:
-    first = bench.resolve_workload(build_load_spec({**common, "concurrency": 1}, default_model=options.model).workload)
+def _write_contract(harness: Harness, common: Mapping[str, Any], options: argparse.Namespace) -> int:
+    first = harness.resolve_workload(
+        build_load_spec({**common, "concurrency": 1}, default_model=options.model).workload
+    )
     path = Path(options.output or re.sub(r"[^A-Za-z0-9]+", "-", first.model).strip("-") + SUFFIX)
     _reject_output_path(path, options.force)
-    loads = [_measure_load(bench, first.model, common, clients, options.runs) for clients in options.concurrency]
+    loads = [_measure_load(harness, first.model, common, clients, options.runs) for clients in options.concurrency]
     text = generate_contract(first.model, common, loads)
     clauses = sum(
-        len(group.clauses) for group in parse_contract(text, str(path), settings=bench.settings, folder=path.parent)
+        len(group.clauses) for group in parse_contract(text, str(path), settings=harness.settings, folder=path.parent)
     )
     write_report(path, text.encode(), option="-o")
     where = "".join(f" --ollama-url={shlex.quote(url)}" for url in options.ollama_url or ())
@@ -118,16 +120,16 @@ def _write_contract(bench: Harness, common: Mapping[str, Any], options: argparse
     return 0
 
 
-def _measure_load(bench: Harness, model: str, common: Mapping[str, Any], clients: int, runs: int) -> MeasuredRuns:
+def _measure_load(harness: Harness, model: str, common: Mapping[str, Any], clients: int, runs: int) -> MeasuredRuns:
     workload = build_load_spec({**common, "model": model, "concurrency": clients}).workload
-    found = [_measure_run(bench, workload, f"run {number} of {runs}") for number in range(1, runs + 1)]
+    found = [_measure_run(harness, workload, f"run {number} of {runs}") for number in range(1, runs + 1)]
     return MeasuredRuns({"concurrency": clients}, tuple(found), tuple(summarise(each) for each in found))
 
 
-def _measure_run(bench: Harness, workload: Workload, title: str) -> Run:
+def _measure_run(harness: Harness, workload: Workload, title: str) -> Run:
     place = ", ".join(format_load_label(workload))
     with LiveProgress(sys.stderr) as progress:
-        fired = bench.measure(workload, "init", fresh=True, listener=progress)
+        fired = harness.measure(workload, "init", fresh=True, listener=progress)
     summary = summarise(fired)
     verdict = judge_contract(fired, summary, build_load_spec({}).limits)
     if verdict.word in FAILING_STATUSES:

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _build_epilog() -> str:
-    kinds = "\n".join(f"  {kind.value:<15} {words}" for kind, words in FAULT_HELP.items())
+    kinds = "\n".join(f"  {kind.value:<15} {description}" for kind, description in FAULT_HELP.items())
     return (
         f"faults: KIND[:ARGUMENT][@WHEN]\n{kinds}\n"
         "WHEN: 3 (the third request), 3+7, 5-9, 20- (from the 20th on), every10, p0.05; without it every request"
@@ -59,10 +59,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _read_simulator_settings(options: argparse.Namespace) -> SimulatorSettings:
-    words = {name: value for name in URL_PARAMETERS if (value := getattr(options, f"sim_{name}")) is not None}
+    values = {name: value for name in URL_PARAMETERS if (value := getattr(options, f"sim_{name}")) is not None}
     if options.url is None:
-        return read_settings(words)
-    if words:
+        return read_settings(values)
+    if values:
         raise ConfigError("give either a sim: URL or options, not both")
     if not is_sim_url(options.url):
         raise ConfigError(f"{options.url!r}: a simulator is written as sim: or sim:?slots=4&tps=80")

@@ -83,9 +83,9 @@ def format_example(metric: str) -> str:
     return f"{stat}{'>=' if found.is_higher_better else '<='} {EXAMPLE_BOUNDS[found.unit]}"
 
 
-def suggest_clause(word: str) -> str:
+def suggest_clause(option: str) -> str:
     """Return how a limit argument, ``min_tps`` or ``max_p95_ttft``, is written in a contract."""
-    side, _, rest = word.partition("_")
+    side, _, rest = option.partition("_")
     metric = next((name for name in METRICS if rest == name or rest.endswith(f"_{name}")), "")
     if side not in {"min", "max"} or not metric:
         return ""
@@ -117,14 +117,14 @@ class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
         """How many numbers history may fail here: those with a regression clause."""
         return sum(clause.margin is not None for clause in self.clauses)
 
-    def run(self, lab: ExperimentContext, test: str) -> Evaluation:
+    def run(self, context: ExperimentContext, test: str) -> Evaluation:
         """Measure, unless a precondition is broken.
 
         Raises:
             OllamaPerfError: nothing could be measured.
         """
-        lab.precondition = self._explain_violations
-        return self.experiment.run(lab, test)
+        context.precondition = self._explain_violations
+        return self.experiment.run(context, test)
 
     def result(self, recorder: EvaluationRecorder, test: str, measure: Measure) -> Any:
         """Return the result of the experiment."""
@@ -134,22 +134,22 @@ class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
         return explain_violations(self.preconditions, run)
 
 
-def judge_clause(clause: Clause, trial: Evaluation, experiment: Experiment, *, strict: bool) -> Verdict:
-    """Return the verdict on one clause of ``trial``, the result of ``experiment``; if that is invalid, so are all."""
-    if trial.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not trial.loads:
-        return trial.verdict
+def judge_clause(clause: Clause, evaluation: Evaluation, experiment: Experiment, *, strict: bool) -> Verdict:
+    """Return the verdict on one clause of ``evaluation``; if ``experiment`` was invalid, so is every clause."""
+    if evaluation.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not evaluation.loads:
+        return evaluation.verdict
     if clause.finding_metric or not isinstance(experiment, LoadTest):
-        return _judge_experiment_clause(clause, trial)
+        return _judge_experiment_clause(clause, evaluation)
     if clause.limit is not None:
-        first = trial.loads[0]
+        first = evaluation.loads[0]
         return judge_contract(first.run, first.summary, [clause.limit], strict=strict)
-    return _judge_regression_clause(clause, trial)
+    return _judge_regression_clause(clause, evaluation)
 
 
-def _judge_experiment_clause(clause: Clause, trial: Evaluation) -> Verdict:
+def _judge_experiment_clause(clause: Clause, evaluation: Evaluation) -> Verdict:
     """Return what an experiment's own verdict holds of one clause; what no row explains speaks for every clause."""
-    whole = trial.verdict
-    checks = [each for found in trial.findings for each in getattr(found, "checks", ())]
+    whole = evaluation.verdict
+    checks = [each for found in evaluation.findings for each in getattr(found, "checks", ())]
     judged = [*((each.word, each.reason) for each in checks), *((row.word, row.reason) for row in whole.rows)]
     if whole.word in FAILING_STATUSES and not any(word in FAILING_STATUSES for word, _ in judged):
         return whole
@@ -158,7 +158,7 @@ def _judge_experiment_clause(clause: Clause, trial: Evaluation) -> Verdict:
     found = [*((each.word, each.reason) for each in mine), *((row.word, f"{row.where}: {row.reason}") for row in rows)]
     word = get_worst_status(tuple(word for word, _ in found))
     reason = next((reason for each, reason in found if each is word), f"{clause.name}: met throughout")
-    return _build_clause_verdict(trial, word, reason, rows)
+    return _build_clause_verdict(evaluation, word, reason, rows)
 
 
 def _is_row_of_clause(row: VerdictRow, clause: Clause) -> bool:
@@ -166,35 +166,37 @@ def _is_row_of_clause(row: VerdictRow, clause: Clause) -> bool:
     return limit is not None and (row.metric, row.stat, row.bound) == (limit.metric, limit.stat, limit.bound)
 
 
-def _judge_regression_clause(clause: Clause, trial: Evaluation) -> Verdict:
+def _judge_regression_clause(clause: Clause, evaluation: Evaluation) -> Verdict:
     assert clause.margin is not None
     metric, _, stat = clause.margin[0].partition(".")
-    compared = trial.comparison
+    compared = evaluation.comparison
     if compared is None:
-        return _build_clause_verdict(trial, VerdictStatus.NEW, "no baseline yet: save some runs with --ollama-save")
+        return _build_clause_verdict(
+            evaluation, VerdictStatus.NEW, "no baseline yet: save some runs with --ollama-save"
+        )
     found = [row for row in compared.rows if row.gating and (row.metric, row.stat) == (metric, stat)]
     if not found:
-        return _build_clause_verdict(trial, compared.word, compared.reason)
-    return _build_clause_verdict(trial, found[0].word, _build_reason(found[0], trial), (found[0],))
+        return _build_clause_verdict(evaluation, compared.word, compared.reason)
+    return _build_clause_verdict(evaluation, found[0].word, _build_reason(found[0], evaluation), (found[0],))
 
 
-def _build_reason(row: VerdictRow, trial: Evaluation) -> str:
+def _build_reason(row: VerdictRow, evaluation: Evaluation) -> str:
     """Return the row's own reason; that of the whole comparison, which explains the phases, if it is about the row."""
-    compared = trial.comparison
+    compared = evaluation.comparison
     return compared.reason if compared and compared.speaker == (row.metric, row.stat) else row.reason
 
 
 def _build_clause_verdict(
-    trial: Evaluation, word: VerdictStatus, reason: str, rows: tuple[VerdictRow, ...] = ()
+    evaluation: Evaluation, word: VerdictStatus, reason: str, rows: tuple[VerdictRow, ...] = ()
 ) -> Verdict:
     regressed = word is VerdictStatus.REGRESSED
     return msgspec.structs.replace(
-        trial.verdict,
+        evaluation.verdict,
         word=word,
         reason=reason,
         rows=rows,
-        accept=trial.verdict.accept if regressed else "",
-        changed=trial.comparison.changed if trial.comparison and word is not VerdictStatus.OK else (),
+        accept=evaluation.verdict.accept if regressed else "",
+        changed=evaluation.comparison.changed if evaluation.comparison and word is not VerdictStatus.OK else (),
     )
 
 
@@ -204,7 +206,7 @@ class SharedLoad:
     def __init__(self, session: Session, test: str, group: ClauseGroup) -> None:
         self.group = group
         self._session, self.test = session, test
-        self._trial: Evaluation | None = None
+        self._evaluation: Evaluation | None = None
         self._judged: set[str] = set()
         self._kept: dict[str, Evaluation] = {}
 
@@ -213,16 +215,16 @@ class SharedLoad:
 
         A clause that is judged a second time is being run again, and so measured again.
         """
-        if self._trial is None or clause.name in self._judged:
-            self._trial = self._session.measure(self.group, self.test)
+        if self._evaluation is None or clause.name in self._judged:
+            self._evaluation = self._session.measure(self.group, self.test)
             self._judged.clear()
             self._kept = {name: Evaluation(kept.verdict) for name, kept in self._kept.items()}
-        trial = replace(self._trial, verdict=self._judge_clause(clause, self._trial))
+        evaluation = replace(self._evaluation, verdict=self._judge_clause(clause, self._evaluation))
         # The loads and findings are reported once, with the verdicts of all clauses.
-        self._kept[clause.name] = Evaluation(trial.verdict) if self._judged else trial
+        self._kept[clause.name] = Evaluation(evaluation.verdict) if self._judged else evaluation
         self._judged.add(clause.name)
         self._session.replace(self.test, self._kept.values())
-        self._session.raise_if_failed(test, trial)
+        self._session.raise_if_failed(test, evaluation)
 
-    def _judge_clause(self, clause: Clause, trial: Evaluation) -> Verdict:
-        return judge_clause(clause, trial, self.group.experiment, strict=self._session.settings.strict)
+    def _judge_clause(self, clause: Clause, evaluation: Evaluation) -> Verdict:
+        return judge_clause(clause, evaluation, self.group.experiment, strict=self._session.settings.strict)

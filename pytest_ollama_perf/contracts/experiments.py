@@ -89,19 +89,19 @@ _METRIC_LIMIT = re.compile(r"\s*(?P<op><=|>=)\s*(?P<value>\d*\.?\d+)\s*(?P<unit>
 
 
 def list_table_options(kind: ExperimentKind) -> tuple[str, ...]:
-    """Return the words that the table takes: the marker's, but its model and what a contract writes as clauses."""
+    """Return the options that the table takes: the marker's, but its model and what a contract writes as clauses."""
     _, known = load_reader(kind.marker)
     clauses = {gate.option for gate in kind.own_metrics.values()} | {"model", "limits", "max_regression"}
     limits = () if not kind.takes_load_limits else tuple(f"{side}_" for side in ("min", "max"))
-    return tuple(word for word in known if word not in clauses and not (limits and _is_limit(word, limits)))
+    return tuple(option for option in known if option not in clauses and not (limits and _is_limit(option, limits)))
 
 
-def _is_limit(word: str, sides: tuple[str, ...]) -> bool:
-    return word.startswith(sides) and word.endswith(tuple(METRICS))
+def _is_limit(option: str, sides: tuple[str, ...]) -> bool:
+    return option.startswith(sides) and option.endswith(tuple(METRICS))
 
 
 def parse_metric_clause(kind: ExperimentKind, key: str, text: object, line: int) -> tuple[Clause, dict[str, Any]]:
-    """Read ``">= 4"`` behind ``knee``: the clause, and the marker's word that asks for it."""
+    """Read ``">= 4"`` behind ``knee``: the clause, and the marker's option that asks for it."""
     gate = kind.own_metrics[key]
     match = _METRIC_LIMIT.fullmatch(text) if isinstance(text, str) else None
     if match is None or match["op"] != gate.op or bool(match["unit"]) != gate.is_time:
@@ -123,7 +123,7 @@ def parse_limit_clauses(metric: str, texts: object, line: int) -> list[Clause]:
 
 
 def build_experiment(
-    kind: ExperimentKind, words: Mapping[str, Any], clauses: Iterable[Clause], settings: Settings
+    kind: ExperimentKind, options: Mapping[str, Any], clauses: Iterable[Clause], settings: Settings
 ) -> Experiment:
     """Return the experiment that ``words`` describe, with every limit of ``clauses``."""
     read, _ = load_reader(kind.marker)
@@ -131,4 +131,4 @@ def build_experiment(
     for clause in clauses:
         if clause.limit is not None:
             limits.setdefault(clause.limit.metric, []).append(clause.limit.text)
-    return read({**words, **({"limits": limits} if limits else {})}, settings)
+    return read({**options, **({"limits": limits} if limits else {})}, settings)

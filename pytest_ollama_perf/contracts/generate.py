@@ -39,7 +39,7 @@ _SURE_FROM = (("p95", 59), ("p90", 29))
 
 @dataclass(frozen=True)
 class MeasuredRuns:
-    """Runs of one load, each on a freshly loaded model, and their numbers; ``words`` are what sets the load apart."""
+    """Runs of one load, each on a freshly loaded model, and their numbers; ``options`` distinguish the load."""
 
     options: Mapping[str, Any]
     runs: tuple[Run, ...]
@@ -47,7 +47,7 @@ class MeasuredRuns:
 
 
 def generate_contract(model: str, common: Mapping[str, Any], loads: Sequence[MeasuredRuns]) -> str:
-    """Return the contract of ``model``; ``common`` are the words that all ``loads`` share."""
+    """Return the contract of ``model``; ``common`` are the options that all ``loads`` share."""
     seen = loads[0].runs[0].fingerprint
     runs = len(loads[0].runs)
     what = " ".join(part for part in (seen.model or model, seen.quantization) if part)
@@ -60,14 +60,14 @@ def generate_contract(model: str, common: Mapping[str, Any], loads: Sequence[Mea
         f"schema = {SCHEMA_VERSION}",
         "",
         f"[model.{_quote_text(model)}]",
-        *(f"{word} = {_format_value(given)}" for word, given in common.items()),
+        *(f"{option} = {_format_value(given)}" for option, given in common.items()),
         *_generate_require(model, loads),
     ]
     for load in loads:
         rows += [
             "",
             f"[[model.{_quote_text(model)}.load]]",
-            *(f"{word} = {_format_value(v)}" for word, v in load.options.items()),
+            *(f"{option} = {_format_value(v)}" for option, v in load.options.items()),
         ]
         rows += [row for metric in LIMITED_METRICS for row in _generate_clauses(metric, load)]
         rows.append('error_rate = "<= 0%"')
@@ -93,16 +93,16 @@ def _generate_clauses(metric: str, load: MeasuredRuns) -> Iterator[str]:
         return
     one = get_policy(f"{metric}.{stat}" if stat else metric)
     clauses = [f"{stat} {_compute_bound(one, known)}".strip()]
-    told = (
+    comment = (
         f"{format_value(metric, median(known))}, {format_value(metric, min(known))} to "
         f"{format_value(metric, max(known))}"
     )
     if metric in GATING_METRICS:
         share, note = _compute_margin(get_policy(metric), load.runs)
         clauses += [f"regression <= {share}"] if share else []
-        told += note
+        comment += note
     texts = ", ".join(f'"{clause}"' for clause in clauses)
-    yield f"{metric} = {f'[{texts}]' if len(clauses) > 1 else texts}  # {told}"
+    yield f"{metric} = {f'[{texts}]' if len(clauses) > 1 else texts}  # {comment}"
 
 
 def _select_stat(metric: str, requests: int) -> str:

@@ -18,12 +18,12 @@ PYPROJECT = "pyproject.toml"
 CONTRACT_TABLE = ("tool", "pytest_ollama_perf")
 
 
-def collect_file(path: Path, parent: pytest.Collector, room: Session) -> ContractFile | None:
+def collect_file(path: Path, parent: pytest.Collector, perf_session: Session) -> ContractFile | None:
     """Return the collector of ``path`` where that is a contract, or a pyproject.toml that holds one."""
     if path.name == PYPROJECT and not _holds_contract(path):
         return None
     contract = ContractFile.from_parent(parent, path=path)
-    contract.ollama_session = room
+    contract.ollama_session = perf_session
     return contract
 
 
@@ -50,7 +50,7 @@ class ContractFile(pytest.File):
     def collect(self) -> Iterator[pytest.Collector]:
         """Yield a collector for each model."""
         for model, groups in groupby(self._parse_groups(), key=lambda group: group.model):
-            yield ModelCollector.from_parent(self, name=model, groups=list(groups), room=self.ollama_session)
+            yield ModelCollector.from_parent(self, name=model, groups=list(groups), perf_session=self.ollama_session)
 
     def _parse_groups(self) -> tuple[ClauseGroup, ...]:
         from pytest_ollama_perf.contracts.parse import parse_contract
@@ -82,22 +82,22 @@ class ContractFile(pytest.File):
 class ModelCollector(pytest.Collector):
     """The loads of one model."""
 
-    def __init__(self, *, groups: Iterable[ClauseGroup], room: Session, **keywords: Any) -> None:
+    def __init__(self, *, groups: Iterable[ClauseGroup], perf_session: Session, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self._parse_groups, self._session = groups, room
+        self._parse_groups, self._session = groups, perf_session
 
     def collect(self) -> Iterator[pytest.Collector]:
         """Yield a collector for each load."""
         for group in self._parse_groups:
-            yield LoadCollector.from_parent(self, name=group.name, group=group, room=self._session)
+            yield LoadCollector.from_parent(self, name=group.name, group=group, perf_session=self._session)
 
 
 class LoadCollector(pytest.Collector):
     """The clauses that share one load."""
 
-    def __init__(self, *, group: ClauseGroup, room: Session, **keywords: Any) -> None:
+    def __init__(self, *, group: ClauseGroup, perf_session: Session, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self._group, self._session = group, room
+        self._group, self._session = group, perf_session
 
     def collect(self) -> Iterator[pytest.Item]:
         """Yield an item for each clause."""

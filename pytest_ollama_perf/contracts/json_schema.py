@@ -40,8 +40,8 @@ def _build_list(inner: Schema) -> Schema:
     return {"type": "array", "items": inner, "minItems": 1}
 
 
-def _build_enum(words: Iterable[str]) -> Schema:
-    return {"enum": list(words)}
+def _build_enum(values: Iterable[str]) -> Schema:
+    return {"enum": list(values)}
 
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
@@ -136,7 +136,7 @@ def _build_require() -> Schema:
 def _build_experiment(kind: ExperimentKind) -> Schema:
     marker = MARKERS[kind.marker]
     options = {**LOAD_OPTIONS, **marker.judging_options, **marker.own_options}
-    words = {
+    values = {
         name: _build_option(options[name], is_list=name in marker.axes) if name in options else {}
         for name in list_table_options(kind)
     }
@@ -148,4 +148,4 @@ def _build_experiment(kind: ExperimentKind) -> Schema:
         }
         for name, gate in kind.own_metrics.items()
     }
-    return _build_table({**words, **metrics, **gates, "require": {"$ref": "#/$defs/require"}})
+    return _build_table({**values, **metrics, **gates, "require": {"$ref": "#/$defs/require"}})

@@ -37,7 +37,7 @@ DEFAULT_MODEL = "*"
 """Means the model of --ollama-model, or the only one that the server has."""
 
 TOP_LEVEL_KEYS = ("schema", "defaults", "model", "load")
-CONTRACT_LOAD_OPTIONS = tuple(word for word in LOAD_OPTIONS if word != "model")
+CONTRACT_LOAD_OPTIONS = tuple(option for option in LOAD_OPTIONS if option != "model")
 FILE_OPTIONS = tuple(name for name, option in LOAD_OPTIONS.items() if option.is_file)
 """Arguments that are paths."""
 
@@ -188,7 +188,7 @@ def _parse_layer(reader: _ContractParser, table: Any, path: toml.KeyPath, extra:
 
 
 def _resolve_paths(folder: Path, value: Any) -> Any:
-    """Return paths that begin where the contract is; anything else is left to whoever reads the word."""
+    """Return paths that begin where the contract is; other values are checked by the option's own parser."""
     if isinstance(value, list):
         return [_resolve_paths(folder, each) for each in value]
     return str(folder / value) if isinstance(value, str) and value else value
@@ -201,15 +201,15 @@ def _apply_name(reader: _ContractParser, layer: _Layer, name: object) -> _Layer:
     return _Layer(layer.path, layer.options, layer.clauses, layer.preconditions, name.strip())
 
 
-def _check_option(word: str, value: Any) -> bool:
-    """Read each value of a word by itself; ``ConfigError`` where one is wrong."""
-    several = value if word in LIST_OPTIONS and isinstance(value, list) else [value]
+def _check_option(option: str, value: Any) -> bool:
+    """Read each value of an option by itself; ``ConfigError`` where one is wrong."""
+    several = value if option in LIST_OPTIONS and isinstance(value, list) else [value]
     if not several:
-        raise ConfigError(f"{word} = []: expected at least one value")
+        raise ConfigError(f"{option} = []: expected at least one value")
     if len(several) > len(set(map(repr, several))):
-        raise ConfigError(f"{word} = {safe_repr(value)}: duplicate value")
+        raise ConfigError(f"{option} = {safe_repr(value)}: duplicate value")
     for each in several:
-        LOAD_OPTIONS[word].parse(each)
+        LOAD_OPTIONS[option].parse(each)
     return True
 
 
@@ -255,11 +255,11 @@ def _suggest_key(reader: _ContractParser, key: str, valid: tuple[str, ...]) -> s
 
 def _build_load_groups(reader: _ContractParser, model: str, layers: tuple[_Layer, ...]) -> Iterator[ClauseGroup]:
     """Yield a group for every load that the nearest of ``layers`` defines: one at each concurrency or rate."""
-    words = merge_options([layer.options for layer in layers])
+    options = merge_options([layer.options for layer in layers])
     clauses = [clause for written in _merge_layers(layers, "clauses").values() for clause in written]
     require = tuple(_merge_layers(layers, "preconditions").values())
     path, name = layers[0].path, layers[0].name
-    for several in _expand_lists(words):
+    for several in _expand_lists(options):
         spec = reader.attempt(path, _build_load_spec, model, several, reader.settings.model)
         if spec is not None:
             group = _build_group(reader, model, name, spec, clauses, path)
@@ -282,15 +282,15 @@ def _build_experiment_group(
     path: toml.KeyPath,
     layers: tuple[_Layer, ...],
 ) -> Iterator[ClauseGroup]:
-    """Yield the group of an experiment: words of the tables around it count, but for their pace and their clauses."""
+    """Yield the group of an experiment: options of the tables around it count, but for their pace and their clauses."""
     if not isinstance(table, dict):
         reader.add_fault(path, f"expected a table, not {safe_repr(table)}")
         return
     metrics = METRICS if kind.takes_load_limits else {}
     valid = list_table_options(kind)
     _reject_unknown(reader, table, path, (*valid, *kind.own_metrics, *metrics, "require"), f"of {path[-1]}")
-    words, clauses = _parse_experiment_table(reader, kind, table, path, valid)
-    words = _inherit_options(layers, valid) | words
+    options, clauses = _parse_experiment_table(reader, kind, table, path, valid)
+    options = _inherit_options(layers, valid) | options
     if kind.takes_load_limits and not _has_error_limit(clauses):
         clauses.append(_build_error_clause())
     if not clauses:
@@ -301,7 +301,7 @@ def _build_experiment_group(
         reader, table.get("require", {}), (*path, "require")
     )
     named = {} if model == DEFAULT_MODEL else {"model": model}
-    experiment = reader.attempt(path, build_experiment, kind, {**words, **named}, clauses, reader.settings)
+    experiment = reader.attempt(path, build_experiment, kind, {**options, **named}, clauses, reader.settings)
     if experiment is not None:
         line = toml.find_line(reader.lines, path)
         group = ClauseGroup(model=model, name=kind.name, line=line, experiment=experiment, clauses=tuple(clauses))
@@ -311,26 +311,26 @@ def _build_experiment_group(
 def _parse_experiment_table(
     reader: _ContractParser, kind: ExperimentKind, table: Mapping[str, Any], path: toml.KeyPath, valid: tuple[str, ...]
 ) -> tuple[dict[str, Any], list[Clause]]:
-    """Read an experiment's own table: words of its marker, those for its numbers included, and clauses."""
-    words: dict[str, Any] = {}
+    """Read an experiment's own table: options of its marker, those for its numbers included, and clauses."""
+    options: dict[str, Any] = {}
     clauses: list[Clause] = []
     for key, value in table.items():
         where = (*path, key)
         line = toml.find_line(reader.lines, where)
         if key in kind.own_metrics:
-            clause, word = reader.attempt(where, parse_metric_clause, kind, key, value, line) or (None, {})
+            clause, given = reader.attempt(where, parse_metric_clause, kind, key, value, line) or (None, {})
             clauses += [clause] if clause else []
-            words |= word
+            options |= given
         elif kind.takes_load_limits and key in METRICS:
             clauses += reader.attempt(where, parse_limit_clauses, key, value, line) or ()
         elif key in valid:
-            words[key] = value
-    return words, clauses
+            options[key] = value
+    return options, clauses
 
 
 def _inherit_options(layers: Iterable[_Layer], valid: tuple[str, ...]) -> dict[str, Any]:
-    words = merge_options([layer.options for layer in layers])
-    return {word: value for word, value in words.items() if word in valid and word not in LOAD_SHAPE_OPTIONS}
+    options = merge_options([layer.options for layer in layers])
+    return {option: value for option, value in options.items() if option in valid and option not in LOAD_SHAPE_OPTIONS}
 
 
 def _has_error_limit(clauses: Iterable[Clause]) -> bool:
@@ -342,15 +342,15 @@ def _build_error_clause() -> Clause:
     return parse_clause(metric, "", text)
 
 
-def _expand_lists(words: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    axis = next((word for word in LIST_OPTIONS if isinstance(words.get(word), list)), None)
-    values = words[axis] if axis else [None]
-    yield from ({**words, axis: value} if axis else dict(words) for value in values)
+def _expand_lists(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    axis = next((option for option in LIST_OPTIONS if isinstance(options.get(option), list)), None)
+    values = options[axis] if axis else [None]
+    yield from ({**options, axis: value} if axis else dict(options) for value in values)
 
 
-def _build_load_spec(model: str, words: Mapping[str, Any], default_model: str | None) -> LoadSpec:
+def _build_load_spec(model: str, options: Mapping[str, Any], default_model: str | None) -> LoadSpec:
     named = {} if model == DEFAULT_MODEL else {"model": model}
-    return build_load_spec({**words, **named}, default_model=default_model)
+    return build_load_spec({**options, **named}, default_model=default_model)
 
 
 def _build_group(

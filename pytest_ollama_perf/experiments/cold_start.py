@@ -27,8 +27,7 @@ from pytest_ollama_perf.harness import ProgressListener
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext
 from pytest_ollama_perf.harness.history import HistoryComparison, count_gating_pairs
 from pytest_ollama_perf.loadgen.recorder import LoadProgress
-from pytest_ollama_perf.metrics import METRICS, Metric, Shape
-from pytest_ollama_perf.metrics import format_seconds as said
+from pytest_ollama_perf.metrics import METRICS, Metric, Shape, format_seconds
 
 _MARKER = MARKERS["ollama_cold_start"]
 _DEFAULT_WARM_REQUESTS = 10
@@ -218,12 +217,14 @@ def _build_summary(found: ColdStart) -> str:
     """Say in one line what was found."""
     if found.cold_latency_s is None:
         return "no cold start succeeded"
-    told = [f"load {said(found.load_time_s)}"] if found.load_time_s is not None else []
+    parts = [f"load {format_seconds(found.load_time_s)}"] if found.load_time_s is not None else []
     if found.cold_ttft_s is not None and found.warm_ttft_s is not None:
-        told.append(f"TTFT {said(found.cold_ttft_s)} cold, {said(found.warm_ttft_s)} warm")
+        parts.append(f"TTFT {format_seconds(found.cold_ttft_s)} cold, {format_seconds(found.warm_ttft_s)} warm")
     elif found.warm_latency_s is not None:
-        told.append(f"latency {said(found.cold_latency_s)} cold, {said(found.warm_latency_s)} warm")
-    return ", ".join(told)
+        parts.append(
+            f"latency {format_seconds(found.cold_latency_s)} cold, {format_seconds(found.warm_latency_s)} warm"
+        )
+    return ", ".join(parts)
 
 
 def list_option_names() -> tuple[str, ...]:

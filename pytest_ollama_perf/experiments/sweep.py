@@ -35,8 +35,7 @@ from pytest_ollama_perf.experiments.results import EvaluationRecorder, Measure
 from pytest_ollama_perf.experiments.sweep_points import SweepResult
 from pytest_ollama_perf.harness.evaluation import Evaluation, ExperimentContext, run_load
 from pytest_ollama_perf.harness.history import count_gating_pairs
-from pytest_ollama_perf.metrics import format_count, format_number
-from pytest_ollama_perf.metrics import format_seconds as said
+from pytest_ollama_perf.metrics import format_count, format_number, format_seconds
 from pytest_ollama_perf.metrics.summary import Summary
 
 DEFAULT_CONCURRENCY = (1, 2, 4, 8)
@@ -151,7 +150,7 @@ class _SweepRunner:
         latency = level.latency_p50_s
         if latency is not None and latency > self.experiment.stop_latency_s:
             limit = f"stop_latency={self.experiment.stop_latency_s:g}"
-            return f"stopped after {format_position(level.at)}: latency p50 {said(latency)} ({limit})"
+            return f"stopped after {format_position(level.at)}: latency p50 {format_seconds(latency)} ({limit})"
         return ""
 
     def _note_missing(self, rest: Sequence[tuple[AxisValues, LoadSpec]], stopped: str) -> None:
@@ -327,16 +326,16 @@ def _build_summary(found: Sweep) -> str:
     """Say in one line what the sweep found, of the first curve."""
     levels = sum(len(curve.levels) for curve in found.curves)
     curve = found.curves[0]
-    told = [format_count(levels, "level")]
+    parts = [format_count(levels, "level")]
     if curve.knee:
         where, speed = _format_knee(curve.knee), _format_throughput(curve, curve.knee.throughput)
         grew = "throughput stops growing at" if curve.knee.reached else "throughput still grows at"
-        told.append(f"{grew} {where} ({speed})")
+        parts.append(f"{grew} {where} ({speed})")
     if curve.saturation:
-        told.append(f"TTFT takes off at {format_number(curve.saturation.at)}")
+        parts.append(f"TTFT takes off at {format_number(curve.saturation.at)}")
     if curve.stopped:
-        told.append("stopped early")
-    return ", ".join(told) + (f"; {len(found.curves) - 1} more curves" if len(found.curves) > 1 else "")
+        parts.append("stopped early")
+    return ", ".join(parts) + (f"; {len(found.curves) - 1} more curves" if len(found.curves) > 1 else "")
 
 
 def _format_knee(knee: Knee) -> str:

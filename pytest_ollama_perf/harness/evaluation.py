@@ -205,7 +205,7 @@ class ExperimentContext:
         return evaluation
 
     def add_caption(self, caption: str) -> ExperimentContext:
-        """Return the same instruments, whose progress names which of several loads the next one is."""
+        """Return a copy whose listener adds ``caption``, which says which of several loads the next one is."""
         return replace(self, listener=CaptionedListener(self.listener, caption))
 
     def build_failed_evaluation(self, reason: str) -> Evaluation:

@@ -114,11 +114,11 @@ class LoadPlan:
 
     def _pre_encode(self) -> list[bytes]:
         bodies: list[bytes] = []
-        room = _MAX_PRE_ENCODED_BYTES if self.workload.turns == 1 else 0
+        left_bytes = _MAX_PRE_ENCODED_BYTES if self.workload.turns == 1 else 0
         for index in range(self.total or 0):
             bodies.append(self._encode(index))
-            room -= len(bodies[-1])
-            if room < 0:
+            left_bytes -= len(bodies[-1])
+            if left_bytes < 0:
                 break
         return bodies
 

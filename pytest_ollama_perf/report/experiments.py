@@ -54,8 +54,8 @@ def _render_sweep(finding: Sweep, width: int) -> list[str]:
         text += _fit_nonempty_columns(list(_build_curve_rows(finding.axis, curve)), width)
         text += [
             line
-            for told in _describe_curve(finding.axis, curve)
-            for line in wrap(clean(told), width, INDENT, INDENT * 2)
+            for description in _describe_curve(finding.axis, curve)
+            for line in wrap(clean(description), width, INDENT, INDENT * 2)
         ]
     return [*text, *render_limits(finding.checks, width)]
 
@@ -166,8 +166,8 @@ def _render_max_concurrency(finding: MaxConcurrency, width: int) -> list[str]:
     text = fit_table(list(_build_probe_rows(finding.probes)), width) if finding.probes else []
     if any(not probe.conclusive for probe in finding.probes):
         text.append(f"{INDENT}?: too few requests to be conclusive; raise requests or repeats")
-    told = _describe_breach(finding)
-    return [*text, *wrap(told, width, INDENT, INDENT * 2), *render_limits(finding.checks, width)]
+    breach = _describe_breach(finding)
+    return [*text, *wrap(breach, width, INDENT, INDENT * 2), *render_limits(finding.checks, width)]
 
 
 def _describe_breach(finding: MaxConcurrency) -> str:
@@ -223,9 +223,9 @@ _COMPARISON_HEADS = ("", "baseline", "candidate", "change", "95% CI", "margin")
 def _render_comparison(finding: ABComparison, width: int) -> list[str]:
     """The sides, the table, and how much was measured for it."""
     sides = [("baseline", finding.baseline), ("candidate", finding.candidate)]
-    told = [line for name, what in sides for line in wrap(f"{name}: {clean(what)}", width, INDENT, INDENT * 2)]
+    lines = [line for name, what in sides for line in wrap(f"{name}: {clean(what)}", width, INDENT, INDENT * 2)]
     table = fit_table([_COMPARISON_HEADS, *build_change_rows(finding.rows)], width) if finding.rows else []
-    return [*told, "", *table, "", *wrap(_describe_comparison_size(finding), width, INDENT, INDENT)]
+    return [*lines, "", *table, "", *wrap(_describe_comparison_size(finding), width, INDENT, INDENT)]
 
 
 def _describe_comparison_size(finding: ABComparison) -> str:

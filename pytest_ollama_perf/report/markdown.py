@@ -54,13 +54,13 @@ def format_markdown(document: Document, limit: int) -> bytes:
     return ("\n".join(whole).rstrip("\n") + "\n").encode("utf-8", "replace")
 
 
-def _take_fitting_blocks(blocks: Iterable[str], room: int) -> tuple[list[str], int]:
-    """Return the first blocks that fit ``room`` bytes, and how many do not."""
+def _take_fitting_blocks(blocks: Iterable[str], left: int) -> tuple[list[str], int]:
+    """Return the first blocks that fit ``left`` bytes, and how many do not."""
     all_blocks = list(blocks)
     kept: list[str] = []
     for block in all_blocks:
-        room -= _count_bytes([block])
-        if room < 0:
+        left -= _count_bytes([block])
+        if left < 0:
             break
         kept.append(block)
     return kept, len(all_blocks) - len(kept)

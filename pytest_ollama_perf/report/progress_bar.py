@@ -34,7 +34,7 @@ class BarPainter:
         self._console = Console(file=_EncodedStringIO(encoding), width=width, force_terminal=True, legacy_windows=False)
 
     def render_line(self, model: str, texts: Sequence[str], share: float | None, caption: str = "") -> str:
-        """Return one line that never wraps: the first of ``texts`` that leaves room for the rest, else the last.
+        """Return one line that never wraps, with the first of ``texts`` that leaves enough columns, else the last.
 
         ``caption`` says which of several loads it is. Without ``share`` the line is a text alone.
         """
@@ -53,17 +53,17 @@ class BarPainter:
 
 def _build_bar_row(model: str, caption: str, text: str, share: float, width: int) -> list[Text | ProgressBar]:
     """Keep what matters most: the numbers, then which of several loads it is, then the bar, then the model's name."""
-    room = width - count_columns(text) - 1
-    if room < _MIN_BAR_WIDTH:
+    free = width - count_columns(text) - 1
+    if free < _MIN_BAR_WIDTH:
         return [Text(truncate(text, width))]
     label = f"{caption}, {model}" if caption else model
-    fits = [each for each in (label, caption) if each and count_columns(each) + 1 + _MIN_BAR_WIDTH <= room]
-    if caption and not fits and count_columns(caption) <= room:
+    fits = [each for each in (label, caption) if each and count_columns(each) + 1 + _MIN_BAR_WIDTH <= free]
+    if caption and not fits and count_columns(caption) <= free:
         return [Text(caption), Text(text)]
     named = fits[0] if fits else ""
-    bar = min(_MAX_BAR_WIDTH, room - count_columns(named) - 1 if named else room)
+    bar = min(_MAX_BAR_WIDTH, free - count_columns(named) - 1 if named else free)
     row: list[Text | ProgressBar] = [ProgressBar(total=1.0, completed=share, width=bar), Text(text)]
-    room -= bar + 1
-    if not named and room >= _MIN_BAR_WIDTH:
-        named = truncate_middle(label, room)
+    free -= bar + 1
+    if not named and free >= _MIN_BAR_WIDTH:
+        named = truncate_middle(label, free)
     return [Text(named), *row] if named else row

@@ -76,19 +76,19 @@ def describe_loads(
 ) -> list[str]:
     """Return how much was measured and where, with ``numbers`` also the main ones.
 
-    Runs of one workload in one environment share their lines; an environment is said once for all that follow in it.
+    Runs of one workload in one environment share their lines; an environment is shown once for all that follow in it.
     ``together`` says in one line how much it was: the table of an experiment has the loads one by one.
     """
     groups = [list(group) for _, group in groupby(loads, key=_build_group_key)]
     if together and len(groups) > 1:
         return _describe_loads_together(loads, stored, width)
-    lines, said = [], [""]
+    lines, shown_environment = [], [""]
     for group in groups[:_MAX_LOADS_SHOWN]:
         lines += join_phrases(facts.format_main_numbers(group), width, INDENT) if numbers else []
         lines += join_phrases(facts.describe_size(group, stored), width, INDENT)
-        if (where := facts.describe_environment(group[0].run.fingerprint)) != said:
+        if (where := facts.describe_environment(group[0].run.fingerprint)) != shown_environment:
             lines += join_phrases(where, width, INDENT)
-            said = where
+            shown_environment = where
         lines += join_phrases(facts.describe_telemetry(group), width, INDENT)
     if len(groups) > _MAX_LOADS_SHOWN:
         lines.append(
@@ -303,8 +303,8 @@ def _format_title(test: str, word: str, width: int) -> str:
 def _format_main_lines(result: TestResult, width: int) -> Iterable[str]:
     found = render_findings(result.findings, width)
     instead = any(not finding.supplements_metrics for finding in result.findings)
-    told = describe_loads(result.loads, result.verdict.stored, width, numbers=not instead, together=instead)
-    return [*found, *told]
+    loads_text = describe_loads(result.loads, result.verdict.stored, width, numbers=not instead, together=instead)
+    return [*found, *loads_text]
 
 
 def _format_all_numbers(result: TestResult, width: int) -> Iterator[str]:

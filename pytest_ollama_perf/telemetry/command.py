@@ -211,12 +211,12 @@ _CELL_PARSERS: Mapping[str, Callable[[str, str, float], Any]] = MappingProxyType
 )
 
 
-def _scale_number(value: object, scale: float, name: str, said: str) -> float:
+def _scale_number(value: object, scale: float, name: str, text: str) -> float:
     """Return a value in the unit of its field; only temperatures may be negative."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UnreadableLineError(f"{said} is no number")
+        raise UnreadableLineError(f"{text} is no number")
     if not (-100 if name == "temperature_c" else 0) <= value <= 1e18:
-        raise UnreadableLineError(f"{said} cannot be {value}")
+        raise UnreadableLineError(f"{text} cannot be {value}")
     scaled = value * scale
     return int(scaled) if name.endswith("_bytes") else min(scaled, 1.0) if scale == 0.01 else float(scaled)
 
@@ -352,8 +352,8 @@ class _CommandReader:
 
     def _explain_missing(self, ended: int | None) -> str:
         if ended is not None:
-            said = sanitize(self._complaint.decode("utf-8", "replace").strip().rpartition("\n")[2], 150)
-            return f"the telemetry command ended by itself with {ended}{f': {said}' if said else ''}"
+            text = sanitize(self._complaint.decode("utf-8", "replace").strip().rpartition("\n")[2], 150)
+            return f"the telemetry command ended by itself with {ended}{f': {text}' if text else ''}"
         return "" if self._log.gpus else "the telemetry command printed no reading of a GPU"
 
 

@@ -141,6 +141,7 @@ def test_slower_decoding_regresses_the_test_and_says_which_phase_it_was(tmp_path
     assert trial.verdict.reason.startswith(
         "tps -16.7 % (10.2 /s -> 8.47 /s), margin 5 %, 3 runs against 10 stored: decode grew"
     )
+    assert trial.comparison.speaker == ("tps", "")
     assert trial.is_failing(settings)
     assert bench.asked == [True, True, True]
     assert trial.verdict.accept.startswith(f"pytest-ollama-perf accept {TEST} --why")

@@ -15,7 +15,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 from document_makers import MS, document_of, judged, many, past
-from report_makers import START, WORKLOAD, load, result, sample
+from report_makers import START, WORKLOAD, load, result, row, sample
 
 from pytest_ollama_perf.core.run import GpuStats, HostStats, Telemetry
 from pytest_ollama_perf.core.sample import Outcome, Phase

@@ -62,7 +62,8 @@ def test_a_failed_clause_is_annotated_at_its_line_although_its_load_has_another_
     )
     (line,) = annotations(perf.run("c.ollama.toml"))
     assert line.startswith(
-        f"::error file={perf.path.name}/c.ollama.toml,line=5,title=broken%3A c.ollama.toml%3A%3Atiny%3A%3Aconcurrency=1::"
+        f"::error file={perf.path.name}/c.ollama.toml,line=5,"
+        "title=broken%3A c.ollama.toml%3A%3Atiny%3A%3Aconcurrency=1::"
     )
 
 

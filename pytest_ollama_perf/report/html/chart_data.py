@@ -313,11 +313,11 @@ def build_change_charts(rows: Sequence[RowEntry]) -> Iterator[Chart]:
     known = [row for row in rows if row.change is not None]
     if not known:
         return
-    said = (
+    caption = (
         f"{_format_row_name(row)} {format_percent(row.change, signed=True)}" for row in known if row.change is not None
     )
     cells = [(_format_row_name(row), row.change, row.low, row.high, sign_margin(row), row.word.value) for row in known]
-    yield charts.draw_changes(f"Changes against the baseline: {', '.join(said)}", cells)
+    yield charts.draw_changes(f"Changes against the baseline: {', '.join(caption)}", cells)
 
 
 def _format_row_name(row: RowEntry) -> str:
@@ -377,14 +377,14 @@ def _classify_run(run: HistoryRun, metric: str) -> str:
 def _describe_history_chart(
     metric: str, values: Sequence[float], drift: MetricDrift, runs: Sequence[HistoryRun]
 ) -> str:
-    said = (
+    text = (
         f"{metric} of {len(runs)} runs, from {format_value(metric, min(values))} to {format_value(metric, max(values))}"
     )
     borders = [clean(run.border, 80) for run in runs if run.border]
-    said += f", in {len(borders) + 1} epochs (the last since: {borders[-1]})" if borders else ""
+    text += f", in {len(borders) + 1} epochs (the last since: {borders[-1]})" if borders else ""
     if drift.warns and drift.since is not None:
         since = datetime.fromtimestamp(drift.since, timezone.utc).strftime("%Y-%m-%d")
         return (
-            f"{said}; drifts since {since}: {format_percent(drift.slowdown)} slower than the first runs of this epoch"
+            f"{text}; drifts since {since}: {format_percent(drift.slowdown)} slower than the first runs of this epoch"
         )
-    return f"{said}; {drift.missing} more runs are needed to see a drift" if drift.missing else f"{said}; no drift"
+    return f"{text}; {drift.missing} more runs are needed to see a drift" if drift.missing else f"{text}; no drift"
