@@ -149,6 +149,10 @@ def _check_model_change(run: Run, summary: Summary) -> Iterator[Problem]:
             was, now = sanitize(before.digest, 12), sanitize(after.digest, 12)
             text = f"the model changed while it was measured: digest {was} before, {now} after"
             yield Problem(code=ProblemCode.MODEL_REPLACED, text=text, invalidates=True)
+        elif after.context_length and before.context_length and after.context_length != before.context_length:
+            lengths = f"{before.context_length} tokens before, {after.context_length} after"
+            text = f"the model was loaded with another context while it was measured: {lengths}"
+            yield Problem(code=ProblemCode.MODEL_RELOADED, text=text, invalidates=True)
 
 
 _MIN_RELOAD_S = 0.2

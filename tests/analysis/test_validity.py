@@ -72,6 +72,14 @@ def test_a_model_that_is_gone_at_the_end_was_evicted():
 def test_a_model_with_another_digest_is_another_model():
     problem = only(*one_after_another(20), before=state(), after=state(digest="b2"))
     assert problem.text == "the model changed while it was measured: digest a1 before, b2 after"
+
+
+def test_a_model_with_another_context_was_loaded_again():
+    problem = only(*one_after_another(20), before=state(), after=state(context_length=8192))
+    assert problem.invalidates
+    assert problem.text == (
+        "the model was loaded with another context while it was measured: 4096 tokens before, 8192 after"
+    )
     assert problem.invalidates
 
 
