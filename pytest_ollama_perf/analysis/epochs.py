@@ -265,11 +265,13 @@ def select_baseline(history: StoredRuns, now: Run, limit: int | None = None) -> 
     Runs of another machine or model in between are passed over: two runners that take turns both keep a history.
     """
     current = [run for run in select_current_epoch(history) if run.id != now.id and has_success(run)]
-    fit = [run for run in current if is_comparable(run, now)]
+    fit: list[Run] = []
+    apart: list[Run] = []
+    for run in current:
+        (fit if is_comparable(run, now) else apart).append(run)
     fit = fit[-limit:] if limit else fit
-    apart = tuple(run for run in current if not is_comparable(run, now))
     nearest = fit or apart
-    return BaselineRuns(runs=tuple(fit), apart=apart, changed=compare_runs(nearest[-1], now) if nearest else ())
+    return BaselineRuns(runs=tuple(fit), apart=tuple(apart), changed=compare_runs(nearest[-1], now) if nearest else ())
 
 
 def has_success(run: Run) -> bool:

@@ -114,9 +114,9 @@ class RunHistory:
             return history
         key = msgspec.json.encode((run.test, run.workload, run.fingerprint))
         if key not in self._completed:
-            self._completed[key] = self._store.read_comparable(
-                run.test, run, first=REFERENCE_RUNS, newest=HISTORY_LIMIT
-            )
+            has_baseline = len(select_baseline(history, run, HISTORY_LIMIT).runs) == HISTORY_LIMIT
+            newest = 0 if has_baseline else HISTORY_LIMIT
+            self._completed[key] = self._store.read_comparable(run.test, run, first=REFERENCE_RUNS, newest=newest)
         older = self._completed[key]
         runs = {one.id: one for one in (*older.runs, *history.runs)}
         return msgspec.structs.replace(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from pytest_ollama_perf.store.record import read_bytes, read_run
 
 _FILE_NAME_PATTERN = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-([0-9a-f]{16})-([A-Za-z0-9_-]{1,64})\.json")
 _REGRESSED, _EPOCHS, _DAMAGED, _TEST_FILE = "regressed", "epochs", "damaged", "test.json"
+_LISTING_SETTLES_NS = 2_000_000_000
+"""A folder that changed more recently is listed again: file systems write the time of a change in coarse steps."""
 _GITIGNORE = b"# Temporary files of interrupted writes\n.*.tmp\n"
 
 
@@ -40,6 +43,7 @@ class DirectoryStore(BaseStore):
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._listing: tuple[str, tuple[int, ...], list[RunEntry]] = ("", (), [])
 
     @property
     def name(self) -> str:
@@ -64,7 +68,14 @@ class DirectoryStore(BaseStore):
         """Nothing is held open."""
 
     def _list_entries(self, test: str) -> list[RunEntry]:
-        return _list_records(self._get_folder(test))
+        folder = self._get_folder(test)
+        changed = _read_change_times(folder)
+        if self._listing[:2] == (test, changed):
+            return self._listing[2]
+        entries = _list_records(folder)
+        if max(changed, default=0) < time.time_ns() - _LISTING_SETTLES_NS:
+            self._listing = test, changed, entries
+        return entries
 
     def _list_acceptances(self, test: str) -> list[AcceptanceEntry]:
         folder = self._get_folder(test) / _EPOCHS
@@ -180,7 +191,18 @@ def _list_records(folder: Path) -> list[RunEntry]:
 
 def _build_entry(name: str, kind: RunKind, location: str) -> RunEntry:
     match = _FILE_NAME_PATTERN.fullmatch(name)
-    return RunEntry(match[1], match[2], match[3], kind, location) if match else RunEntry("", "", "", kind, location)
+    return RunEntry(*match.groups(), kind, location) if match else RunEntry("", "", "", kind, location)
+
+
+def _read_change_times(folder: Path) -> tuple[int, ...]:
+    """Return when a name was last added to or removed from the folders of a test, in nanoseconds; 0 for no folder."""
+    times = []
+    for each in (folder, folder / _REGRESSED):
+        try:
+            times.append(each.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return tuple(times)
 
 
 def _read_test_id(folder: Path) -> str:

@@ -284,3 +284,38 @@ def test_git_ignores_temporary_files_of_a_store(store: DirectoryStore) -> None:
     assert sorted(line.rpartition("/")[2] for line in listed.stdout.splitlines()) == sorted(
         [".gitignore", "test.json", next(store.root.glob("*/*-r1.json")).name]
     )
+
+
+def count_listings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    listed: list[object] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or real(folder))
+    return listed
+
+
+def age_folder(store: DirectoryStore, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(store.root / build_folder_name(TEST), (then, then))
+
+
+def test_a_folder_that_did_not_change_is_listed_once(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        store.add(make_run(f"r{number}", started_at=float(number)))
+    age_folder(store, 60)
+    listed = count_listings(monkeypatch)
+    history = store.read_history(TEST)
+    first = len(listed)
+    compared = store.read_comparable(TEST, history.runs[-1], first=2, newest=2)
+    assert len(compared.runs) == 3
+    assert len(listed) - first < first
+
+
+@pytest.mark.parametrize("age_s", [0, 60])
+def test_a_run_of_another_process_is_found_at_once(store: DirectoryStore, age_s: float) -> None:
+    store.add(make_run("r0"))
+    age_folder(store, age_s)
+    assert len(store.read_history(TEST).runs) == 1
+    DirectoryStore(store.root).add(make_run("r1"))
+    assert len(store.read_history(TEST).runs) == 2
+    DirectoryStore(store.root).add(make_run("r2"), RunKind.REGRESSED)
+    assert len(store.read_pending(TEST).runs) == 1
