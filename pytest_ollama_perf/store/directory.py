@@ -191,7 +191,7 @@ def _list_records(folder: Path) -> list[RunEntry]:
 
 def _build_entry(name: str, kind: RunKind, location: str) -> RunEntry:
     match = _FILE_NAME_PATTERN.fullmatch(name)
-    return RunEntry(*match.groups(), kind, location) if match else RunEntry("", "", "", kind, location)
+    return RunEntry(match[1], match[2], match[3], kind, location) if match else RunEntry("", "", "", kind, location)
 
 
 def _read_change_times(folder: Path) -> tuple[int, ...]:
