@@ -173,17 +173,17 @@ def _print_epochs(out: Console, history: StoredRuns) -> None:
             out.print(_build_rows(group, header=header))
             group, header = [], False
         for reason in reasons:
-            out.print(build_text(_format_border(reason), "yellow"))
+            out.print(build_text(f"-- {_describe_border(reason)}", "yellow"))
         group.append((stored, "accepted" if stored.id in accepted else "saved"))
     if group:
         out.print(_build_rows(group, header=header))
 
 
-def _format_border(reason: Change | Acceptance) -> str:
+def _describe_border(reason: Change | Acceptance) -> str:
     if isinstance(reason, Change):
-        return f"-- {reason}"
+        return str(reason)
     who = f" by {reason.who}" if reason.who else ""
-    return f"-- accepted {format_minute(reason.at)}{who}: {reason.why}"
+    return f"accepted {format_minute(reason.at)}{who}: {reason.why}"
 
 
 def _build_rows(runs: Sequence[tuple[Run, str]], *, header: bool) -> RenderableType:
@@ -236,7 +236,7 @@ def _list_saved_json(load: LoadHistory) -> list[dict[str, Any]]:
     return [
         {"load": load.label}
         | _build_run_json(
-            run, "accepted" if run.id in accepted else "saved", [_format_border(reason)[3:] for reason in reasons]
+            run, "accepted" if run.id in accepted else "saved", [_describe_border(reason) for reason in reasons]
         )
         for run, reasons in zip(load.saved.runs, edges, strict=True)
     ]
