@@ -179,6 +179,7 @@ def test_history_as_json(shelf: Shelf) -> None:
     }
     assert second["kind"] == "accepted"
     assert "because" in second["epoch_starts"][0]
+    assert second["epoch_starts"][0].startswith("accepted ")
     assert (found["regressed"], found["damaged"]) == ([], [])
     assert found["acceptances"][0]["who"] == "ada"
     assert [one["test"] for one in shelf.json("history")] == [CHAT]
