@@ -25,7 +25,7 @@ from pytest_ollama_perf.config.load_options import (
     list_conflicts,
 )
 from pytest_ollama_perf.core import ConfigError
-from pytest_ollama_perf.core.text import safe_repr, suggest_match
+from pytest_ollama_perf.core.text import safe_repr, sanitize, suggest_match
 from pytest_ollama_perf.core.workload import ANY_MODEL, Endpoint, Workload
 from pytest_ollama_perf.loadgen.plan import validate_workload
 from pytest_ollama_perf.metrics import METRICS, format_label
@@ -149,7 +149,8 @@ def _reject_unknown(options: Mapping[str, Any], valid: tuple[str, ...]) -> None:
                 parse_limit_option(name, value)  # explains what is wrong with the direction or the statistic
             listed = ", ".join(each for each in (*LOAD_OPTIONS, *JUDGING_OPTIONS, *_USUAL_LIMITS) if each in valid)
             more = "and max_<stat>_<metric> such as max_p95_latency"
-            raise ConfigError(f"unknown argument '{name}'{suggest_match(name, valid)} (valid: {listed}, {more})")
+            given = sanitize(name)
+            raise ConfigError(f"unknown argument '{given}'{suggest_match(name, valid)} (valid: {listed}, {more})")
 
 
 def _fill_defaults(fields: dict[str, Any]) -> dict[str, Any]:

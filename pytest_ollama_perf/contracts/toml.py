@@ -25,8 +25,11 @@ MAX_CHARS = 1_000_000
 MAX_KEY_PARTS = 50
 """Keys with more parts are refused: the parser needs time quadratic in their number."""
 
-_STRING = r'"""(?:[^\\]|\\.)*?"""(?:"{0,2})|' + r"'''.*?'''(?:'{0,2})" + r'|"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'"
-_TOKEN = re.compile(rf"(?P<text>{_STRING}|\#[^\n]*)|[\[\]{{}}\n]", re.DOTALL)
+_LONG_STRING = r'"""(?:(?:[^\\]|\\.)*?"""(?:"{0,2})|.*)|' + r"'''(?:.*?'''(?:'{0,2})|.*)"
+_SHORT_STRING = r'"(?:(?:[^"\\\n]|\\.)*"|[^\n]*)|' + r"'[^'\n]*'?"
+_TOKEN = re.compile(rf"(?P<text>{_LONG_STRING}|{_SHORT_STRING}|\#[^\n]*)|[\[\]{{}}\n]", re.DOTALL)
+"""A string that does not end is passed to the end of the text or line, which keeps the time linear in the text."""
+
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MAX_KEY_PARTS}}}")
 _AT_LINE = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)$")
 

@@ -19,7 +19,7 @@ from pytest_ollama_perf.config.markers import MARKERS, SIDE_EXCLUDED_OPTIONS
 from pytest_ollama_perf.config.value_types import MAX_NUMBER
 from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.run import ClientStats, Run
-from pytest_ollama_perf.core.text import safe_repr, suggest_match
+from pytest_ollama_perf.core.text import safe_repr, sanitize, suggest_match
 from pytest_ollama_perf.core.verdict import Problem, ProblemCode, Verdict, VerdictStatus
 from pytest_ollama_perf.core.workload import Workload
 from pytest_ollama_perf.experiments.experiment_results import ABResult
@@ -110,7 +110,8 @@ def _reject_unknown(options: Mapping[str, Any]) -> None:
         if name.startswith(("min_", "max_")) and name not in known:
             raise ConfigError(f"{name}: a comparison has no absolute limits, ollama_load has; pass max_regression='5%'")
         if name not in known:
-            raise ConfigError(f"unknown argument '{name}'{suggest_match(name, known)} (valid: {', '.join(known)})")
+            given = sanitize(name)
+            raise ConfigError(f"unknown argument '{given}'{suggest_match(name, known)} (valid: {', '.join(known)})")
 
 
 def _parse_side_options(side: str, given: object) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from pytest_ollama_perf.store.directory import DirectoryStore
 __all__ = ["HISTORY_LIMIT", "Store", "open_store"]
 
 _DATABASES = ("sqlite", "postgresql")
-_DATABASE_NAME = re.compile(r"(sqlite3?|postgres|postgresql|psql|mysql|mariadb)(\+\w+)?:(?!//)", re.IGNORECASE)
+_DATABASE_NAME = re.compile(
+    r"(file|sqlite3?|postgres|postgresql|pgsql|psql|mysql|mariadb)(\+\w+)?:(?!//)", re.IGNORECASE
+)
 _URL_FORMS = "sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
 
 
@@ -74,7 +76,8 @@ def _open_database(text: str) -> Store:
 def _parse_sqlite_path(url: str) -> Path:
     """Return the file of ``sqlite:///perf.db`` (relative) or ``sqlite:////var/perf.db`` (absolute)."""
     host, slash, path = url.partition("://")[2].partition("/")
-    if host or not slash or not path or path.endswith("/") or path == ":memory:" or "\0" in path:
+    is_file = path and not path.endswith("/") and not path.startswith((":memory:", "file:"))
+    if host or not slash or not is_file or "?" in path or "\0" in path:
         raise ConfigError(
             f"the store's URL names no file: expected {_URL_FORMS}; "
             "the FILE of sqlite:///perf.db is relative, that of sqlite:////var/perf.db absolute"

@@ -480,3 +480,9 @@ def test_the_length_of_synthetic_prompts_contradicts_a_prompt_and_gives_way_to_a
     with pytest.raises(ConfigError, match="prompt and prompt_words contradict each other"):
         build_load_spec({"model": "m", "prompt": "hello", "prompt_words": 64})
     assert merge_options([{"prompt": "hello"}, {"prompt_words": 64}]) == {"prompt": "hello"}
+
+
+def test_the_name_of_an_unknown_argument_is_no_command_of_a_ci_system():
+    with pytest.raises(ConfigError) as caught:
+        build_load_spec({"a\n::error::b": 1})
+    assert "\n" not in str(caught.value)

@@ -127,3 +127,10 @@ def test_dots_that_are_no_keys_do_not_count() -> None:
 def test_brackets_and_quotes_in_strings_end_no_statement() -> None:
     text = 'a = ["""x"]""", "\\"[", \'[\']\nb = """\n[c]\n""""\n[d] # [\ne = \'\'\'\n]\'\'\'\nf = {g = "}"}\n'
     assert find_lines(text) == {("a",): 1, ("b",): 2, ("d",): 5, ("d", "e"): 6, ("d", "f"): 8, ("d", "f", "g"): 8}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ['"' + '\\"' * 100_000, '"""' + '\\"""\n' * 60_000, "'''" + "''\n" * 60_000])
+def test_a_string_without_an_end_is_refused_in_linear_time(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"c:\d+: no TOML"):
+        parse_toml(f"schema = 1\nx = {text}\n", "c")
