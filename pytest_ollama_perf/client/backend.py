@@ -217,7 +217,8 @@ class HttpBackend:
             exchange.fail(Outcome.CONNECT_TIMEOUT, format_timeout(Outcome.CONNECT_TIMEOUT, timeouts))
             return None
         except OSError as error:
-            exchange.fail(Outcome.REFUSED, _describe_refusal(error))
+            outcome = Outcome.CLIENT_ERROR if error.errno in _CLIENT_ERRNOS else Outcome.REFUSED
+            exchange.fail(outcome, _describe_refusal(error))
             return None
         exchange.connect_ns = time.perf_counter_ns() - began_ns
         return connection
@@ -261,6 +262,10 @@ def _was_closed_while_idle(connection: Connection, exchange: Exchange) -> bool:
     lost = exchange.response
     within_ns = 2 * connection.round_trip_ns + STALE_GRACE_NS
     return lost.is_lost_unanswered and lost.body.done_ns - lost.sent_ns <= within_ns
+
+
+_CLIENT_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+"""Why this machine cannot open a connection; the server was not asked."""
 
 
 def _describe_refusal(error: OSError) -> str:

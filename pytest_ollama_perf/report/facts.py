@@ -209,7 +209,7 @@ def redact_url(url: str) -> str:
     """Return ``url`` without user name, password and query, inert; a simulator's query is its settings and stays."""
     scheme, separator, rest = clean(url, 2000).partition("://")
     if not separator:
-        return scheme.rpartition("@")[2]
+        return scheme if scheme.startswith("sim:") else scheme.rpartition("@")[2]
     authority, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 

@@ -115,7 +115,7 @@ def test_too_many_open_files_says_what_to_raise(run, monkeypatch):
 
     monkeypatch.setattr("pytest_ollama_perf.client.backend.open_connection", full)
     (sample,) = fire(run, [Address("127.0.0.1", 9)], make_request())
-    assert sample.outcome is Outcome.REFUSED
+    assert sample.outcome is Outcome.CLIENT_ERROR
     assert "ulimit -n" in sample.error
 
 

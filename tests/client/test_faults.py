@@ -1,6 +1,7 @@
 """Faults of the client, the connection and the machine: each is named, and none is hidden or blamed on the server."""
 
 import asyncio
+import errno
 import threading
 import time
 
@@ -27,6 +28,16 @@ def test_an_exception_of_the_client_is_a_failure_with_its_text(run, fault_server
         Outcome.CLIENT_ERROR,
         "the client failed: AttributeError: no such thing",
     )
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EADDRNOTAVAIL])
+def test_a_connection_that_this_machine_cannot_open_is_an_error_of_the_client(run, fault_server, monkeypatch, number):
+    async def broken(*args):
+        raise OSError(number, "cannot open a connection")
+
+    monkeypatch.setattr(backend_module, "open_connection", broken)
+    (sample,) = fire(run, [fault_server(FULL).address], make_request())
+    assert sample.outcome is Outcome.CLIENT_ERROR
 
 
 def test_an_exception_while_reading_ends_the_request_at_once(run, fault_server, monkeypatch):

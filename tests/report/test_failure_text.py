@@ -6,11 +6,13 @@ import inspect
 import math
 
 import msgspec
+import pytest
 from report_makers import FINGERPRINT, WORKLOAD, load, result, row, sample
 
 from pytest_ollama_perf.core.run import Fingerprint
 from pytest_ollama_perf.core.sample import Outcome, Phase
 from pytest_ollama_perf.core.verdict import Hint, HintCode, Problem, ProblemCode, VerdictStatus
+from pytest_ollama_perf.report.facts import redact_url
 from pytest_ollama_perf.report.terminal import format_failure
 
 LIMITS = (
@@ -273,3 +275,15 @@ def test_a_reason_too_long_for_a_line_is_wrapped_not_lost():
         "the model was loaded again while it was measured by three of twenty requests, so",
         "  nothing here can be trusted",
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sim:?models=tiny&fault=hold:0.62@p0.5", "sim:?models=tiny&fault=hold:0.62@p0.5"),
+        ("http://user:secret@host:1/path?token=secret", "http://host:1/path"),
+        ("user:secret@host:1", "host:1"),
+    ],
+)
+def test_a_url_is_shown_without_credentials_and_a_simulator_as_it_was_given(url, shown):
+    assert redact_url(url) == shown
