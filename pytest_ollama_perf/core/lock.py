@@ -212,6 +212,8 @@ def _open_locked_file(path: Path) -> int | None:
         # A link could redirect what is written to another file.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{path} is not a regular file")
             _lock_file(descriptor)
             if _is_current(descriptor, path):
                 return descriptor

@@ -162,6 +162,16 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path) -> None:
     assert len(alone.said) == 1
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_in_the_place_of_the_lock_is_refused(tmp_path) -> None:
+    os.mkfifo(tmp_path / make_lock_name(URL))
+    alone = Patience(patience=0)
+    with alone.at(ServerLock(folder=tmp_path)):
+        pass
+    assert len(alone.said) == 1
+
+
 def test_a_released_lock_leaves_no_file(tmp_path) -> None:
     with Patience().at(ServerLock(folder=tmp_path)):
         assert [path.name for path in tmp_path.iterdir()] == [make_lock_name(URL)]
