@@ -174,7 +174,7 @@ def build(bench: Harness, spec: LoadSpec, title: str, others: Others) -> Evaluat
         trial = run_load(ExperimentContext(bench, past, progress), spec, TEST)
     past.close()
     runs = [load.run for load in trial.loads]
-    word = trial.verdict.word.value
+    word = trial.verdict.status.value
     say(f"{title}: {word} after {len(runs)} ({readings(runs)}); others {share[0]:.0%}: {trial.verdict.reason}")
     return trial
 
@@ -205,10 +205,10 @@ def noise(bench: Harness, spec: LoadSpec) -> None:
 
 
 def verdict(unchanged: Sequence[Evaluation], slow: Sequence[Evaluation], given: argparse.Namespace) -> int:
-    alarms = sum(trial.verdict.word is VerdictStatus.REGRESSED for trial in unchanged)
-    caught = sum(trial.verdict.word is VerdictStatus.REGRESSED for trial in slow)
+    alarms = sum(trial.verdict.status is VerdictStatus.REGRESSED for trial in unchanged)
+    caught = sum(trial.verdict.status is VerdictStatus.REGRESSED for trial in slow)
     for name, trials in (("unchanged", unchanged), ("slowed", slow)):
-        words = Counter(trial.verdict.word.value for trial in trials)
+        words = Counter(trial.verdict.status.value for trial in trials)
         runs = sum(len(trial.loads) for trial in trials) / max(1, len(trials))
         print(f"{name:10} {len(trials):3} builds, {runs:.2f} runs each: {dict(words)}")
     checks = [("false alarms", f"{alarms}", "0", alarms == 0)]

@@ -75,7 +75,7 @@ def sequentially(decide: Callable[[int], VerdictStatus]) -> tuple[VerdictStatus,
 
 
 def gate(history: Floats, candidates: Floats, alpha: float = 1.0) -> tuple[VerdictStatus, int]:
-    return sequentially(lambda runs: judge_runs(history, candidates[:runs], RULE, alpha).word)
+    return sequentially(lambda runs: judge_runs(history, candidates[:runs], RULE, alpha).status)
 
 
 def campaign(
@@ -129,7 +129,7 @@ def from_records(
 
 
 def _judging(history: Sequence[RunEvidence], candidates: Sequence[RunEvidence]) -> Callable[[int], VerdictStatus]:
-    return lambda runs: judge_test(history, candidates[:runs]).word
+    return lambda runs: judge_test(history, candidates[:runs]).status
 
 
 def _record(costs: Floats, rng: np.random.Generator) -> RunEvidence:
@@ -166,7 +166,7 @@ def _duel(effect: float, rng: np.random.Generator, load_sd: float = 0.007) -> tu
     blocks = LOOKS[0]
     while (found := compare_costs(a[:blocks], b[:blocks], POLICIES["tps"].prior_sd)).more:
         blocks += found.more
-    return found.word, 2 * REQUESTS_PER_SIDE * blocks
+    return found.status, 2 * REQUESTS_PER_SIDE * blocks
 
 
 def suite(builds: int, rng: np.random.Generator, tests: int = 20) -> Iterator[Figure]:

@@ -52,7 +52,7 @@ class BoundCheck(msgspec.Struct, frozen=True, kw_only=True):
     op: str
     bound: float
     value: float | None
-    word: VerdictStatus
+    status: VerdictStatus
     reason: str
     unit: str = ""
     where: str = ""
@@ -82,7 +82,7 @@ def check_bound(
         op=op,
         bound=bound,
         value=value,
-        word=VerdictStatus.OK if met else VerdictStatus.BROKEN,
+        status=VerdictStatus.OK if met else VerdictStatus.BROKEN,
         reason=f"{found}, limit {op} {format_quantity(bound, unit)}",
         unit=unit,
         where=where,

@@ -57,12 +57,12 @@ class BlockComparison:
     """The comparison of B with A over all blocks. ``d`` is a difference of costs: above 0, B is worse.
 
     ``change`` is ``exp(d) - 1``, ``p`` the two-sided chance of a difference this large between equal sides.
-    ``word`` is ``regressed`` where B is slower, ``faster``, ``ok`` where they differ by less than what matters, or
+    ``status`` is ``regressed`` where B is slower, ``faster``, ``ok`` where they differ by less than what matters, or
     ``unsure``. ``low``..``high`` is the 95 % interval of ``change``. ``more`` says how many blocks to add before the
     next look; 0 when there is nothing left to look for.
     """
 
-    word: VerdictStatus
+    status: VerdictStatus
     blocks: int
     more: int = 0
     d: float = math.nan
@@ -153,7 +153,7 @@ class ABComparison(Finding, frozen=True, kw_only=True, tag="ab_comparison"):
     relative ``change`` of the metric and its 95 % interval, which an unfinished comparison lacks.
     """
 
-    word: VerdictStatus
+    status: VerdictStatus
     reason: str
     baseline: str
     candidate: str
@@ -189,12 +189,12 @@ def compare_sides(
     rows = [difference.build_row(level, gating=True) for difference in judged]
     beside = [POLICIES[name] for name in SHOWN_METRICS if name not in {difference.name for difference in judged}]
     shown = [_build_difference(one, baseline, candidate, {}) for one in beside]
-    word = get_worst_status(tuple(row.word for row in rows)) if rows else VerdictStatus.UNSURE
+    word = get_worst_status(tuple(row.status for row in rows)) if rows else VerdictStatus.UNSURE
     undecided = [
         difference.compare(level).more for difference, row in zip(judged, rows, strict=True) if _is_unsure(row)
     ]
     return ABComparison(
-        word=word,
+        status=word,
         reason=_build_reason(word, rows, baseline, candidate),
         baseline=names[0],
         candidate=names[1],
@@ -206,7 +206,7 @@ def compare_sides(
 
 
 def _is_unsure(row: VerdictRow) -> bool:
-    return row.word is VerdictStatus.UNSURE
+    return row.status is VerdictStatus.UNSURE
 
 
 class _MetricDifference(msgspec.Struct, frozen=True):
@@ -237,7 +237,7 @@ class _MetricDifference(msgspec.Struct, frozen=True):
         return VerdictRow(
             metric=self.policy.metric.name,
             stat=self.policy.stat,
-            word=self._decide_status(found),
+            status=self._decide_status(found),
             value=to_value(self.policy, now),
             reason=self.unlike,
             baseline=to_value(self.policy, before),
@@ -255,7 +255,9 @@ class _MetricDifference(msgspec.Struct, frozen=True):
     def _decide_status(self, found: BlockComparison) -> VerdictStatus:
         if self.unlike:
             return VerdictStatus.INCOMPARABLE
-        return VerdictStatus.OK if found.word is VerdictStatus.REGRESSED and found.high < self.margin else found.word
+        return (
+            VerdictStatus.OK if found.status is VerdictStatus.REGRESSED and found.high < self.margin else found.status
+        )
 
     def _compute_interval(self, found: BlockComparison) -> tuple[float | None, float | None]:
         if math.isnan(found.low):
@@ -305,7 +307,7 @@ def _explain_incomparable(one: MetricPolicy, baseline: Blocks, candidate: Blocks
 
 
 def _build_reason(word: VerdictStatus, rows: Sequence[VerdictRow], baseline: Blocks, candidate: Blocks) -> str:
-    telling = [row for row in rows if row.word is word]
+    telling = [row for row in rows if row.status is word]
     if not telling:
         return "no complete block was measured"
     if word is VerdictStatus.OK:

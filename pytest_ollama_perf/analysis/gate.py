@@ -126,7 +126,7 @@ class Judgement:
     numbers are ``NaN``.
     """
 
-    word: VerdictStatus
+    status: VerdictStatus
     runs: int
     d: float = math.nan
     se: float = math.nan

@@ -38,9 +38,9 @@ class MetricVerdict:
     refusal: str = ""
 
     @property
-    def word(self) -> VerdictStatus:
+    def status(self) -> VerdictStatus:
         """The status of this metric."""
-        return VerdictStatus.UNSURE if self.refusal else self.judgement.word
+        return VerdictStatus.UNSURE if self.refusal else self.judgement.status
 
     @property
     def baseline(self) -> float | None:
@@ -66,7 +66,7 @@ class MetricVerdict:
     @property
     def reason(self) -> str:
         """One line that is complete by itself."""
-        return self.refusal or _REASONS.get(self.word, _format_comparison)(self)
+        return self.refusal or _REASONS.get(self.status, _format_comparison)(self)
 
     @property
     def row(self) -> VerdictRow:
@@ -75,7 +75,7 @@ class MetricVerdict:
         return VerdictRow(
             metric=self.policy.metric.name,
             stat=self.policy.stat,
-            word=self.word,
+            status=self.status,
             value=self.now,
             reason=self.reason,
             baseline=self.baseline,
@@ -96,9 +96,11 @@ class TestVerdict:
     metrics: tuple[MetricVerdict, ...]
 
     @property
-    def word(self) -> VerdictStatus:
+    def status(self) -> VerdictStatus:
         """The most severe status of all metrics; unsure without metrics."""
-        return get_worst_status(tuple(metric.word for metric in self.metrics)) if self.metrics else VerdictStatus.UNSURE
+        return (
+            get_worst_status(tuple(metric.status for metric in self.metrics)) if self.metrics else VerdictStatus.UNSURE
+        )
 
     @property
     def reason(self) -> str:
@@ -109,12 +111,12 @@ class TestVerdict:
     @property
     def speaker(self) -> MetricVerdict | None:
         """The metric that ``reason`` is about: the first with the most severe status."""
-        return next((metric for metric in self.metrics if metric.word is self.word), None)
+        return next((metric for metric in self.metrics if metric.status is self.status), None)
 
     @property
     def again(self) -> bool:
         """Whether one more candidate run is asked for."""
-        return self.word is VerdictStatus.UNSURE and any(
+        return self.status is VerdictStatus.UNSURE and any(
             metric.judgement.again and not metric.refusal for metric in self.metrics
         )
 
@@ -160,7 +162,7 @@ def _get_p(metric: MetricVerdict) -> float:
 
 
 def _judge_at(metric: MetricVerdict, alpha: float) -> MetricVerdict:
-    if metric.word is not VerdictStatus.REGRESSED:
+    if metric.status is not VerdictStatus.REGRESSED:
         return metric
     return replace(metric, judgement=judge_runs(metric.history, metric.candidates, metric.rule, alpha))
 
@@ -343,7 +345,7 @@ def _join_names(names: Sequence[str]) -> str:
 def suggest_longer_runs(found: TestVerdict) -> tuple[Hint, ...]:
     """Suggest longer runs if the requests of single runs vary too much for a conclusive verdict."""
     wide = [metric.policy.name for metric in found.metrics if metric.rule.has_shared_variance]
-    if not wide or found.word not in {VerdictStatus.UNSURE, VerdictStatus.REGRESSED}:
+    if not wide or found.status not in {VerdictStatus.UNSURE, VerdictStatus.REGRESSED}:
         return ()
     text = f"{' and '.join(wide)} varies widely within a run: use longer runs (requests, num_predict)"
     return (Hint(code=HintCode.LONGER_RUNS, text=text),)

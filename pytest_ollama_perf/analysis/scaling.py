@@ -37,7 +37,7 @@ class SweepPoint(msgspec.Struct, frozen=True, kw_only=True):
 
     at: AxisValues
     run_id: str
-    word: VerdictStatus
+    status: VerdictStatus
     reason: str
     single: bool = False
     requests: int
@@ -164,7 +164,7 @@ def build_sweep_point(
     return SweepPoint(
         at=at,
         run_id=run.id,
-        word=word,
+        status=word,
         reason=reason,
         single=single,
         requests=summary.requests,

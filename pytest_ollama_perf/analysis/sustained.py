@@ -157,7 +157,7 @@ def _compute_headroom(each: LimitCheck) -> float:
 
 def _check_limit(limit: Limit, run: Run, summary: Summary) -> LimitCheck:
     row = judge_limit(limit, run, summary)
-    met = row.word is not VerdictStatus.BROKEN
+    met = row.status is not VerdictStatus.BROKEN
     if math.isnan(row.value) or limit.stat in {"min", "max"}:
         return LimitCheck(row, met, conclusive=True)
     if limit.metric == "error_rate":
@@ -171,10 +171,10 @@ def _check_limit(limit: Limit, run: Run, summary: Summary) -> LimitCheck:
 
 def _confirm(row: VerdictRow) -> VerdictRow:
     """Return the row of a limit that too few requests confirm by counting, but that their distance to it confirms."""
-    if row.word is not VerdictStatus.UNSURE:
+    if row.status is not VerdictStatus.UNSURE:
         return row
     reason = f"{row.reason.partition(';')[0]}; conclusive, because all requests are far from the limit"
-    return msgspec.structs.replace(row, word=VerdictStatus.OK, reason=reason)
+    return msgspec.structs.replace(row, status=VerdictStatus.OK, reason=reason)
 
 
 def _is_count_sure(wrong: int, n: int, share: float, *, met: bool) -> bool:

@@ -202,7 +202,7 @@ def _build_row(
     return VerdictRow(
         metric=limit.metric,
         stat=limit.stat,
-        word=word,
+        status=word,
         value=value,
         reason=reason,
         op=limit.op,
@@ -224,7 +224,7 @@ def judge_contract(run: Run, summary: Summary, limits: Sequence[Limit], *, stric
     word, reason = _decide_status(run, summary, rows, found)
     if strict and word is VerdictStatus.UNSURE:
         reason += " (strict: unsure fails)"
-    return Verdict(word=word, reason=reason, rows=rows, problems=found, hints=find_hints(run, summary))
+    return Verdict(status=word, reason=reason, rows=rows, problems=found, hints=find_hints(run, summary))
 
 
 def _decide_status(
@@ -237,19 +237,19 @@ def _decide_status(
         )
     if not summary.requests:
         return VerdictStatus.INVALID, "no requests were measured"
-    failures = [row for row in rows if row.metric == "error_rate" and row.word is VerdictStatus.BROKEN]
+    failures = [row for row in rows if row.metric == "error_rate" and row.status is VerdictStatus.BROKEN]
     if failures:
         return VerdictStatus.BROKEN, _choose_reason(failures, summary)
     invalidating = [problem for problem in found if problem.invalidates]
     if invalidating and summary.ok:
         reason = f"not a valid measurement: {invalidating[0].text}"
         return VerdictStatus.INVALID, reason + _format_remainder(len(invalidating) - 1)
-    word = get_worst_status(tuple(row.word for row in rows))
+    word = get_worst_status(tuple(row.status for row in rows))
     if word is VerdictStatus.OK and not summary.ok:
         return VerdictStatus.BROKEN, f"{format_all_requests(summary.requests)} failed: {_format_outcomes(summary)}"
     if word is VerdictStatus.OK:
         return word, _format_ok_reason(rows, summary)
-    telling = [row for row in rows if row.word is word]
+    telling = [row for row in rows if row.status is word]
     return word, _choose_reason(telling, summary) + _format_remainder(len(telling) - 1)
 
 

@@ -84,7 +84,11 @@ class RunPair:
     def status(self) -> VerdictStatus:
         """The verdict on the pair; new or incomparable without one."""
         return (
-            self.verdict.word if self.verdict else VerdictStatus.INCOMPARABLE if self.separating else VerdictStatus.NEW
+            self.verdict.status
+            if self.verdict
+            else VerdictStatus.INCOMPARABLE
+            if self.separating
+            else VerdictStatus.NEW
         )
 
     @property
@@ -227,7 +231,7 @@ def _print_pair(out: Console, pair: RunPair) -> None:
 def _format_cells(metric: MetricVerdict) -> tuple[str, ...]:
     row: VerdictRow = metric.row
     if row.baseline is None or row.change is None:
-        return (f"  {format_label(row.metric, row.stat)}", "-", "-", "-", "-", "-", metric.word.value)
+        return (f"  {format_label(row.metric, row.stat)}", "-", "-", "-", "-", "-", metric.status.value)
     old, new = format_distinct(row.metric, row.baseline, row.value)
     between = f"{format_percent(row.low or 0.0, signed=True)} .. {format_percent(row.high or 0.0, signed=True)}"
     return (
@@ -237,7 +241,7 @@ def _format_cells(metric: MetricVerdict) -> tuple[str, ...]:
         format_percent(row.change, signed=True),
         between,
         format_percent(row.margin or 0.0),
-        metric.word.value,
+        metric.status.value,
     )
 
 

@@ -132,7 +132,7 @@ def _measure_run(harness: Harness, workload: Workload, title: str) -> Run:
         fired = harness.measure(workload, "init", fresh=True, listener=progress)
     summary = summarise(fired)
     verdict = judge_contract(fired, summary, build_load_spec({}).limits)
-    if verdict.word in FAILING_STATUSES:
+    if verdict.status in FAILING_STATUSES:
         raise _InvalidRunError(f"{place}, {title}: {verdict.reason}")
     shown = (
         (name, summary.metrics[name].get(stat))

@@ -192,7 +192,7 @@ def _judge_folders(options: argparse.Namespace) -> int:
     )
     for problem in problems:
         print(problem, file=sys.stderr)
-    return 2 if problems else 1 if any(test.word is VerdictStatus.REGRESSED for test in found) else 0
+    return 2 if problems else 1 if any(test.status is VerdictStatus.REGRESSED for test in found) else 0
 
 
 def _read_folder(place: Path, flag: str, problems: list[str]) -> Iterator[RunEvidence]:
@@ -225,7 +225,7 @@ def _build_natural_key(path: Path) -> list[tuple[int, str]]:
 def _build_verdict_json(verdict: TestVerdict) -> dict[str, Any]:
     return {
         "test": verdict.test,
-        "verdict": verdict.word.value,
+        "verdict": verdict.status.value,
         "reason": verdict.reason,
         "again": verdict.again,
         "metrics": {metric.policy.name: _build_metric_json(metric) for metric in verdict.metrics},
@@ -236,7 +236,7 @@ def _build_metric_json(metric: MetricVerdict) -> dict[str, Any]:
     found = metric.judgement
     low, high = metric.interval
     return {
-        "verdict": metric.word.value,
+        "verdict": metric.status.value,
         "reason": metric.reason,
         "unit": metric.policy.metric.unit.value,
         "baseline": metric.baseline,
@@ -264,9 +264,9 @@ def _encode_json(body: object) -> str:
 
 def _format_verdicts(tests: Sequence[TestVerdict]) -> Iterator[str]:
     for test in tests:
-        yield f"{sanitize(test.test) or '(no test named)'}: {test.word.value}"
+        yield f"{sanitize(test.test) or '(no test named)'}: {test.status.value}"
         for metric in test.metrics:
-            yield f"  {metric.word.value:9}  {metric.reason}"
+            yield f"  {metric.status.value:9}  {metric.reason}"
             yield from (f"  {'':9}  {note}" for note in metric.judgement.notes)
         if not test.metrics:
             yield f"  {test.reason}"

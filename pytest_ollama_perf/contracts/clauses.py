@@ -136,7 +136,7 @@ class ClauseGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge_clause(clause: Clause, evaluation: Evaluation, experiment: Experiment, *, strict: bool) -> Verdict:
     """Return the verdict on one clause of ``evaluation``; if ``experiment`` was invalid, so is every clause."""
-    if evaluation.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not evaluation.loads:
+    if evaluation.verdict.status in {VerdictStatus.INVALID, VerdictStatus.ABORTED} or not evaluation.loads:
         return evaluation.verdict
     if clause.finding_metric or not isinstance(experiment, LoadTest):
         return _judge_experiment_clause(clause, evaluation)
@@ -150,12 +150,15 @@ def _judge_experiment_clause(clause: Clause, evaluation: Evaluation) -> Verdict:
     """Return what an experiment's own verdict holds of one clause; what no row explains speaks for every clause."""
     whole = evaluation.verdict
     checks = [each for found in evaluation.findings for each in getattr(found, "checks", ())]
-    judged = [*((each.word, each.reason) for each in checks), *((row.word, row.reason) for row in whole.rows)]
-    if whole.word in FAILING_STATUSES and not any(word in FAILING_STATUSES for word, _ in judged):
+    judged = [*((each.status, each.reason) for each in checks), *((row.status, row.reason) for row in whole.rows)]
+    if whole.status in FAILING_STATUSES and not any(word in FAILING_STATUSES for word, _ in judged):
         return whole
     rows = tuple(row for row in whole.rows if _is_row_of_clause(row, clause))
     mine = [each for each in checks if each.metric is clause.finding_metric]
-    found = [*((each.word, each.reason) for each in mine), *((row.word, f"{row.where}: {row.reason}") for row in rows)]
+    found = [
+        *((each.status, each.reason) for each in mine),
+        *((row.status, f"{row.where}: {row.reason}") for row in rows),
+    ]
     word = get_worst_status(tuple(word for word, _ in found))
     reason = next((reason for each, reason in found if each is word), f"{clause.name}: met throughout")
     return _build_clause_verdict(evaluation, word, reason, rows)
@@ -176,8 +179,8 @@ def _judge_regression_clause(clause: Clause, evaluation: Evaluation) -> Verdict:
         )
     found = [row for row in compared.rows if row.gating and (row.metric, row.stat) == (metric, stat)]
     if not found:
-        return _build_clause_verdict(evaluation, compared.word, compared.reason)
-    return _build_clause_verdict(evaluation, found[0].word, _build_reason(found[0], evaluation), (found[0],))
+        return _build_clause_verdict(evaluation, compared.status, compared.reason)
+    return _build_clause_verdict(evaluation, found[0].status, _build_reason(found[0], evaluation), (found[0],))
 
 
 def _build_reason(row: VerdictRow, evaluation: Evaluation) -> str:
@@ -192,7 +195,7 @@ def _build_clause_verdict(
     regressed = word is VerdictStatus.REGRESSED
     return msgspec.structs.replace(
         evaluation.verdict,
-        word=word,
+        status=word,
         reason=reason,
         rows=rows,
         accept=evaluation.verdict.accept if regressed else "",

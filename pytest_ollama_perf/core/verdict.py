@@ -218,7 +218,7 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
 
     metric: str
     stat: str  # "" for a pooled or per-run value
-    word: VerdictStatus
+    status: VerdictStatus
     value: float
     reason: str
     op: str = ""
@@ -235,7 +235,7 @@ class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """``reason`` is one complete line; rows, problems, hints and changes explain it."""
 
-    word: VerdictStatus
+    status: VerdictStatus
     reason: str
     rows: tuple[VerdictRow, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -247,7 +247,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_usable(self) -> bool:
         """Whether the numbers can be trusted: neither stopped early nor invalidated by a problem."""
-        unusable = self.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
+        unusable = self.status in {VerdictStatus.INVALID, VerdictStatus.ABORTED}
         return not unusable and not any(problem.invalidates for problem in self.problems)
 
 

@@ -262,7 +262,7 @@ class _ABRunner:
         a single turn has too few requests to say so."""
         for side in self._sides:
             verdict = self._evaluate_side(side).verdict
-            if verdict.word in {VerdictStatus.INVALID, VerdictStatus.BROKEN}:
+            if verdict.status in {VerdictStatus.INVALID, VerdictStatus.BROKEN}:
                 return msgspec.structs.replace(verdict, reason=f"{side.name}: {verdict.reason}")
         return None
 
@@ -271,19 +271,19 @@ class _ABRunner:
         return (
             evaluate_run(pool_runs(runs), side.spec.limits, strict=False)
             if runs
-            else Evaluation(Verdict(word=VerdictStatus.OK, reason=""))
+            else Evaluation(Verdict(status=VerdictStatus.OK, reason=""))
         )
 
     def _build_failed_verdict(self) -> Verdict:
         """A whole turn without a success that the limits allow is no comparison either."""
         return Verdict(
-            word=VerdictStatus.INVALID, reason="every request of a run failed, so there is nothing to compare"
+            status=VerdictStatus.INVALID, reason="every request of a run failed, so there is nothing to compare"
         )
 
     def _build_verdict(self, found: ABComparison) -> Verdict:
         before, after = (self._blocks[side.name][-1][-1].fingerprint for side in self._sides)
         return Verdict(
-            word=found.word,
+            status=found.status,
             reason=found.reason,
             problems=(*self._list_problems(), *_list_sameness_problems(self._sides, self._is_shared)),
             changed=tuple(map(str, compare_fingerprints(before, after))),

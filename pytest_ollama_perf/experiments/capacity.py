@@ -100,10 +100,10 @@ class _MaxConcurrencyRunner:
         self._record_history(found.concurrency)
         checks = tuple(self._check_bounds(found))
         found = msgspec.structs.replace(found, checks=checks)
-        judged = [part for part in self.parts if part.verdict.word is not VerdictStatus.OK]
+        judged = [part for part in self.parts if part.verdict.status is not VerdictStatus.OK]
         verdict = combine_verdicts(judged, summary=_build_summary(found), checks=checks)
-        if not found.concurrency and verdict.word is VerdictStatus.OK:
-            verdict = msgspec.structs.replace(verdict, word=VerdictStatus.BROKEN)
+        if not found.concurrency and verdict.status is VerdictStatus.OK:
+            verdict = msgspec.structs.replace(verdict, status=VerdictStatus.BROKEN)
         return self._build_evaluation(msgspec.structs.replace(verdict, hints=self._list_hints()), found)
 
     def _is_sustained(self, concurrency: int) -> bool:
@@ -151,13 +151,13 @@ class _MaxConcurrencyRunner:
         if least is None:
             return []
         one = check_bound(FindingMetric.MAX_CONCURRENCY, found.concurrency, ">=", least)
-        if one.word is VerdictStatus.BROKEN and found.breach:
+        if one.status is VerdictStatus.BROKEN and found.breach:
             reason = f"{one.reason}; concurrency {found.breach.concurrency}: {found.breach.reason}"
             return [msgspec.structs.replace(one, reason=reason)]
         borne = any(probe.sustained and probe.conclusive and probe.concurrency >= least for probe in self.probes)
-        if one.word is VerdictStatus.OK and not borne:
+        if one.status is VerdictStatus.OK and not borne:
             reason = f"{one.reason}, but there were too few requests to be conclusive; raise requests or repeats"
-            return [msgspec.structs.replace(one, word=VerdictStatus.UNSURE, reason=reason)]
+            return [msgspec.structs.replace(one, status=VerdictStatus.UNSURE, reason=reason)]
         return [one]
 
     def _list_hints(self) -> tuple[Hint, ...]:
@@ -172,7 +172,7 @@ class _MaxConcurrencyRunner:
 
 def _to_unjudged(evaluation: Evaluation) -> Evaluation:
     """Return the trial of a probe as no judgement: that every request fails is what the search is there to find."""
-    verdict = msgspec.structs.replace(evaluation.verdict, word=VerdictStatus.OK, reason="measured, not judged")
+    verdict = msgspec.structs.replace(evaluation.verdict, status=VerdictStatus.OK, reason="measured, not judged")
     return Evaluation(verdict, evaluation.loads, evaluation.findings)
 
 

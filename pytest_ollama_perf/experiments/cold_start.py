@@ -169,7 +169,7 @@ class _ColdStartRunner:
         parts = []
         for where, evaluations in (("cold", self.cold), ("warm", self.warm)):
             worst = max(
-                evaluations, key=lambda evaluation: list(VerdictStatus).index(evaluation.verdict.word), default=None
+                evaluations, key=lambda evaluation: list(VerdictStatus).index(evaluation.verdict.status), default=None
             )
             if worst is not None:
                 verdict = worst.verdict
@@ -188,7 +188,7 @@ def _invalidate_if_loaded(evaluation: Evaluation) -> Evaluation:
     problem = Problem(code=ProblemCode.NOT_COLD, text=text, invalidates=True)
     verdict = msgspec.structs.replace(
         evaluation.verdict,
-        word=VerdictStatus.INVALID,
+        status=VerdictStatus.INVALID,
         reason=f"not a valid measurement: {text}",
         problems=(*evaluation.verdict.problems, problem),
     )
@@ -207,9 +207,9 @@ def _check_limit(found: ColdStart, name: str, bound: float) -> BoundCheck:
         missing="no start succeeded, or the server does not report it",
     )
     beyond = [start for start in found.starts if (value := start.get(name)) is not None and value > bound]
-    if one.word is VerdictStatus.OK and beyond:
+    if one.status is VerdictStatus.OK and beyond:
         reason = f"{one.reason}: the median meets it, {len(beyond)} of {len(found.starts)} starts did not"
-        return msgspec.structs.replace(one, word=VerdictStatus.UNSURE, reason=reason)
+        return msgspec.structs.replace(one, status=VerdictStatus.UNSURE, reason=reason)
     return one
 
 

@@ -19,7 +19,7 @@ class ABChange:
     def __init__(self, row: VerdictRow) -> None:
         self.row = row
         self.metric, self.stat = row.metric, row.stat
-        self.word: VerdictStatus = row.word
+        self.status: VerdictStatus = row.status
         self.reason = row.reason
 
     @property
@@ -58,7 +58,7 @@ class ABChange:
         return value
 
     def __repr__(self) -> str:
-        return f"<ABChange {self.metric} {self.word.value}: {self.reason}>"
+        return f"<ABChange {self.metric} {self.status.value}: {self.reason}>"
 
 
 class ABResult:
@@ -149,7 +149,7 @@ class ABResult:
             return self.change(name)
 
     def __repr__(self) -> str:
-        return f"<ABResult {self.verdict.word.value}: {self.verdict.reason}>"
+        return f"<ABResult {self.verdict.status.value}: {self.verdict.reason}>"
 
 
 class MaxConcurrencyResult:
@@ -198,7 +198,7 @@ class MaxConcurrencyResult:
         return self.finding.probes
 
     def __repr__(self) -> str:
-        return f"<MaxConcurrencyResult {self.concurrency}, {self.verdict.word.value}: {self.verdict.reason}>"
+        return f"<MaxConcurrencyResult {self.concurrency}, {self.verdict.status.value}: {self.verdict.reason}>"
 
 
 class ColdStartResult:
@@ -278,4 +278,4 @@ class ColdStartResult:
         return [LoadResult(self._recorder, self._test, bind_evaluation(part)) for part in parts]
 
     def __repr__(self) -> str:
-        return f"<ColdStartResult {self.verdict.word.value}: {self.verdict.reason}>"
+        return f"<ColdStartResult {self.verdict.status.value}: {self.verdict.reason}>"

@@ -132,9 +132,9 @@ def combine_verdicts(parts: Sequence[ExperimentPart], *, summary: str, checks: S
     failed are omitted, because the table of the experiment shows it. Hints are those of the last part, which had the
     highest load.
     """
-    word = get_worst_status((*(part.verdict.word for part in parts), *(each.word for each in checks)))
+    word = get_worst_status((*(part.verdict.status for part in parts), *(each.status for each in checks)))
     return Verdict(
-        word=word,
+        status=word,
         reason=_build_reason(word, parts, checks) or summary,
         rows=tuple(_list_rows(parts)),
         problems=tuple(_list_problems(parts)),
@@ -151,11 +151,11 @@ def find_last_findings(parts: Sequence[ExperimentPart]) -> tuple[Finding, ...]:
 
 
 def _build_reason(word: VerdictStatus, parts: Sequence[ExperimentPart], checks: Sequence[BoundCheck]) -> str:
-    """Return the first reason as grave as ``word``; what a whole experiment promised speaks before its parts."""
+    """Return the first reason as grave as ``status``; what a whole experiment promised speaks before its parts."""
     if word is VerdictStatus.OK:
         return ""
-    reasons = [each.reason for each in checks if each.word is word]
-    reasons += [f"{part.where}: {part.verdict.reason}" for part in parts if part.verdict.word is word]
+    reasons = [each.reason for each in checks if each.status is word]
+    reasons += [f"{part.where}: {part.verdict.reason}" for part in parts if part.verdict.status is word]
     more = len(reasons) - 1
     return reasons[0] + (f" (and {more} more)" if more else "")
 
@@ -163,7 +163,7 @@ def _build_reason(word: VerdictStatus, parts: Sequence[ExperimentPart], checks: 
 def _list_rows(parts: Sequence[ExperimentPart]) -> Iterable[VerdictRow]:
     for part in parts:
         for row in part.verdict.rows:
-            if row.metric != "error_rate" or row.word is not VerdictStatus.OK:
+            if row.metric != "error_rate" or row.status is not VerdictStatus.OK:
                 yield msgspec.structs.replace(row, where=part.where)
 
 

@@ -211,7 +211,7 @@ class LoadResult(LoadMetrics):
         return evaluation.verdict
 
     def __repr__(self) -> str:
-        return f"<LoadResult {self.verdict.word.value}: {self.verdict.reason}>"
+        return f"<LoadResult {self.verdict.status.value}: {self.verdict.reason}>"
 
 
 def bind_evaluation(evaluation: Evaluation) -> Measure:

@@ -139,7 +139,7 @@ class _SweepRunner:
             (len(evaluation.loads) - 1) // 2
         ]
         verdict = evaluation.verdict
-        return build_sweep_point(at, middle.run, middle.summary, verdict.word, verdict.reason, single=alone)
+        return build_sweep_point(at, middle.run, middle.summary, verdict.status, verdict.reason, single=alone)
 
     def _explain_stop(self, level: SweepPoint) -> str:
         """Explain in one line why the sweep stops here; empty while the server sustains the load."""
@@ -157,7 +157,7 @@ class _SweepRunner:
         """Add a broken part for each level with limits that was not measured."""
         for at, spec in rest:
             if any(limit.metric != "error_rate" for limit in spec.limits):
-                verdict = Verdict(word=VerdictStatus.BROKEN, reason=f"not measured: {stopped}")
+                verdict = Verdict(status=VerdictStatus.BROKEN, reason=f"not measured: {stopped}")
                 self.parts.append(ExperimentPart(format_position(at), Evaluation(verdict)))
 
     def _check_bounds(self) -> Iterator[BoundCheck]:
@@ -190,8 +190,8 @@ class _SweepRunner:
             load for part in self.parts for load in part.evaluation.loads if best and load.run.id == best.run_id
         )
         rows = tuple(judge_limit(limit, load.run, load.summary) for limit in self.experiment.best)
-        speaker = max(rows, key=lambda row: list(VerdictStatus).index(row.word))
-        verdict = Verdict(word=speaker.word, reason=speaker.reason, rows=rows)
+        speaker = max(rows, key=lambda row: list(VerdictStatus).index(row.status))
+        verdict = Verdict(status=speaker.status, reason=speaker.reason, rows=rows)
         return ExperimentPart(f"best level, {format_position(best.at)}" if best else "best level", Evaluation(verdict))
 
 

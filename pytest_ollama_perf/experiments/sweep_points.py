@@ -14,7 +14,7 @@ class SweepPointResult(LoadResult):
     """One level of a sweep: the result of its load, and its place on the axes."""
 
     def __init__(self, recorder: EvaluationRecorder, test: str, load: MeasuredLoad, row: SweepPoint) -> None:
-        evaluation = Evaluation(Verdict(word=row.word, reason=row.reason), (load,))
+        evaluation = Evaluation(Verdict(status=row.status, reason=row.reason), (load,))
         super().__init__(recorder, test, bind_evaluation(evaluation))
         self.row = row
         self.at: AxisValues = row.at
@@ -72,7 +72,7 @@ class SweepPointResult(LoadResult):
         return self.row.success_rate
 
     def __repr__(self) -> str:
-        return f"<SweepPointResult {format_position(self.at)}, {self.verdict.word.value}: {self.verdict.reason}>"
+        return f"<SweepPointResult {format_position(self.at)}, {self.verdict.status.value}: {self.verdict.reason}>"
 
 
 class CurveResult:
@@ -206,4 +206,4 @@ class SweepResult:
         return self.curve.level(**at)
 
     def __repr__(self) -> str:
-        return f"<SweepResult {self.verdict.word.value}: {self.verdict.reason}>"
+        return f"<SweepResult {self.verdict.status.value}: {self.verdict.reason}>"

@@ -73,15 +73,15 @@ class Evaluation:
     def is_failing(self, settings: Settings) -> bool:
         """Whether this verdict fails its test."""
         return (
-            self.verdict.word in FAILING_STATUSES
-            or (settings.strict and self.verdict.word in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE})
-            or (settings.require_baseline and self.verdict.word in {VerdictStatus.NEW, VerdictStatus.INCOMPARABLE})
+            self.verdict.status in FAILING_STATUSES
+            or (settings.strict and self.verdict.status in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE})
+            or (settings.require_baseline and self.verdict.status in {VerdictStatus.NEW, VerdictStatus.INCOMPARABLE})
         )
 
     @property
     def is_invalid_measurement(self) -> bool:
         """Whether something was measured, but the measurement is invalid."""
-        return self.verdict.word is VerdictStatus.INVALID and bool(self.loads)
+        return self.verdict.status is VerdictStatus.INVALID and bool(self.loads)
 
     @property
     def run(self) -> Run:
@@ -91,7 +91,7 @@ class Evaluation:
     def to_unjudged(self) -> Evaluation:
         """Return the evaluation of a load that is only measured; without a successful request it still fails."""
         if any(load.summary.ok for load in self.loads):
-            return replace(self, verdict=Verdict(word=VerdictStatus.OK, reason="measured, not judged"))
+            return replace(self, verdict=Verdict(status=VerdictStatus.OK, reason="measured, not judged"))
         return self
 
 
@@ -200,7 +200,7 @@ class ExperimentContext:
         if self.settings.insecure:
             evaluation = note_insecure_tls(evaluation)
         self.loads += evaluation.loads
-        if evaluation.verdict.word is VerdictStatus.BROKEN:
+        if evaluation.verdict.status is VerdictStatus.BROKEN:
             self.broken.append(evaluation.verdict)
         return evaluation
 
@@ -213,7 +213,7 @@ class ExperimentContext:
         if not self.loads:
             return build_unmeasured(reason)
         verdict = Verdict(
-            word=VerdictStatus.INVALID, reason=f"stopped after {format_count(len(self.loads), 'load')}: {reason}"
+            status=VerdictStatus.INVALID, reason=f"stopped after {format_count(len(self.loads), 'load')}: {reason}"
         )
         if self.broken:
             first = self.broken[0]
@@ -227,7 +227,7 @@ class ExperimentContext:
             return Evaluation(last.verdict, (*self.loads, *last.loads), self.collect_findings())
         if not self.loads:
             return None
-        stopped = Verdict(word=VerdictStatus.ABORTED, reason=f"stopped after {format_count(len(self.loads), 'load')}")
+        stopped = Verdict(status=VerdictStatus.ABORTED, reason=f"stopped after {format_count(len(self.loads), 'load')}")
         return Evaluation(stopped, tuple(self.loads), self.collect_findings())
 
 
@@ -250,7 +250,7 @@ BUSY_MACHINE_CODES = frozenset({ProblemCode.CLIENT_BOUND, ProblemCode.BEHIND_SCH
 def is_machine_busy(verdict: Verdict) -> bool:
     """Whether the measurement is invalid only because this machine was busy, so that another run may be valid."""
     found = {problem.code for problem in verdict.problems if problem.invalidates}
-    return verdict.word is VerdictStatus.INVALID and bool(found) and found <= BUSY_MACHINE_CODES
+    return verdict.status is VerdictStatus.INVALID and bool(found) and found <= BUSY_MACHINE_CODES
 
 
 @dataclass
@@ -276,7 +276,7 @@ class _LoadRunner:
         first = self.runs[0]
         compared = self._compare(history)
         # A broken limit has failed already; only what will be stored has to be known better.
-        worthwhile = self.context.settings.save or first.verdict.word is not VerdictStatus.BROKEN
+        worthwhile = self.context.settings.save or first.verdict.status is not VerdictStatus.BROKEN
         while compared.needs_more_runs and worthwhile and self._count_runs_left():
             if compared.is_suspect:
                 self._wait_for_spacing(f"inconclusive, {self._format_turn()}")
@@ -345,16 +345,16 @@ def evaluate_run(run: Run, limits: Sequence[Limit], *, strict: bool) -> Evaluati
 
 def build_unmeasured(reason: str) -> Evaluation:
     """Return the evaluation of a load that could not be run: a run without data never passes."""
-    return Evaluation(Verdict(word=VerdictStatus.INVALID, reason=reason))
+    return Evaluation(Verdict(status=VerdictStatus.INVALID, reason=reason))
 
 
 def merge_evaluations(test: str, evaluations: Sequence[Evaluation]) -> TestResult:
     """Return the result of a test with several loads: the most severe verdict, with the rows of all."""
-    worst = get_worst_status(tuple(evaluation.verdict.word for evaluation in evaluations))
-    speaker = next(evaluation.verdict for evaluation in evaluations if evaluation.verdict.word is worst)
+    worst = get_worst_status(tuple(evaluation.verdict.status for evaluation in evaluations))
+    speaker = next(evaluation.verdict for evaluation in evaluations if evaluation.verdict.status is worst)
     if len(evaluations) > 1:
         speaker = Verdict(
-            word=worst,
+            status=worst,
             reason=speaker.reason,
             rows=tuple(row for evaluation in evaluations for row in evaluation.verdict.rows),
             problems=_drop_duplicates(problem for evaluation in evaluations for problem in evaluation.verdict.problems),

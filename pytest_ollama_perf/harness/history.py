@@ -65,7 +65,7 @@ class HistoryComparison:
     slower, and the view of the history for reports, if one is written. ``reason`` is about ``speaker``, a metric and
     statistic."""
 
-    word: VerdictStatus
+    status: VerdictStatus
     reason: str
     rows: tuple[VerdictRow, ...]
     changed: tuple[str, ...]
@@ -173,13 +173,13 @@ class RunHistory:
         )
         beside = judge_test(stored, fresh, [name for name in REPORTED_METRICS if name not in names], margins=everywhere)
         return HistoryComparison(
-            word=found.word,
+            status=found.status,
             reason=_build_reason(found, baseline, runs),
             rows=(*(metric.row for metric in found.metrics), *_list_reported_rows(beside)),
-            changed=tuple(map(str, baseline.changed)) if found.word is not VerdictStatus.OK else (),
+            changed=tuple(map(str, baseline.changed)) if found.status is not VerdictStatus.OK else (),
             needs_more_runs=found.again,
             is_suspect=found.suspect,
-            regressed_pairs=sum(metric.word is VerdictStatus.REGRESSED for metric in found.metrics),
+            regressed_pairs=sum(metric.status is VerdictStatus.REGRESSED for metric in found.metrics),
             speaker=(found.speaker.row.metric, found.speaker.row.stat) if found.speaker else None,
             hints=(
                 *(_explain_unused_margins(runs[0], everywhere, names) if gating is None else ()),
@@ -197,7 +197,7 @@ class RunHistory:
         whole = _merge_verdicts(
             verdict, compared, len(select_baseline(history, runs[0], HISTORY_LIMIT).runs), _list_damage(history)
         )
-        if compared.word is VerdictStatus.REGRESSED:
+        if compared.status is VerdictStatus.REGRESSED:
             whole = msgspec.structs.replace(
                 whole,
                 accept=self._format_accept_command(runs[0].test),
@@ -205,7 +205,7 @@ class RunHistory:
             )
         whole = msgspec.structs.replace(whole, hints=(*whole.hints, *compared.hints, *find_drift(history, runs)))
         # Regressed runs are quarantined; a broken limit does not change that.
-        kind = RunKind.REGRESSED if compared.word is VerdictStatus.REGRESSED else RunKind.SAVED
+        kind = RunKind.REGRESSED if compared.status is VerdictStatus.REGRESSED else RunKind.SAVED
         return self._store_epoch(self.store_runs(whole, runs, kind), history, runs)
 
     def _store_epoch(self, verdict: Verdict, history: StoredRuns, runs: Sequence[Run]) -> Verdict:
@@ -370,7 +370,7 @@ def _list_reported_rows(found: TestVerdict) -> tuple[VerdictRow, ...]:
 
 
 def _build_reason(found: TestVerdict, baseline: BaselineRuns, runs: Sequence[Run]) -> str:
-    if found.word is not VerdictStatus.REGRESSED:
+    if found.status is not VerdictStatus.REGRESSED:
         return found.reason
     before = [compute_phase_medians(run.measured) for run in baseline.runs]
     moved = explain_phases(compare_phases(before, [compute_phase_medians(run.measured) for run in runs]))
@@ -379,11 +379,11 @@ def _build_reason(found: TestVerdict, baseline: BaselineRuns, runs: Sequence[Run
 
 def _merge_verdicts(verdict: Verdict, compared: HistoryComparison, stored: int, damage: tuple[Problem, ...]) -> Verdict:
     """Return the more severe verdict of limits and history; that of the limits if they are equal."""
-    word = get_worst_status((verdict.word, compared.word))
+    word = get_worst_status((verdict.status, compared.status))
     return msgspec.structs.replace(
         verdict,
-        word=word,
-        reason=compared.reason if compared.word is word and verdict.word is not word else verdict.reason,
+        status=word,
+        reason=compared.reason if compared.status is word and verdict.status is not word else verdict.reason,
         rows=(*verdict.rows, *compared.rows),
         changed=compared.changed,
         problems=(*verdict.problems, *damage),

@@ -94,7 +94,7 @@ def pytest_ollama_verdict(config: pytest.Config, result: TestResult) -> None:
 
         def pytest_ollama_verdict(result):
             with open("verdicts.txt", "a") as file:
-                file.write(f"{result.test} {result.verdict.word.value}\\n")
+                file.write(f"{result.test} {result.verdict.status.value}\\n")
     """
 
 

@@ -115,7 +115,7 @@ def _build_fixture_substitute(
         group=f"ollama {metric}",
         param=parameters.removesuffix("]") or None,
         params=BenchmarkParams(model=workload.model, concurrency=workload.concurrency, rate=workload.rate),
-        extra_info={"verdict": result.verdict.word.value, "failed_requests": failed, "tps": tps},
+        extra_info={"verdict": result.verdict.status.value, "failed_requests": failed, "tps": tps},
         cprofile_stats=None,
-        has_error=failed > 0 or result.verdict.word in {VerdictStatus.INVALID, VerdictStatus.ABORTED},
+        has_error=failed > 0 or result.verdict.status in {VerdictStatus.INVALID, VerdictStatus.ABORTED},
     )

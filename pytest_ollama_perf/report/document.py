@@ -120,7 +120,7 @@ class RowEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     metric: str
     stat: str
-    word: VerdictStatus
+    status: VerdictStatus
     reason: str
     gating: bool
     op: str
@@ -239,7 +239,7 @@ def _build_test_entry_guarded(result: TestResult) -> TestEntry:
     except Exception as error:  # what a finding or a load of one test raises
         text = clean(f"{type(error).__name__}: {error}", 200)
         fault = Problem(code=ProblemCode.REPORT_FAILED, text=text, invalidates=False)
-        verdict = Verdict(word=result.verdict.word, reason=result.verdict.reason, problems=(fault,))
+        verdict = Verdict(status=result.verdict.status, reason=result.verdict.reason, problems=(fault,))
         return _build_test_entry(TestResult(test=result.test, verdict=verdict))
 
 
@@ -247,7 +247,7 @@ def _build_test_entry(result: TestResult) -> TestEntry:
     verdict = result.verdict
     return TestEntry(
         test=result.test,
-        verdict=verdict.word,
+        verdict=verdict.status,
         reason=clean(verdict.reason),
         rows=tuple(map(_build_row_entry, verdict.rows)),
         problems=tuple(

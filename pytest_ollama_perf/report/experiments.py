@@ -66,7 +66,7 @@ def render_limits(held: Sequence[BoundCheck], width: int) -> list[str]:
         return []
     rows = [("", "limit", "found")]
     for each in held:
-        mark = "x" if each.word in FAILING_STATUSES else " "
+        mark = "x" if each.status in FAILING_STATUSES else " "
         found = "-" if each.value is None else format_quantity(each.value, each.unit)
         rows.append(
             (f"{INDENT}{mark} {clean(each.name, 40)}", f"{each.op} {format_quantity(each.bound, each.unit)}", found)

@@ -248,7 +248,7 @@ def _build_verdict_properties(result: TestResult) -> list[Property]:
     verdict = result.verdict
     damaged = [problem.text for problem in verdict.problems if problem.code is ProblemCode.DAMAGED_HISTORY]
     return [
-        (f"{PROPERTY_PREFIX}verdict", verdict.word.value),
+        (f"{PROPERTY_PREFIX}verdict", verdict.status.value),
         (f"{PROPERTY_PREFIX}reason", clean(verdict.reason)),
         *((f"{PROPERTY_PREFIX}damaged_history", clean(text)) for text in damaged),
     ]

@@ -178,7 +178,7 @@ def _build_judged_row(row: RowEntry) -> str:
         escape_inline(against),
         "" if row.change is None else format_percent(row.change, signed=True),
         "" if row.margin is None else format_percent(row.margin),
-        row.word.value if row.gating else f"{row.word.value} (not gating)",
+        row.status.value if row.gating else f"{row.status.value} (not gating)",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -219,7 +219,7 @@ def format_annotation(result: TestResult, file: str, line: int | None) -> str:
     """Return the workflow command that shows ``result`` as an error at ``file``, relative to the repository, and
     ``line``, counted from 1."""
     place = f"file={_escape_property(file)}," + (f"line={line}," if line is not None else "")
-    word = result.verdict.word.value
+    word = result.verdict.status.value
     message = "\n".join([result.verdict.reason, *(f"hint: {hint.text}" for hint in result.verdict.hints)])
     return f"::error {place}title={_escape_property(f'{word}: {clean(result.test, 200)}')}::{_escape_message(message)}"
 

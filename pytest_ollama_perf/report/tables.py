@@ -143,8 +143,8 @@ def fit_table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def _format_row_name(row: VerdictRow) -> str:
-    unsure = row.word in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE}
-    mark = "x" if row.gating and row.word in FAILING_STATUSES else "?" if row.gating and unsure else " "
+    unsure = row.status in {VerdictStatus.UNSURE, VerdictStatus.INCOMPARABLE}
+    mark = "x" if row.gating and row.status in FAILING_STATUSES else "?" if row.gating and unsure else " "
     where = f", {clean(row.where, 30)}" if row.where else ""
     return f"{INDENT}{mark} {format_label(row.metric, row.stat)}{where}"
 

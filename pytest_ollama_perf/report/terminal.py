@@ -55,7 +55,7 @@ def _list_failure_lines(result: TestResult, width: int) -> list[str]:
     lines = [*wrap(clean(verdict.reason), width, rest=INDENT), *format_judged_tables(verdict.rows, width)]
     lines += render_findings(result.findings, width)
     lines += format_problems(verdict.problems, width)
-    if verdict.word is VerdictStatus.ABORTED and result.loads:
+    if verdict.status is VerdictStatus.ABORTED and result.loads:
         lines += [f"{INDENT}measured until then:"]
     lines += describe_loads(result.loads, verdict.stored, width, together=bool(result.findings))
     lines += format_notes("errors", facts.describe_errors(result.loads), width)
@@ -213,7 +213,7 @@ def build_section(
         return [_build_one_line(results, width), *_list_damaged_records(results)]
     lines: list[StyledLine] = []
     for result in results:
-        if verbosity == 0 and result.test in explained and result.verdict.word in FAILING_STATUSES:
+        if verbosity == 0 and result.test in explained and result.verdict.status in FAILING_STATUSES:
             lines.append(_build_title(result, width))
         else:
             lines += [*_build_guarded_block(result, verbosity, width), StyledLine("")]
@@ -244,20 +244,20 @@ def _choose_style(word: VerdictStatus) -> LineStyle:
 
 
 def _find_worst(results: Iterable[TestResult]) -> TestResult:
-    return max(results, key=lambda result: _SEVERITY_ORDER.index(result.verdict.word))
+    return max(results, key=lambda result: _SEVERITY_ORDER.index(result.verdict.status))
 
 
 def _count_verdicts(results: Iterable[TestResult]) -> str:
-    counted = Counter(result.verdict.word for result in results)
+    counted = Counter(result.verdict.status for result in results)
     return ", ".join(f"{counted[word]} {word.value}" for word in VerdictStatus if counted[word])
 
 
 def _build_one_line(results: Sequence[TestResult], width: int) -> StyledLine:
     worst = _find_worst(results)
     text = f"ollama: {_count_verdicts(results)}"
-    if worst.verdict.word in FAILING_STATUSES | _DOUBTFUL_STATUSES:
+    if worst.verdict.status in FAILING_STATUSES | _DOUBTFUL_STATUSES:
         text += f"; {truncate_middle(_shorten_test_name(worst.test), 30)}: {clean(worst.verdict.reason)}"
-    return StyledLine(truncate(text, width), _choose_style(worst.verdict.word))
+    return StyledLine(truncate(text, width), _choose_style(worst.verdict.status))
 
 
 def _shorten_test_name(test: str) -> str:
@@ -276,7 +276,7 @@ def _build_guarded_block(result: TestResult, verbosity: int, width: int) -> list
 
 
 def _build_block(result: TestResult, verbosity: int, width: int) -> Iterator[StyledLine]:
-    word = result.verdict.word
+    word = result.verdict.status
     yield _build_title(result, width)
     if word is not VerdictStatus.OK or verbosity > 0:
         yield from _wrap_plain(wrap(clean(result.verdict.reason), width, INDENT, INDENT * 2))
@@ -291,7 +291,7 @@ def _wrap_plain(lines: Iterable[str]) -> Iterator[StyledLine]:
 
 
 def _build_title(result: TestResult, width: int) -> StyledLine:
-    word = result.verdict.word
+    word = result.verdict.status
     return StyledLine(_format_title(clean(result.test), word.value, width), _choose_style(word))
 
 
@@ -320,7 +320,7 @@ def _format_all_numbers(result: TestResult, width: int) -> Iterator[str]:
 
 
 def _build_totals(results: Sequence[TestResult], width: int, rerun: str) -> Iterator[StyledLine]:
-    worst = _find_worst(results).verdict.word
+    worst = _find_worst(results).verdict.status
     yield StyledLine(truncate(_count_verdicts(results), width), _choose_style(worst))
     if worst in FAILING_STATUSES:
         yield from _wrap_plain(format_command("rerun with all metrics", rerun, width))

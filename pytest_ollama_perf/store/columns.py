@@ -135,7 +135,7 @@ def unpack_texts(column: TextColumn, numbers: Sequence[int]) -> list[str]:
 
 
 def _build_pattern(word: str) -> str:
-    """Return ``word`` with the digits at its end, which may be the row's number, as a pattern."""
+    """Return ``status`` with the digits at its end, which may be the row's number, as a pattern."""
     digits = len(word) - len(word.rstrip("0123456789"))
     return f"{word[: len(word) - digits]}{{{max(1, min(digits, 9))}}}"
 

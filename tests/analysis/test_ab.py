@@ -19,27 +19,27 @@ def test_the_numbers_are_those_of_the_moderated_t_on_block_differences():
     assert (found.d, found.se) == (pytest.approx(0.04), pytest.approx(se))
     assert found.p == pytest.approx(2 * t.sf(0.04 / se, 6))
     assert found.low == pytest.approx(math.expm1(0.04 - t.ppf(0.975, 6) * se))
-    assert found.word is VerdictStatus.REGRESSED
+    assert found.status is VerdictStatus.REGRESSED
 
 
 def test_what_disturbs_both_sides_of_a_block_is_no_difference():
     state = [0.0, 0.3, -0.2, 0.1]
     found = compare_costs(state, [cost + 0.001 for cost in state], PRIOR_SD)
-    assert (found.word, found.more) == (VerdictStatus.OK, 0)
+    assert (found.status, found.more) == (VerdictStatus.OK, 0)
 
 
 @given(st.lists(st.floats(-0.2, 0.2), min_size=4, max_size=4), st.lists(st.floats(-0.2, 0.2), min_size=4, max_size=4))
 def test_swapping_the_sides_mirrors_the_answer(a, b):
     mirror = {VerdictStatus.REGRESSED: VerdictStatus.FASTER, VerdictStatus.FASTER: VerdictStatus.REGRESSED}
     there, back = compare_costs(a, b, PRIOR_SD), compare_costs(b, a, PRIOR_SD)
-    assert back.word is mirror.get(there.word, there.word)
+    assert back.status is mirror.get(there.status, there.status)
     assert back.d == pytest.approx(-there.d)
 
 
 def test_it_looks_after_four_six_eight_and_twelve_blocks_only():
     for blocks in range(13):
         found = compare_costs([0.0] * blocks, [1.0] * blocks, PRIOR_SD)
-        assert (found.word is VerdictStatus.REGRESSED) == (blocks in LOOKS)
+        assert (found.status is VerdictStatus.REGRESSED) == (blocks in LOOKS)
     assert [compare_costs([0.0] * blocks, [0.02, -0.03] * 6, PRIOR_SD).more for blocks in (12,)] == [0]
 
 
@@ -50,11 +50,11 @@ def test_an_unclear_difference_asks_for_the_blocks_up_to_the_next_look():
 
 def test_failed_blocks_decide_only_twice_on_one_side():
     zeros = [0.0] * 4
-    assert compare_costs(zeros, [math.inf, 0, 0, 0], PRIOR_SD).word is VerdictStatus.UNSURE
-    assert compare_costs(zeros, [math.inf, math.inf, 0, 0], PRIOR_SD).word is VerdictStatus.REGRESSED
-    assert compare_costs([math.inf, math.inf, 0, 0], zeros, PRIOR_SD).word is VerdictStatus.FASTER
-    assert compare_costs([math.inf, 0, 0, 0], [0, math.inf, math.inf, 0], PRIOR_SD).word is VerdictStatus.UNSURE
-    assert compare_costs([math.inf] * 4, [math.inf] * 4, PRIOR_SD).word is VerdictStatus.UNSURE
+    assert compare_costs(zeros, [math.inf, 0, 0, 0], PRIOR_SD).status is VerdictStatus.UNSURE
+    assert compare_costs(zeros, [math.inf, math.inf, 0, 0], PRIOR_SD).status is VerdictStatus.REGRESSED
+    assert compare_costs([math.inf, math.inf, 0, 0], zeros, PRIOR_SD).status is VerdictStatus.FASTER
+    assert compare_costs([math.inf, 0, 0, 0], [0, math.inf, math.inf, 0], PRIOR_SD).status is VerdictStatus.UNSURE
+    assert compare_costs([math.inf] * 4, [math.inf] * 4, PRIOR_SD).status is VerdictStatus.UNSURE
 
 
 def test_sides_of_different_length_are_refused():
@@ -74,4 +74,4 @@ def _answer(effect, rng):
     blocks = LOOKS[0]
     while (found := compare_costs(a[:blocks].tolist(), b[:blocks].tolist(), PRIOR_SD)).more:
         blocks += found.more
-    return found.word
+    return found.status

@@ -47,7 +47,7 @@ def test_runs_that_differ_more_than_is_usual_share_the_excess_within_a_build():
     for runs, one in enumerate(found, 1):
         assert one.se == pytest.approx(math.sqrt((variance - shared) / runs + shared + variance / 10))
     assert found[2].p > 0.01 > t.sf(0.10 / math.sqrt(variance * (1 / 3 + 1 / 10)), 12)
-    assert found[2].word is VerdictStatus.UNSURE
+    assert found[2].status is VerdictStatus.UNSURE
 
 
 def test_runs_that_differ_as_is_usual_count_one_by_one():
@@ -61,7 +61,7 @@ def test_shared_variance_does_not_explain_two_and_a_half_margins():
     below, above = (judge_runs(history, [share * limit] * 3, RULE) for share in (2.49, 2.51))
     assert above.se == pytest.approx(above.baseline.sd * math.sqrt(1 / 3 + 1 / 10))
     assert below.se > 1.3 * above.se
-    assert (below.word, above.word) == (VerdictStatus.UNSURE, VerdictStatus.REGRESSED)
+    assert (below.status, above.status) == (VerdictStatus.UNSURE, VerdictStatus.REGRESSED)
     assert math.log1p(above.detectable) == pytest.approx(2.5 * limit)
 
 
@@ -72,7 +72,7 @@ def test_shared_variance_explains_a_difference_up_to_twice_its_deviation():
     below, above = (judge_runs(history, [share * shared_sd] * 3, RULE) for share in (1.99, 2.01))
     assert below.se == pytest.approx(below.baseline.compute_shared_se(3))
     assert above.se == pytest.approx(above.baseline.compute_independent_se(3))
-    assert (below.word, above.word) == (VerdictStatus.UNSURE, VerdictStatus.REGRESSED)
+    assert (below.status, above.status) == (VerdictStatus.UNSURE, VerdictStatus.REGRESSED)
     shown = (t.ppf(0.99, 22) + t.ppf(0.80, 22)) * above.se
     assert math.log1p(above.detectable) == pytest.approx(max(2.0 * shared_sd, shown))
 
@@ -106,26 +106,26 @@ def test_shared_variance_does_not_delay_ok():
     found = judge_runs(history, [0.0] * 3, RULE)
     assert found.baseline.shared_sd > 0.01
     assert t.ppf(0.955, 22) * found.se > math.log(1.05) - 0.015
-    assert found.word is VerdictStatus.OK
+    assert found.status is VerdictStatus.OK
 
 
 def test_without_a_stored_run_everything_is_new():
-    assert judge_runs([], [0.0], RULE).word is VerdictStatus.NEW
-    assert judge_runs([math.inf, math.nan], [0.0], RULE).word is VerdictStatus.NEW
+    assert judge_runs([], [0.0], RULE).status is VerdictStatus.NEW
+    assert judge_runs([math.inf, math.nan], [0.0], RULE).status is VerdictStatus.NEW
 
 
 def test_an_unchanged_build_is_ok_after_one_run():
     found = judge_runs(steady(10), [0.0], RULE)
-    assert (found.word, found.runs, found.again) == (VerdictStatus.OK, 1, False)
+    assert (found.status, found.runs, found.again) == (VerdictStatus.OK, 1, False)
 
 
 def test_a_slow_first_run_asks_for_another():
     found = judge_runs(steady(10), [0.10], RULE)
-    assert (found.word, found.again) == (VerdictStatus.UNSURE, True)
+    assert (found.status, found.again) == (VerdictStatus.UNSURE, True)
 
 
 def test_a_regression_is_said_after_the_third_run():
-    assert [judge_runs(steady(10), [0.10] * runs, RULE).word for runs in (1, 2, 3)] == [
+    assert [judge_runs(steady(10), [0.10] * runs, RULE).status for runs in (1, 2, 3)] == [
         VerdictStatus.UNSURE,
         VerdictStatus.UNSURE,
         VerdictStatus.REGRESSED,
@@ -133,7 +133,7 @@ def test_a_regression_is_said_after_the_third_run():
 
 
 def test_a_gross_regression_is_said_after_the_second_run():
-    assert [judge_runs(steady(10), [0.30] * runs, RULE).word for runs in (1, 2)] == [
+    assert [judge_runs(steady(10), [0.30] * runs, RULE).status for runs in (1, 2)] == [
         VerdictStatus.UNSURE,
         VerdictStatus.REGRESSED,
     ]
@@ -141,13 +141,13 @@ def test_a_gross_regression_is_said_after_the_second_run():
 
 def test_one_run_that_disagrees_saves_a_build():
     found = judge_runs(steady(10), [0.15, 0.15, 0.0], RULE)
-    assert (found.word, found.again) == (VerdictStatus.UNSURE, False)
+    assert (found.status, found.again) == (VerdictStatus.UNSURE, False)
 
 
 def test_with_reruns_off_one_run_decides():
     once = GateRule(margin=0.05, prior_sd=0.02, max_runs=1)
-    assert judge_runs(steady(10), [0.10], once).word is VerdictStatus.REGRESSED
-    assert judge_runs(steady(10), [0.03], once).word is VerdictStatus.UNSURE
+    assert judge_runs(steady(10), [0.10], once).status is VerdictStatus.REGRESSED
+    assert judge_runs(steady(10), [0.03], once).status is VerdictStatus.UNSURE
     assert not judge_runs(steady(10), [0.03], once).again
 
 
@@ -156,23 +156,23 @@ def test_a_difference_below_half_the_margin_is_no_news_however_certain():
     history = steady(20, sd=0.001)
     for difference in (-0.0240, 0.0240):
         found = judge_runs(history, [difference] * 3, certain)
-        assert found.word is VerdictStatus.OK
+        assert found.status is VerdictStatus.OK
         assert abs(found.d / found.se) > 10
-    assert judge_runs(history, [-0.0250] * 3, certain).word is VerdictStatus.FASTER
+    assert judge_runs(history, [-0.0250] * 3, certain).status is VerdictStatus.FASTER
 
 
 def test_faster_stops_after_one_run():
-    assert judge_runs(steady(10), [-0.10], RULE).word is VerdictStatus.FASTER
+    assert judge_runs(steady(10), [-0.10], RULE).status is VerdictStatus.FASTER
 
 
 def test_alpha_can_only_be_made_stricter():
     history, runs = steady(10, sd=0.02), [0.052, 0.05, 0.051]
     p = judge_runs(history, runs, RULE).p
     assert p < 0.01
-    assert judge_runs(history, runs, RULE, alpha=1.0).word is VerdictStatus.REGRESSED
-    assert judge_runs(history, runs, RULE, alpha=p / 2).word is VerdictStatus.UNSURE
+    assert judge_runs(history, runs, RULE, alpha=1.0).status is VerdictStatus.REGRESSED
+    assert judge_runs(history, runs, RULE, alpha=p / 2).status is VerdictStatus.UNSURE
     weak = [0.04, 0.035, 0.036]
-    assert judge_runs(steady(4, sd=0.03), weak, RULE, alpha=0.9).word is VerdictStatus.UNSURE
+    assert judge_runs(steady(4, sd=0.03), weak, RULE, alpha=0.9).status is VerdictStatus.UNSURE
 
 
 def test_the_newest_twenty_stored_runs_count():
@@ -219,16 +219,16 @@ def test_one_and_two_stored_runs_say_what_they_can_decide(stored, note):
 
 
 def test_one_stored_run_decides_a_fifth_and_two_a_tenth():
-    assert judge_runs([0.0], [math.log(1.05)] * 3, RULE).word is VerdictStatus.UNSURE
-    assert judge_runs([0.0], [math.log(1.20)] * 3, RULE).word is VerdictStatus.REGRESSED
-    assert judge_runs([0.0] * 2, [math.log(1.10)] * 3, RULE).word is VerdictStatus.REGRESSED
+    assert judge_runs([0.0], [math.log(1.05)] * 3, RULE).status is VerdictStatus.UNSURE
+    assert judge_runs([0.0], [math.log(1.20)] * 3, RULE).status is VerdictStatus.REGRESSED
+    assert judge_runs([0.0] * 2, [math.log(1.10)] * 3, RULE).status is VerdictStatus.REGRESSED
 
 
 def test_runs_that_failed_regress_after_the_second():
-    assert judge_runs(steady(10), [math.inf], RULE).word is VerdictStatus.UNSURE
+    assert judge_runs(steady(10), [math.inf], RULE).status is VerdictStatus.UNSURE
     found = judge_runs(steady(10), [math.inf] * 2, RULE)
-    assert (found.word, found.change, found.p) == (VerdictStatus.REGRESSED, math.inf, 0.0)
-    assert judge_runs(steady(10), [0.0, math.inf, 0.0], RULE).word is VerdictStatus.UNSURE
+    assert (found.status, found.change, found.p) == (VerdictStatus.REGRESSED, math.inf, 0.0)
+    assert judge_runs(steady(10), [0.0, math.inf, 0.0], RULE).status is VerdictStatus.UNSURE
 
 
 def test_a_failed_stored_run_is_no_baseline():
@@ -238,22 +238,22 @@ def test_a_failed_stored_run_is_no_baseline():
 @pytest.mark.parametrize("runs", [[], [math.nan], [0.0, math.nan], [math.nan, math.inf]])
 @pytest.mark.parametrize("history", [[], steady(10)])
 def test_a_candidate_without_data_is_never_ok(history, runs):
-    assert judge_runs(history, runs, RULE).word is VerdictStatus.UNSURE
+    assert judge_runs(history, runs, RULE).status is VerdictStatus.UNSURE
 
 
 def test_an_unsure_verdict_says_how_many_runs_would_settle_it():
     history = [0.0, 0.0]
     settled = [
-        runs for runs in range(1, 21) if judge_runs(history, [0.012] * runs, RULE).word is not VerdictStatus.UNSURE
+        runs for runs in range(1, 21) if judge_runs(history, [0.012] * runs, RULE).status is not VerdictStatus.UNSURE
     ]
     found = judge_runs(history, [0.012], RULE)
     assert settled[0] > 2
-    assert (found.word, found.more_runs, found.more_stored) == (VerdictStatus.UNSURE, settled[0], None)
+    assert (found.status, found.more_runs, found.more_stored) == (VerdictStatus.UNSURE, settled[0], None)
 
 
 def test_where_no_candidate_runs_would_settle_it_stored_runs_are_asked_for():
     found = judge_runs([0.0], [0.02] * 3, RULE)
-    assert (found.word, found.more_runs, found.more_stored) == (VerdictStatus.UNSURE, None, 5)
+    assert (found.status, found.more_runs, found.more_stored) == (VerdictStatus.UNSURE, None, 5)
     reach = {stored: t.ppf(0.955, 2 + stored) * 0.02 * math.sqrt(1 / 3 + 1 / stored) for stored in (4, 5)}
     assert 0.02 + reach[5] < math.log(1.05) < 0.02 + reach[4]
 
@@ -279,8 +279,8 @@ def test_every_parameter_is_described():
 def test_other_parameters_change_the_verdict():
     history, slow = steady(10), [0.10, 0.10]
     eager = GateRule(margin=0.05, prior_sd=0.02, parameters=GateParameters(gross_margins=1.0))
-    assert judge_runs(history, slow, RULE).word is VerdictStatus.UNSURE
-    assert judge_runs(history, slow, eager).word is VerdictStatus.REGRESSED
+    assert judge_runs(history, slow, RULE).status is VerdictStatus.UNSURE
+    assert judge_runs(history, slow, eager).status is VerdictStatus.REGRESSED
 
 
 @given(histories, candidates)
@@ -292,21 +292,21 @@ def test_the_same_input_gives_the_same_verdict(history, runs):
 def test_the_order_of_the_runs_in_the_window_is_irrelevant(history, runs, random):
     window = history[-20:]
     shuffled = random.sample(window, len(window))
-    assert judge_runs(shuffled, runs[::-1], RULE).word is judge_runs(window, runs, RULE).word
+    assert judge_runs(shuffled, runs[::-1], RULE).status is judge_runs(window, runs, RULE).status
 
 
 @given(histories, candidates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_more_margin_never_turns_ok_into_regressed(history, runs, one, other):
     narrow, wide = sorted((one, other))
-    if judge_runs(history, runs, GateRule(narrow, 0.02)).word is VerdictStatus.OK:
-        assert judge_runs(history, runs, GateRule(wide, 0.02)).word is not VerdictStatus.REGRESSED
+    if judge_runs(history, runs, GateRule(narrow, 0.02)).status is VerdictStatus.OK:
+        assert judge_runs(history, runs, GateRule(wide, 0.02)).status is not VerdictStatus.REGRESSED
 
 
 @given(histories, candidates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_more_margin_never_makes_a_regression(history, runs, one, other):
     narrow, wide = sorted((one, other))
-    if judge_runs(history, runs, GateRule(wide, 0.02)).word is VerdictStatus.REGRESSED:
-        assert judge_runs(history, runs, GateRule(narrow, 0.02)).word is VerdictStatus.REGRESSED
+    if judge_runs(history, runs, GateRule(wide, 0.02)).status is VerdictStatus.REGRESSED:
+        assert judge_runs(history, runs, GateRule(narrow, 0.02)).status is VerdictStatus.REGRESSED
 
 
 any_cost = st.floats(-745, 745) | st.just(math.inf) | st.just(math.nan)
@@ -315,15 +315,15 @@ any_cost = st.floats(-745, 745) | st.just(math.inf) | st.just(math.nan)
 @given(st.lists(any_cost, max_size=25), st.lists(any_cost, max_size=4))
 def test_no_costs_break_the_gate(history, runs):
     found = judge_runs(history, runs, RULE)
-    assert found.word in VerdictStatus
-    if found.word in {VerdictStatus.OK, VerdictStatus.FASTER, VerdictStatus.REGRESSED}:
+    assert found.status in VerdictStatus
+    if found.status in {VerdictStatus.OK, VerdictStatus.FASTER, VerdictStatus.REGRESSED}:
         assert 0.0 <= found.p <= 1.0
 
 
 @given(histories, candidates, st.floats(0.0, 0.3))
 def test_slower_candidates_never_turn_regressed_into_ok(history, runs, slower):
-    if judge_runs(history, runs, RULE).word is VerdictStatus.REGRESSED:
-        assert judge_runs(history, [run + slower for run in runs], RULE).word is VerdictStatus.REGRESSED
+    if judge_runs(history, runs, RULE).status is VerdictStatus.REGRESSED:
+        assert judge_runs(history, [run + slower for run in runs], RULE).status is VerdictStatus.REGRESSED
 
 
 def test_one_slow_run_in_the_history_costs_little_power():
@@ -334,6 +334,6 @@ def test_one_slow_run_in_the_history_costs_little_power():
         runs = [random.gauss(math.log(1.10), 0.016) for _ in range(3)]
         for slow in caught:
             stored = [history[0] + 0.12, *history[1:]] if slow else history
-            caught[slow] += judge_runs(stored, runs, RULE).word is VerdictStatus.REGRESSED
+            caught[slow] += judge_runs(stored, runs, RULE).status is VerdictStatus.REGRESSED
     assert caught[False] >= 392
     assert caught[False] - caught[True] < 0.05 * 400

@@ -22,7 +22,7 @@ def campaign(sd, stored, effect, seed):
             found = judge_runs(row[:stored], row[stored : stored + runs], RULE)
             if not found.again:
                 break
-        words.append(found.word)
+        words.append(found.status)
         spent += runs
     return words.count(VerdictStatus.REGRESSED) / HISTORIES, spent / HISTORIES
 

@@ -70,7 +70,7 @@ def test_failed_requests_are_not_hidden_by_an_invalid_measurement():
         workload={"num_predict": 11},
     )
     verdict = judge_contract(run, summarise(run), [parse_limit("error_rate", "<= 0%")])
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason.startswith("error_rate 99 %, limit <= 0 %: 99 of 100 requests failed")
     assert ProblemCode.IMPOSSIBLE_COUNTERS in {problem.code for problem in verdict.problems}
     assert not verdict.is_usable
@@ -80,4 +80,4 @@ def test_tolerated_failures_leave_an_invalid_measurement_invalid():
     wrong = [with_counters(each, eval_count=500) for each in one_after_another(50)]
     run = run_of(failure(50), *wrong, workload={"num_predict": 11})
     verdict = judge_contract(run, summarise(run), [parse_limit("error_rate", "<= 50%")])
-    assert verdict.word is VerdictStatus.INVALID
+    assert verdict.status is VerdictStatus.INVALID

@@ -67,7 +67,7 @@ def test_a_regression_of_the_margin_worth_setting_is_found_about_four_times_in_f
         history = [chance.gauss(0.0, 0.03) for _ in range(10)]
         margin = measure_noise(TPS, history).margin
         slow = [chance.gauss(math.log1p(margin), 0.03) for _ in range(3)]
-        caught += judge_runs(history, slow, GateRule.from_policy(TPS, margin)).word.value == "regressed"
+        caught += judge_runs(history, slow, GateRule.from_policy(TPS, margin)).status.value == "regressed"
     assert 0.65 <= caught / 300 <= 0.95
 
 

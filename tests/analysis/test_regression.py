@@ -21,16 +21,16 @@ factors = st.floats(0.8, 1.3)
 
 def test_an_unchanged_build_is_ok_on_both_gating_metrics():
     found = verdict(STORED, [record(99)])
-    assert [(metric.policy.name, metric.word) for metric in found.metrics] == [
+    assert [(metric.policy.name, metric.status) for metric in found.metrics] == [
         ("tps", VerdictStatus.OK),
         ("ttft", VerdictStatus.OK),
     ]
-    assert (found.word, found.test, found.again) == (VerdictStatus.OK, "chat", False)
+    assert (found.status, found.test, found.again) == (VerdictStatus.OK, "chat", False)
 
 
 def test_a_slower_model_is_regressed_after_three_runs_and_unsure_before():
     found = [verdict(STORED, [record(99, 1.1)] * runs) for runs in (1, 2, 3)]
-    assert [(one.word, one.again) for one in found] == [
+    assert [(one.status, one.again) for one in found] == [
         (VerdictStatus.UNSURE, True),
         (VerdictStatus.UNSURE, True),
         (VerdictStatus.REGRESSED, False),
@@ -41,7 +41,7 @@ def test_the_gravest_metric_speaks_for_the_test():
     slow_start = record(99)
     slow_start["requests"] = [request | {"ttft_s": 0.3} for request in slow_start["requests"]]
     found = verdict(STORED, [slow_start] * 3)
-    assert found.word is VerdictStatus.REGRESSED
+    assert found.status is VerdictStatus.REGRESSED
     assert found.reason.startswith("ttft +")
 
 
@@ -57,14 +57,14 @@ def test_the_reason_is_one_line_that_stands_alone():
 
 def test_a_row_is_in_the_metrics_own_terms():
     found = verdict([record(run) for run in range(10)], [record(99, 1.25)] * 3).metrics[0].row
-    assert (found.metric, found.stat, found.word, found.margin) == ("tps", "", VerdictStatus.REGRESSED, 0.05)
+    assert (found.metric, found.stat, found.status, found.margin) == ("tps", "", VerdictStatus.REGRESSED, 0.05)
     assert (found.baseline, found.value, found.change) == (pytest.approx(80), pytest.approx(64), pytest.approx(-0.2))
     assert found.low < -0.2 < found.high < 0
 
 
 def test_without_history_a_test_is_new():
     found = verdict([], [record(1)])
-    assert (found.word, found.reason) == (VerdictStatus.NEW, "tps: no stored run to compare with")
+    assert (found.status, found.reason) == (VerdictStatus.NEW, "tps: no stored run to compare with")
 
 
 def test_a_metric_that_history_lacks_is_left_out_as_long_as_another_has_one():
@@ -74,8 +74,8 @@ def test_a_metric_that_history_lacks_is_left_out_as_long_as_another_has_one():
 
 def test_a_metric_that_the_candidate_lacks_is_unsure():
     found = verdict(STORED, [{"test": "chat", "requests": [{"eval_tps": 80.0}]}])
-    assert [metric.word for metric in found.metrics] == [VerdictStatus.OK, VerdictStatus.UNSURE]
-    assert found.word is VerdictStatus.UNSURE
+    assert [metric.status for metric in found.metrics] == [VerdictStatus.OK, VerdictStatus.UNSURE]
+    assert found.status is VerdictStatus.UNSURE
 
 
 def test_records_without_gating_metrics_are_judged_by_what_they_have():
@@ -86,25 +86,25 @@ def test_records_without_gating_metrics_are_judged_by_what_they_have():
 @pytest.mark.parametrize("candidates", [[], [record(1, requests=0)], [record(1), record(2, requests=0)], [{}]])
 @pytest.mark.parametrize("history", [[], STORED])
 def test_no_requests_never_give_ok(history, candidates):
-    assert verdict(history, candidates).word is VerdictStatus.UNSURE
+    assert verdict(history, candidates).status is VerdictStatus.UNSURE
 
 
 def test_too_few_requests_for_a_percentile_are_never_ok():
     found = verdict(STORED, [record(1)], "ttft.p95")
-    assert (found.word, found.again) == (VerdictStatus.UNSURE, False)
+    assert (found.status, found.again) == (VerdictStatus.UNSURE, False)
     assert found.reason == "ttft.p95 cannot gate on 10 requests a run: it needs 200"
     many = records(10, requests=200)
-    assert verdict(many, [record(1, requests=200)], "ttft.p95").word is VerdictStatus.OK
+    assert verdict(many, [record(1, requests=200)], "ttft.p95").status is VerdictStatus.OK
 
 
 def test_margins_of_ones_own_are_used():
     slower = [record(99, 1.08)] * 3
-    assert verdict(STORED, slower).word is VerdictStatus.REGRESSED
-    assert verdict(STORED, slower, margins={"tps": 0.15}).word is VerdictStatus.OK
+    assert verdict(STORED, slower).status is VerdictStatus.REGRESSED
+    assert verdict(STORED, slower, margins={"tps": 0.15}).status is VerdictStatus.OK
 
 
 def test_with_one_run_at_most_the_first_decides():
-    assert verdict(STORED, [record(99, 1.1)], max_runs=1).word is VerdictStatus.REGRESSED
+    assert verdict(STORED, [record(99, 1.1)], max_runs=1).status is VerdictStatus.REGRESSED
 
 
 def test_a_big_build_asks_for_more_certainty():
@@ -112,13 +112,13 @@ def test_a_big_build_asks_for_more_certainty():
     history = records(10, sd=0.03)
     weak = [record(99, 1.055)] * 3
     alone = verdict(history, weak, "tps")
-    assert alone.word is VerdictStatus.REGRESSED
-    assert verdict(history, weak, "tps", family=ErrorBudget(10_000)).word is VerdictStatus.UNSURE
+    assert alone.status is VerdictStatus.REGRESSED
+    assert verdict(history, weak, "tps", family=ErrorBudget(10_000)).status is VerdictStatus.UNSURE
     unchanged = verdict(history, slower, "tps")
     build = judge_build([alone] + [unchanged] * 400)
-    assert build[0].word is VerdictStatus.UNSURE
-    assert {one.word for one in build[1:]} == {unchanged.word}
-    assert judge_build([alone])[0].word is VerdictStatus.REGRESSED
+    assert build[0].status is VerdictStatus.UNSURE
+    assert {one.status for one in build[1:]} == {unchanged.status}
+    assert judge_build([alone])[0].status is VerdictStatus.REGRESSED
 
 
 @settings(max_examples=40)
@@ -138,7 +138,7 @@ def test_all_values_times_ten_change_nothing(history, candidates, scale):
     for one, other in zip(plain.metrics, big.metrics, strict=True):
         assert other.judgement.d == pytest.approx(one.judgement.d, abs=1e-9)
         assert other.judgement.p == pytest.approx(one.judgement.p, abs=1e-6)
-        assert other.word is one.word
+        assert other.status is one.status
 
 
 @settings(max_examples=40)
@@ -159,7 +159,7 @@ def uneven(run, factor=1.0):
 
 def test_requests_that_differ_widely_make_runs_that_may_differ():
     found = [verdict([build(0)], [build(1, 1.25)] * 3) for build in (record, uneven)]
-    assert [one.word for one in found] == [VerdictStatus.REGRESSED, VerdictStatus.UNSURE]
+    assert [one.status for one in found] == [VerdictStatus.REGRESSED, VerdictStatus.UNSURE]
     expected = parse_minimal_record(uneven(0)).estimate_scatter(POLICIES["tps"])
     assert found[1].metrics[0].rule.scatter == pytest.approx(expected)
     assert expected > 0.1
@@ -174,6 +174,6 @@ def test_one_stalled_run_does_not_blunt_the_gate():
 def test_failures_are_reported_as_they_are():
     broken = record(99) | {"requests": [{"eval_tps": None, "ttft_s": None}] * 5}
     found = verdict(STORED, [broken] * 3)
-    assert found.word is VerdictStatus.REGRESSED
+    assert found.status is VerdictStatus.REGRESSED
     assert found.metrics[0].now == 0.0
     assert found.metrics[1].change == math.inf

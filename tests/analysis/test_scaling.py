@@ -25,7 +25,7 @@ from pytest_ollama_perf.metrics.summary import summarise
 def level(load, throughput=None, *, ttft=None, axis="concurrency", spread=0.0, **fields):
     """One level whose numbers have a 95 % interval of ``spread`` on both sides."""
     around = None if not throughput or not spread else (throughput * (1 - spread), throughput * (1 + spread))
-    values = {"requests": 20, "ok": 20, "output_tokens": 1000, "wall_s": 1.0, "word": VerdictStatus.OK, "reason": ""}
+    values = {"requests": 20, "ok": 20, "output_tokens": 1000, "wall_s": 1.0, "status": VerdictStatus.OK, "reason": ""}
     values |= {"at": {axis: load}, "run_id": str(load), "throughput": throughput, "throughput_ci": around}
     return SweepPoint(**{**values, "ttft_mean_s": ttft, **fields})
 

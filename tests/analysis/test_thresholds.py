@@ -47,7 +47,7 @@ def test_how_many_violations_show_that_a_percentile_is_broken():
 
 def test_a_percentile_without_a_violation_in_20_is_unsure_and_says_what_would_settle_it():
     verdict = judge(one_after_another(20), max_p95_latency=0.25)
-    assert verdict.word is VerdictStatus.UNSURE
+    assert verdict.status is VerdictStatus.UNSURE
     assert verdict.reason == (
         "latency p95 200 ms, limit <= 250 ms: 0 of 20 requests over; "
         "conclusive after 39 more requests without a violation"
@@ -55,29 +55,29 @@ def test_a_percentile_without_a_violation_in_20_is_unsure_and_says_what_would_se
 
 
 def test_a_percentile_without_a_violation_in_59_is_met():
-    assert judge(one_after_another(59), max_p95_latency=0.2).word is VerdictStatus.OK
-    assert judge(one_after_another(58), max_p95_latency=0.2).word is VerdictStatus.UNSURE
+    assert judge(one_after_another(59), max_p95_latency=0.2).status is VerdictStatus.OK
+    assert judge(one_after_another(58), max_p95_latency=0.2).status is VerdictStatus.UNSURE
 
 
 def test_a_percentile_with_many_violations_is_broken():
     verdict = judge(spread(*[100] * 14, *[3000] * 6), max_p95_latency=2.5)
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason == "latency p95 3.1 s, limit <= 2.5 s: 6 of 20 requests over"
 
 
 def test_an_unsure_percentile_is_decided_by_its_point_estimate():
     broken = judge(spread(*[100] * 18, 3000, 3000), max_p95_latency=2.5)
-    assert broken.word is VerdictStatus.BROKEN
+    assert broken.status is VerdictStatus.BROKEN
     assert broken.reason == "latency p95 3.1 s, limit <= 2.5 s: 2 of 20 requests over, which could be chance"
-    assert judge(spread(*[100] * 19, 3000), max_p95_latency=2.5).word is VerdictStatus.UNSURE
+    assert judge(spread(*[100] * 19, 3000), max_p95_latency=2.5).status is VerdictStatus.UNSURE
 
 
 def test_a_failed_request_violates_every_limit_on_times():
     verdict = judge([*one_after_another(19), failure(19, sent=3800)], max_p50_ttft=10, max_error_rate=0.5)
-    assert [row.word for row in verdict.rows] == [VerdictStatus.OK, VerdictStatus.OK]
+    assert [row.status for row in verdict.rows] == [VerdictStatus.OK, VerdictStatus.OK]
     assert verdict.rows[0].reason == "ttft p50 100 ms, limit <= 10 s: 1 of 20 requests over, 1 of them failed"
     tail = judge([*one_after_another(19), failure(19, sent=3800)], max_p95_ttft=10)
-    assert tail.word is VerdictStatus.BROKEN
+    assert tail.status is VerdictStatus.BROKEN
     assert tail.reason == (
         "ttft p95 inf, limit <= 10 s: 1 of 20 requests over, 1 of them failed, which could be chance"
     )
@@ -85,7 +85,7 @@ def test_a_failed_request_violates_every_limit_on_times():
 
 def test_a_rate_below_its_limit_says_by_how_much():
     verdict = judge(one_after_another(20), min_tps=150)
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason == "tps 110 /s, limit >= 150 /s: 26.7 % below"
     (row,) = verdict.rows
     assert (row.metric, row.stat, row.op, row.bound) == ("tps", "", ">=", 150.0)
@@ -97,17 +97,17 @@ def test_a_rate_is_judged_by_its_interval():
     samples = [sample(index, sent=index * 300, step=10 + index % 2) for index in range(20)]
     low, high = summarise(run_of(*samples)).metrics["tps"].ci["value"]
     assert low < 220 / 2.1 < high
-    assert judge(samples, min_tps=low - 0.1).word is VerdictStatus.OK
-    assert judge(samples, min_tps=104).word is VerdictStatus.UNSURE
+    assert judge(samples, min_tps=low - 0.1).status is VerdictStatus.OK
+    assert judge(samples, min_tps=104).status is VerdictStatus.UNSURE
     assert "but the 95 % interval" in judge(samples, min_tps=104).reason
-    assert judge(samples, min_tps=105.5).word is VerdictStatus.BROKEN
+    assert judge(samples, min_tps=105.5).status is VerdictStatus.BROKEN
     assert "which could be chance" in judge(samples, min_tps=105.5).reason
     assert "chance" not in judge(samples, min_tps=high + 1).reason
 
 
 def test_one_request_cannot_tell_the_spread():
     verdict = judge([sample(0)], min_tps=100)
-    assert verdict.word is VerdictStatus.UNSURE
+    assert verdict.status is VerdictStatus.UNSURE
     assert verdict.reason == "tps 110 /s, limit >= 100 /s: 10 % above, but an interval needs more than 1 request"
     assert judge([sample(0)], min_tps=120).reason == "tps 110 /s, limit >= 120 /s: 8.33 % below"
 
@@ -118,9 +118,9 @@ def test_strict_says_that_unsure_fails():
 
 
 def test_extremes_are_facts():
-    assert judge(spread(100, 200), max_max_ttft=0.2).word is VerdictStatus.OK
+    assert judge(spread(100, 200), max_max_ttft=0.2).status is VerdictStatus.OK
     verdict = judge(spread(100, 200), max_max_ttft=0.15)
-    assert (verdict.word, verdict.reason) == (VerdictStatus.BROKEN, "ttft max 200 ms, limit <= 150 ms: 33.3 % above")
+    assert (verdict.status, verdict.reason) == (VerdictStatus.BROKEN, "ttft max 200 ms, limit <= 150 ms: 33.3 % above")
 
 
 def test_numbers_that_differ_never_read_alike():
@@ -129,40 +129,40 @@ def test_numbers_that_differ_never_read_alike():
 
 def test_any_failure_breaks_the_limit_zero():
     verdict = judge([*one_after_another(20), failure(20, sent=4000, outcome=Outcome.BUSY)], max_error_rate=0, min_tps=1)
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason == "error_rate 4.76 %, limit <= 0 %: 1 of 21 requests failed (1 busy)"
 
 
 def test_an_error_rate_is_counted():
     samples = one_after_another(20)
-    assert judge(samples, max_error_rate=0).word is VerdictStatus.OK
-    assert judge(samples, max_error_rate=0.01).word is VerdictStatus.OK
+    assert judge(samples, max_error_rate=0).status is VerdictStatus.OK
+    assert judge(samples, max_error_rate=0.01).status is VerdictStatus.OK
     failures = [failure(20 + index, sent=4000) for index in range(5)]
-    assert judge([*samples, *failures], max_error_rate=0.05).word is VerdictStatus.BROKEN
-    assert judge([*samples, failures[0]], max_error_rate=0.05).word is VerdictStatus.UNSURE
-    assert judge([*samples, failures[0]], max_error_rate=0.5).word is VerdictStatus.OK
-    assert judge([*samples, *failures], max_error_rate=1).word is VerdictStatus.OK
+    assert judge([*samples, *failures], max_error_rate=0.05).status is VerdictStatus.BROKEN
+    assert judge([*samples, failures[0]], max_error_rate=0.05).status is VerdictStatus.UNSURE
+    assert judge([*samples, failures[0]], max_error_rate=0.5).status is VerdictStatus.OK
+    assert judge([*samples, *failures], max_error_rate=1).status is VerdictStatus.OK
 
 
 def test_no_request_never_passes():
-    assert judge([]).word is VerdictStatus.INVALID
+    assert judge([]).status is VerdictStatus.INVALID
     verdict = judge([], max_error_rate=0, min_tps=1)
-    assert verdict.word is VerdictStatus.INVALID
+    assert verdict.status is VerdictStatus.INVALID
     assert verdict.reason == "no requests were measured"
-    assert [row.word for row in verdict.rows] == [VerdictStatus.BROKEN, VerdictStatus.BROKEN]
+    assert [row.status for row in verdict.rows] == [VerdictStatus.BROKEN, VerdictStatus.BROKEN]
     assert all(math.isnan(row.value) for row in verdict.rows)
 
 
 def test_all_requests_failed_never_passes():
     verdict = judge([failure(0), failure(1, sent=5, outcome=Outcome.REFUSED)], max_error_rate=1)
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason == "all 2 requests failed: 1 http_error, 1 refused"
     assert judge([failure(0)]).reason == "the only request failed: 1 http_error"
 
 
 def test_a_metric_that_the_run_does_not_have_breaks_its_limit():
     verdict = judge(one_after_another(20), max_p95_ttfa=5)
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason == (
         "ttfa p95 was not measured: none of 20 requests has it (send to first answer token of a thinking model)"
     )
@@ -171,22 +171,22 @@ def test_a_metric_that_the_run_does_not_have_breaks_its_limit():
 
 def test_goodput_is_judged_with_the_limits_beside_it():
     verdict = judge(one_after_another(60), min_goodput=4.9, max_p95_latency=0.2)
-    assert (verdict.word, verdict.reason) == (VerdictStatus.OK, "2 limits met over 60 requests")
+    assert (verdict.status, verdict.reason) == (VerdictStatus.OK, "2 limits met over 60 requests")
 
 
 def test_aborted_before_invalid_before_broken():
     samples = [*one_after_another(20), failure(20, sent=4000, outcome=Outcome.CANCELLED)]
     stopped = run_of(*samples, aborted="Ctrl-C\x1b[31m")
     verdict = judge((), run=stopped, max_error_rate=0)
-    assert (verdict.word, verdict.reason) == (VerdictStatus.ABORTED, "stopped after 20 requests: Ctrl-C[31m")
+    assert (verdict.status, verdict.reason) == (VerdictStatus.ABORTED, "stopped after 20 requests: Ctrl-C[31m")
     reloaded = run_of(*one_after_another(20), sample(20, sent=4000, load=900))
     verdict = judge((), run=reloaded, min_tps=999)
-    assert verdict.word is VerdictStatus.INVALID
+    assert verdict.status is VerdictStatus.INVALID
     assert verdict.reason == (
         "not a valid measurement: the model was loaded again inside the window: "
         "1 of 21 requests waited up to 900 ms for it"
     )
-    assert verdict.rows[0].word is VerdictStatus.BROKEN
+    assert verdict.rows[0].status is VerdictStatus.BROKEN
 
 
 def test_the_first_broken_limit_speaks_for_the_others():
@@ -220,7 +220,7 @@ def built(drawn):
 
 def word_of(samples, limit):
     run = run_of(*samples)
-    return judge_contract(run, summarise(run), [limit]).word
+    return judge_contract(run, summarise(run), [limit]).status
 
 
 @settings(max_examples=150, deadline=None)
@@ -262,10 +262,10 @@ def test_without_a_success_nothing_is_ever_green(outcomes, kind):
     key, op, unit, _, high = kind
     run = run_of(*(failure(index, outcome=outcome, sent=index * MS) for index, outcome in enumerate(outcomes)))
     for limits in ([], [parse_limit(key, f"{op} {high if op == '<=' else 0}{unit}")]):
-        assert judge_contract(run, summarise(run), limits).word in FAILING_STATUSES
+        assert judge_contract(run, summarise(run), limits).status in FAILING_STATUSES
 
 
 def test_a_number_that_meets_its_limit_exactly_is_met():
     verdict = judge(one_after_another(20), min_tps=110, max_mean_ttft="100ms", max_max_latency=0.2)
-    assert [row.word for row in verdict.rows] == [VerdictStatus.OK, VerdictStatus.OK, VerdictStatus.OK]
+    assert [row.status for row in verdict.rows] == [VerdictStatus.OK, VerdictStatus.OK, VerdictStatus.OK]
     assert verdict.rows[0].reason == "tps 110 /s, limit >= 110 /s: exactly met"

@@ -64,7 +64,7 @@ def test_code_compares_too_and_goes_on_where_nothing_is_checked(run_source, urls
             ab = ollama.compare(max_regression={{"tps": "10%"}},
                 baseline={{"url": "{slow}"}}, candidate={{"url": "{fast}"}}, num_predict=8, check=False
             )
-            assert ab.comparison.word == "faster"
+            assert ab.comparison.status == "faster"
             assert ab.tps.value > ab.tps.baseline
     """
     result = run_source(source, f"--ollama-url={fast}")

@@ -135,13 +135,13 @@ def test_the_baseline_url_of_the_settings_is_the_baseline():
 
 def test_equal_sides_are_ok_after_four_blocks():
     trial = compared(ScriptedBench(of_models(1.0)), **MODELS)
-    assert (trial.verdict.word, trial.findings[0].blocks) == (VerdictStatus.OK, 4)
+    assert (trial.verdict.status, trial.findings[0].blocks) == (VerdictStatus.OK, 4)
     assert trial.verdict.reason == ("no change beyond the margin: tps +0 % (margin 3 %), ttft +0 % (margin 12 %)")
 
 
 def test_a_slower_candidate_has_regressed_and_the_phase_is_named():
     trial = compared(ScriptedBench(of_models(1.25)), **MODELS)
-    assert trial.verdict.word is VerdictStatus.REGRESSED
+    assert trial.verdict.status is VerdictStatus.REGRESSED
     assert trial.verdict.reason == (
         "tps -20 % (102 /s -> 81.9 /s), margin 3 %: decode grew, the server's queue and prefill did not"
     )
@@ -150,13 +150,13 @@ def test_a_slower_candidate_has_regressed_and_the_phase_is_named():
 
 def test_what_is_slower_within_the_margin_is_ok():
     trial = compared(ScriptedBench(of_models(1.02)), **MODELS, max_regression="10%")
-    assert trial.verdict.word is VerdictStatus.OK
+    assert trial.verdict.status is VerdictStatus.OK
     assert "tps -1.96 % (margin 10 %)" in trial.verdict.reason
 
 
 def test_a_faster_candidate_is_said_to_be():
     trial = compared(ScriptedBench(of_models(0.8)), **MODELS)
-    assert (trial.verdict.word, trial.verdict.reason) == (
+    assert (trial.verdict.status, trial.verdict.reason) == (
         VerdictStatus.FASTER,
         "tps +25 % (102 /s -> 128 /s), margin 3 %",
     )
@@ -168,7 +168,7 @@ def test_what_stays_open_is_measured_up_to_twelve_blocks():
 
     bench = ScriptedBench(noisy)
     trial = compared(bench, **MODELS)
-    assert (trial.verdict.word, len(bench.turns)) == (VerdictStatus.UNSURE, 48)
+    assert (trial.verdict.status, len(bench.turns)) == (VerdictStatus.UNSURE, 48)
     assert trial.verdict.reason.startswith("tps -1.")
     assert "inconclusive after 12 blocks, 95 % between" in trial.verdict.reason
 
@@ -182,14 +182,14 @@ def test_a_turn_without_success_ends_the_comparison():
     bench = ScriptedBench(of_models(1.0), outcome=lambda turn, number: turn.model != "b")
     trial = compared(bench, **MODELS)
     assert len(bench.turns) == 2
-    assert trial.verdict.word is VerdictStatus.BROKEN
+    assert trial.verdict.status is VerdictStatus.BROKEN
     assert trial.verdict.reason.startswith("candidate: error_rate 100 %")
 
 
 def test_a_turn_without_success_says_nothing_even_where_errors_are_allowed():
     bench = ScriptedBench(of_models(1.0), outcome=lambda turn, number: turn.model != "b")
     trial = compared(bench, **MODELS, max_error_rate=1.0)
-    assert trial.verdict.word in {VerdictStatus.BROKEN, VerdictStatus.INVALID}
+    assert trial.verdict.status in {VerdictStatus.BROKEN, VerdictStatus.INVALID}
 
 
 def test_an_invalid_side_is_no_comparison():
@@ -206,14 +206,14 @@ def test_an_invalid_side_is_no_comparison():
 
     bench.measure = evicted  # type: ignore[method-assign]
     trial = measured(bench)
-    assert trial.verdict.word is VerdictStatus.INVALID
+    assert trial.verdict.status is VerdictStatus.INVALID
     assert trial.verdict.reason.startswith("baseline: not a valid measurement: the model was no longer loaded")
 
 
 def test_counters_of_other_meaning_are_not_compared():
     bench = ScriptedBench(of_models(2.0), version=lambda turn: "0.24.0" if turn.model == "a" else "0.33.3")
     trial = compared(bench, **MODELS, max_regression={"tps": "5%"})
-    assert trial.verdict.word is VerdictStatus.INCOMPARABLE
+    assert trial.verdict.status is VerdictStatus.INCOMPARABLE
     assert trial.verdict.reason.startswith("tps cannot be compared: meaning of the counters 0.10-0.29 -> from 0.33.3")
     assert "ollama 0.24.0 -> 0.33.3" in trial.verdict.changed
 
@@ -233,15 +233,15 @@ def test_what_was_measured_before_an_interrupt_is_kept():
         parse_options({"model": "m", **MODELS}, bench.settings).run(lab, "t")
     part = lab.build_partial_evaluation()
     assert part is not None
-    assert (part.verdict.word, part.verdict.reason) == (VerdictStatus.ABORTED, "stopped after 9 loads")
+    assert (part.verdict.status, part.verdict.reason) == (VerdictStatus.ABORTED, "stopped after 9 loads")
     found = part.findings[0]
-    assert (found.blocks, found.word) == (2, VerdictStatus.UNSURE)
+    assert (found.blocks, found.status) == (2, VerdictStatus.UNSURE)
     assert (found.rows[0].change, found.rows[0].low) == (pytest.approx(-1 / 3), None)
 
 
 def test_the_same_on_both_sides_is_said_to_be_noise():
     trial = compared(ScriptedBench(of_models(1.0)), baseline={}, candidate={})
-    assert trial.verdict.word is VerdictStatus.OK
+    assert trial.verdict.status is VerdictStatus.OK
     assert [problem.name for problem in trial.verdict.problems] == ["nothing to compare"]
 
 
@@ -270,7 +270,7 @@ def test_every_turn_of_a_comparison_becomes_history_where_that_is_asked_for(tmp_
     bench.measure = lambda *given, **words: msgspec.structs.replace(  # type: ignore[method-assign]
         measure(*given, **words), id=f"r{next(ids)}", started_at=1_790_000_000.0, test="t"
     )
-    assert compared(bench, **MODELS).verdict.word is VerdictStatus.OK
+    assert compared(bench, **MODELS).verdict.status is VerdictStatus.OK
     store = DirectoryStore(tmp_path / "kept")
     assert store.list_tests() == ("t baseline", "t candidate")
     assert [len(store.read_history(test).runs) for test in store.list_tests()] == [8, 8]

@@ -42,7 +42,7 @@ def test_the_load_and_both_first_tokens_are_told_apart():
     assert result.cold_latency == pytest.approx(result.warm_latency + 4.0, abs=0.01)
     assert result.ratio == pytest.approx(result.cold_ttft / result.warm_ttft)
     assert len(result.starts) == len(result.cold) == len(result.warm) == 2
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
     assert found.trial.verdict.reason.startswith("load 4 s, TTFT 4.0")
 
 
@@ -55,7 +55,7 @@ def test_a_cold_sample_is_in_no_warm_run():
 def test_of_several_servers_each_starts_cold_by_a_request_of_its_own_at_the_same_time():
     found = started(servers=(Server(), Server(), Server()))
     assert {(load.requests, load.concurrency) for load in found.harness.fired if load.cold} == {(3, 3)}
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
 
 
 def test_a_load_of_minutes_has_a_timeout_of_its_own():
@@ -85,7 +85,7 @@ def test_a_load_of_minutes_has_a_timeout_of_its_own():
 )
 def test_every_number_can_be_limited(words, word, reason):
     found = started(words)
-    assert found.trial.verdict.word is word
+    assert found.trial.verdict.status is word
     assert found.trial.verdict.reason.startswith(reason)
 
 
@@ -97,7 +97,7 @@ def test_a_median_that_not_every_start_meets_is_unsure():
         return msgspec.structs.replace(SLOW, models=(model,))
 
     found = started({"repeats": 3, "max_load_time": 5}, at=at)
-    assert found.trial.verdict.word is VerdictStatus.UNSURE
+    assert found.trial.verdict.status is VerdictStatus.UNSURE
     assert found.trial.verdict.reason == ("load time 4 s, limit <= 5 s: the median meets it, 1 of 3 starts did not")
 
 
@@ -107,7 +107,7 @@ def test_a_model_that_was_loaded_again_before_the_request_makes_no_cold_start():
         return msgspec.structs.replace(run, before={URL: loaded})
 
     found = started(spoil=reloaded)
-    assert found.trial.verdict.word is VerdictStatus.INVALID
+    assert found.trial.verdict.status is VerdictStatus.INVALID
     assert (
         "loaded again before the cold request was sent; something else is using the server"
         in found.trial.verdict.reason
@@ -117,7 +117,7 @@ def test_a_model_that_was_loaded_again_before_the_request_makes_no_cold_start():
 
 def test_a_first_request_that_fails_is_broken_and_ends_the_series():
     found = started(sim=msgspec.structs.replace(SLOW, faults=(parse_fault("http_500@1"),)))
-    assert found.trial.verdict.word is VerdictStatus.BROKEN
+    assert found.trial.verdict.status is VerdictStatus.BROKEN
     assert found.trial.verdict.reason.startswith("cold: ")
     assert len(found.harness.fired) == 1
     assert found.result.starts == ()
@@ -127,15 +127,15 @@ def test_limits_on_starts_that_never_succeeded_are_broken():
     words = {"max_load_time": 5}
     found = started(words, sim=msgspec.structs.replace(SLOW, faults=(parse_fault("http_500@1"),)))
     assert found.finding.checks[0].reason.startswith("load time was not found: no start succeeded")
-    assert found.trial.verdict.word is VerdictStatus.BROKEN
+    assert found.trial.verdict.status is VerdictStatus.BROKEN
 
 
 def test_cold_and_warm_have_histories_of_their_own(tmp_path):
     settings = Settings(store=str(tmp_path / "history"), model="m", save=True)
     first = started(settings=settings)
-    assert first.trial.verdict.word is VerdictStatus.NEW
+    assert first.trial.verdict.status is VerdictStatus.NEW
     second = started(settings=settings).trial.verdict
-    assert second.word is VerdictStatus.OK
+    assert second.status is VerdictStatus.OK
     judged = {(row.where, row.metric) for row in second.rows if row.baseline is not None and row.gating}
     assert judged == {("cold", "load_time"), ("cold", "ttft"), ("cold", "tps"), ("warm", "ttft"), ("warm", "tps")}
     past = RunHistory(settings, 1)
@@ -143,7 +143,7 @@ def test_cold_and_warm_have_histories_of_their_own(tmp_path):
     assert kept == {True: 4, False: 4}
     slower = settings_of(models=(msgspec.structs.replace(SLOW.models[0], load_time_s=8.0),))
     worse = started(settings=settings, sim=slower)
-    assert worse.trial.verdict.word is VerdictStatus.REGRESSED
+    assert worse.trial.verdict.status is VerdictStatus.REGRESSED
     assert worse.trial.verdict.reason.startswith("cold: ")
     assert len(worse.result.starts) == 3
     assert worse.listener.messages[-1] == "cold start 3: inconclusive so far"

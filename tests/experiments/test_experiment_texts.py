@@ -136,7 +136,7 @@ levels = st.builds(
     SweepPoint,
     at=st.fixed_dictionaries({"concurrency": st.integers(1, 10**6)}),
     run_id=st.just("r"),
-    word=st.just(VerdictStatus.OK),
+    status=st.just(VerdictStatus.OK),
     reason=names,
     requests=st.integers(1, 10**6),
     ok=st.just(1),

@@ -139,17 +139,17 @@ def render_everywhere(evaluation: Evaluation) -> str:
 def test_any_mix_of_failures_has_a_verdict_and_every_report(name, made):
     evaluation, result = conduct(name, made)
     text = render_everywhere(evaluation)
-    assert evaluation.verdict.word is not VerdictStatus.ABORTED
+    assert evaluation.verdict.status is not VerdictStatus.ABORTED
     assert repr(result)
     assert "nan" not in text.lower().split()
     if all(load.summary.requests and not load.summary.ok for load in evaluation.loads):
-        assert evaluation.verdict.word is VerdictStatus.BROKEN
+        assert evaluation.verdict.status is VerdictStatus.BROKEN
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_without_a_failure_every_experiment_is_measured_to_its_end(name):
     evaluation, _ = conduct(name, ["ok"])
-    assert evaluation.verdict.word in {VerdictStatus.OK, VerdictStatus.UNSURE, VerdictStatus.BROKEN}
+    assert evaluation.verdict.status in {VerdictStatus.OK, VerdictStatus.UNSURE, VerdictStatus.BROKEN}
     assert "not measured" not in render_everywhere(evaluation)
 
 
@@ -157,7 +157,7 @@ def test_without_a_failure_every_experiment_is_measured_to_its_end(name):
 @pytest.mark.parametrize("outcome", FAILURES)
 def test_a_server_that_fails_every_request_is_broken(name, outcome):
     evaluation, _ = conduct(name, [outcome])
-    assert evaluation.verdict.word is VerdictStatus.BROKEN
+    assert evaluation.verdict.status is VerdictStatus.BROKEN
     assert outcome.value in render_everywhere(evaluation)
 
 
@@ -166,7 +166,7 @@ def test_a_server_that_fails_every_request_is_broken(name, outcome):
 def test_failures_that_begin_in_the_middle_are_broken(name, first):
     evaluation, _ = conduct(name, ["ok"] * first + [Outcome.CUT_OFF])
     if any(load.summary.ok < load.summary.requests for load in evaluation.loads):
-        assert evaluation.verdict.word is VerdictStatus.BROKEN
+        assert evaluation.verdict.status is VerdictStatus.BROKEN
     render_everywhere(evaluation)
 
 
@@ -175,7 +175,7 @@ def test_total_failure_with_a_history_is_broken_twice(name, tmp_path):
     for _ in range(3):
         kept = Settings(store=str(tmp_path / "history"), model="m", save=True, reports=(("html", "report.html"),))
         evaluation, _ = conduct(name, [Outcome.REFUSED], kept)
-        assert evaluation.verdict.word is VerdictStatus.BROKEN
+        assert evaluation.verdict.status is VerdictStatus.BROKEN
         render_everywhere(evaluation)
 
 
@@ -187,6 +187,6 @@ def test_an_interrupted_experiment_has_every_report(name, load, outcome):
         evaluation = interrupt(name, [outcome], load)
     except pytest.fail.Exception:
         return  # failing requests ended the experiment before
-    assert evaluation.verdict.word is VerdictStatus.ABORTED
+    assert evaluation.verdict.status is VerdictStatus.ABORTED
     assert len(evaluation.loads) == load
     render_everywhere(evaluation)

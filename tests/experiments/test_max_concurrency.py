@@ -136,7 +136,7 @@ def test_the_border_is_found_and_the_first_breach_named():
     breach = found.result.breach
     assert (breach.concurrency, breach.metric, breach.stat, breach.op, breach.bound) == (5, "ttft", "p95", "<=", 0.2)
     assert breach.value > 0.2
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
     assert found.trial.verdict.reason.startswith("sustained concurrency 4; concurrency 5: ttft p95 ")
     assert found.listener.messages[0] == "trying concurrency 1"
     assert "OLLAMA_NUM_PARALLEL is probably 4" in found.trial.verdict.hints[0].text
@@ -151,7 +151,7 @@ def test_a_server_that_bears_the_maximum_has_no_breach():
 def test_a_server_that_bears_not_even_one_client_breaks_the_test():
     found = searched({"max_latency": 0.01})
     assert found.result.concurrency == 0
-    assert found.trial.verdict.word is VerdictStatus.BROKEN
+    assert found.trial.verdict.status is VerdictStatus.BROKEN
     assert found.trial.verdict.reason.startswith("no concurrency is sustained; concurrency 1: latency p95 ")
 
 
@@ -170,7 +170,7 @@ def test_a_start_that_is_not_borne_is_bisected_downwards():
 )
 def test_the_gate_holds_the_border_against_min_concurrency(least, word, reason):
     found = searched({"max_ttft": 0.2, "min_concurrency": least})
-    assert found.trial.verdict.word is word
+    assert found.trial.verdict.status is word
     assert found.trial.verdict.reason.startswith(reason)
 
 
@@ -188,7 +188,7 @@ def test_a_probe_too_short_to_tell_is_fired_again_and_no_more_than_repeats():
 def test_a_gate_that_only_chance_decided_is_unsure():
     words = {"max_latency": 0.2, "requests": 20, "maximum": 1, "min_concurrency": 1}
     verdict = searched(words, sim=ONE_SLOW).trial.verdict
-    assert verdict.word is VerdictStatus.UNSURE
+    assert verdict.status is VerdictStatus.UNSURE
     assert verdict.reason == (
         "maximum concurrency 1, limit >= 1, but there were too few requests to be conclusive; raise requests or repeats"
     )
@@ -200,7 +200,7 @@ def test_failures_break_a_probe_and_not_the_test():
     found = searched({"max_latency": 60, "requests": 12, "maximum": 8}, sim=broken)
     assert found.result.concurrency == 2
     assert (found.result.breach.concurrency, found.result.breach.metric) == (3, "error_rate")
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
 
 
 def test_a_probe_has_at_least_two_requests_a_client():
@@ -211,7 +211,7 @@ def test_a_probe_has_at_least_two_requests_a_client():
 def test_an_invalid_probe_ends_the_search():
     found = searched({"max_latency": 60}, sim=msgspec.structs.replace(QUICK, eos_after=4))
     assert tried(found) == [1]
-    assert found.trial.verdict.word is VerdictStatus.INVALID
+    assert found.trial.verdict.status is VerdictStatus.INVALID
     assert found.trial.verdict.reason.startswith(
         "concurrency 1: not a valid measurement: 20 of 20 responses ended before"
     )
@@ -224,7 +224,7 @@ def test_every_run_of_every_probe_is_kept(tmp_path):
     saved = searched({"max_ttft": 0.2}, settings=Settings(store=str(tmp_path / "history"), model="m", save=True))
     assert tried(saved)[-1] == 4
     assert saved.harness.fresh == [False] * (len(saved.harness.fresh) - 1) + [True]
-    assert saved.trial.verdict.word is VerdictStatus.NEW
+    assert saved.trial.verdict.status is VerdictStatus.NEW
     assert saved.trial.verdict.reason.startswith("concurrency 4: no baseline yet")
 
 

@@ -105,7 +105,7 @@ def test_the_table_of_the_small_model():
     system = [level.row.output_tokens / level.row.wall_s for level in levels]
     assert system == sorted(system)
     assert system[1:] == [pytest.approx(published, rel=0.15) for published in (182, 188, 206)]
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
     assert found.result.knee.concurrency == 5
     assert not found.result.knee.reached
 
@@ -133,4 +133,4 @@ def test_the_cold_call_of_a_large_model_stays_out_of_its_warm_numbers():
     assert starts.warm_latency == pytest.approx(10, rel=0.05)
     assert starts.cold_ttft - starts.warm_ttft == pytest.approx(180, abs=0.5)
     assert max(sample.done_ns - sample.sent_ns for warm in starts.warm for sample in warm.samples) < 11e9
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK

@@ -46,7 +46,7 @@ def test_a_level_of_one_client_needs_no_other_single_one_and_single_false_none_a
 def test_without_a_list_the_sweep_is_over_1_2_4_and_8_clients_with_requests_for_each():
     found = swept({"requests": 24})
     assert [load.concurrency for load in found.harness.fired] == [1, 2, 4, 8]
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
     assert (
         found.trial.verdict.reason
         == "4 levels, throughput stops growing at concurrency 4 (205 tokens/s), TTFT takes off at 8"
@@ -95,9 +95,9 @@ def test_a_sweep_over_rates_compares_with_a_single_client_and_has_its_knee_in_re
 def test_a_limit_holds_at_every_level_and_the_reason_names_the_first_that_breaks_it():
     found = swept({"concurrency": [1, 2, 8], "max_p50_ttft": 0.05, "requests": 30})
     verdict = found.trial.verdict
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason.startswith("concurrency 8: ttft p50 ")
-    assert {row.where: row.word for row in verdict.rows} == {
+    assert {row.where: row.status for row in verdict.rows} == {
         "concurrency 1": VerdictStatus.OK,
         "concurrency 2": VerdictStatus.OK,
         "concurrency 8": VerdictStatus.BROKEN,
@@ -106,9 +106,9 @@ def test_a_limit_holds_at_every_level_and_the_reason_names_the_first_that_breaks
 
 def test_a_limit_on_what_the_system_makes_holds_for_the_best_level_alone():
     words = {"concurrency": [1, 2, 4], "requests": 20}
-    assert swept({**words, "min_throughput": 150}).trial.verdict.word is VerdictStatus.OK
+    assert swept({**words, "min_throughput": 150}).trial.verdict.status is VerdictStatus.OK
     broken = swept({**words, "min_throughput": 300}).trial.verdict
-    assert broken.word is VerdictStatus.BROKEN
+    assert broken.status is VerdictStatus.BROKEN
     assert broken.reason.startswith("best level, concurrency 4: throughput 205 /s, limit >= 300 /s")
     assert [row.where for row in broken.rows] == ["best level, concurrency 4"]
 
@@ -128,9 +128,9 @@ def test_a_limit_on_what_the_system_makes_holds_for_the_best_level_alone():
 )
 def test_limits_on_the_whole_are_held_against_the_knee_and_the_speedup(words, word, reason):
     found = swept({"concurrency": [1, 4, 8], "requests": 30, **words})
-    assert found.trial.verdict.word is word
+    assert found.trial.verdict.status is word
     assert found.trial.verdict.reason.startswith(reason)
-    assert found.finding.checks[0].word is word
+    assert found.finding.checks[0].status is word
 
 
 def failing(kind, **words):
@@ -145,7 +145,7 @@ def test_a_server_past_its_limits_is_not_driven_further():
         "stopped after concurrency 4: 2 of 12 requests failed (stop_success_rate=0.9); "
         "concurrency 8, concurrency 12 not measured"
     )
-    assert found.trial.verdict.word is VerdictStatus.BROKEN
+    assert found.trial.verdict.status is VerdictStatus.BROKEN
     assert (
         found.trial.verdict.reason
         == "concurrency 4: error_rate 16.7 %, limit <= 0 %: 2 of 12 requests failed (2 http_error)"
@@ -154,7 +154,7 @@ def test_a_server_past_its_limits_is_not_driven_further():
 
 def test_failures_that_were_asked_to_be_borne_still_stop_the_sweep_but_break_nothing():
     found = failing("http_500@15-", concurrency=[1, 2, 4, 8], max_error_rate=1)
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
     assert found.trial.verdict.reason.endswith("stopped early")
     assert found.result.stopped.startswith("stopped after concurrency 4")
     allowed = failing("http_500@15-", concurrency=[1, 2, 4, 8], max_error_rate=1, stop_success_rate=0)
@@ -166,12 +166,12 @@ def test_a_latency_past_all_patience_stops_the_sweep_too():
     assert [load.concurrency for load in found.harness.fired] == [1, 8]
     assert "latency p50" in found.result.stopped
     assert "(stop_latency=0.3); concurrency 12 not measured" in found.result.stopped
-    assert found.trial.verdict.word is VerdictStatus.OK
+    assert found.trial.verdict.status is VerdictStatus.OK
 
 
 def test_a_level_that_was_not_measured_has_not_met_its_limits():
     found = swept({"concurrency": [1, 8, 12], "stop_latency": "300ms", "min_tps": 1})
-    assert found.trial.verdict.word is VerdictStatus.BROKEN
+    assert found.trial.verdict.status is VerdictStatus.BROKEN
     assert found.trial.verdict.reason.startswith(
         "concurrency 12: not measured: stopped after concurrency 8: latency p50"
     )
@@ -185,7 +185,7 @@ def test_a_stop_ends_its_curve_and_not_the_others():
 
 def test_an_invalid_level_makes_the_whole_sweep_invalid_and_says_where():
     found = swept({"concurrency": [1, 2]}, sim=msgspec.structs.replace(QUICK, eos_after=4))
-    assert found.trial.verdict.word is VerdictStatus.INVALID
+    assert found.trial.verdict.status is VerdictStatus.INVALID
     assert found.trial.verdict.reason.startswith(
         "concurrency 1: not a valid measurement: 12 of 12 responses ended before"
     )
@@ -206,12 +206,12 @@ def test_each_level_has_a_history_of_its_own(tmp_path):
     settings = Settings(store=str(tmp_path / "history"), model="m", save=True)
     words = {"concurrency": [1, 2], "requests": 20}
     verdicts = [swept(words, settings=settings).trial.verdict for _ in range(4)]
-    assert verdicts[0].word is VerdictStatus.NEW
-    assert verdicts[-1].word is VerdictStatus.OK
+    assert verdicts[0].status is VerdictStatus.NEW
+    assert verdicts[-1].status is VerdictStatus.OK
     judged = {(row.where, row.metric) for row in verdicts[-1].rows if row.baseline is not None and row.gating}
     assert judged == {(f"concurrency {level}", metric) for level in (1, 2) for metric in ("tps", "ttft")}
     worse = swept(words, settings=settings, sim=msgspec.structs.replace(QUICK, scaling=0.1))
-    assert worse.trial.verdict.word is VerdictStatus.REGRESSED
+    assert worse.trial.verdict.status is VerdictStatus.REGRESSED
     assert worse.trial.verdict.reason.startswith("concurrency 2: tps")
     assert worse.harness.fresh == [True] * len(worse.harness.fired)
     assert [level.concurrency for level in worse.result.levels] == [1, 2]
@@ -245,7 +245,7 @@ def test_what_was_measured_when_something_stopped_the_sweep_is_not_lost():
     with pytest.raises(KeyboardInterrupt):
         parse_options({**SHORT, "concurrency": [1, 2, 4]}, settings).run(lab, TEST)
     kept = lab.build_partial_evaluation()
-    assert kept.verdict.word is VerdictStatus.ABORTED
+    assert kept.verdict.status is VerdictStatus.ABORTED
     assert [level.at for level in kept.findings[0].curves[0].levels] == [{"concurrency": 1}, {"concurrency": 2}]
 
 

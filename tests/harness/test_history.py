@@ -105,13 +105,13 @@ def apart(folder: Path) -> int:
 
 def test_who_keeps_no_history_hears_nothing_of_it(tmp_path):
     trial, bench, _ = trial_of(settings_in(tmp_path), USUAL)
-    assert (trial.verdict.word, bench.asked) == (VerdictStatus.OK, [False])
+    assert (trial.verdict.status, bench.asked) == (VerdictStatus.OK, [False])
     assert not (tmp_path / "history").exists()
 
 
 def test_the_first_saved_run_is_new_and_becomes_history(tmp_path):
     trial, bench, _ = trial_of(settings_in(tmp_path, save=True), USUAL)
-    assert (trial.verdict.word, trial.verdict.reason) == (
+    assert (trial.verdict.status, trial.verdict.reason) == (
         VerdictStatus.NEW,
         "no baseline yet: save some runs with --ollama-save",
     )
@@ -121,14 +121,14 @@ def test_the_first_saved_run_is_new_and_becomes_history(tmp_path):
 
 def test_a_missing_baseline_fails_only_where_one_is_required(tmp_path):
     trial, _, _ = trial_of(settings_in(tmp_path, require_baseline=True), USUAL)
-    assert trial.verdict.word is VerdictStatus.NEW
+    assert trial.verdict.status is VerdictStatus.NEW
     assert trial.is_failing(settings_in(tmp_path, require_baseline=True))
     assert not trial.is_failing(settings_in(tmp_path))
 
 
 def test_an_unchanged_server_is_ok_after_one_freshly_loaded_run(tmp_path):
     trial, bench, _ = trial_of(settings_in(saved(tmp_path)), steady(1))
-    assert (trial.verdict.word, bench.asked) == (VerdictStatus.OK, [True])
+    assert (trial.verdict.status, bench.asked) == (VerdictStatus.OK, [True])
     assert [row.metric for row in trial.verdict.rows if row.baseline] == ["tps", "ttft", "latency", "throughput"]
     assert [row.gating for row in trial.verdict.rows if row.baseline] == [True, True, False, False]
 
@@ -137,7 +137,7 @@ def test_slower_decoding_regresses_the_test_and_says_which_phase_it_was(tmp_path
     slow = {"ttft": 1000, "step": 120}
     settings = settings_in(saved(tmp_path), save=True)
     trial, bench, _ = trial_of(settings, slow, slow, slow)
-    assert trial.verdict.word is VerdictStatus.REGRESSED
+    assert trial.verdict.status is VerdictStatus.REGRESSED
     assert trial.verdict.reason.startswith(
         "tps -16.7 % (10.2 /s -> 8.47 /s), margin 5 %, 3 runs against 10 stored: decode grew"
     )
@@ -150,20 +150,20 @@ def test_slower_decoding_regresses_the_test_and_says_which_phase_it_was(tmp_path
 
 def test_one_slow_run_is_not_a_regression(tmp_path):
     trial, bench, _ = trial_of(settings_in(saved(tmp_path)), {"ttft": 1000, "step": 120}, steady(0), steady(1))
-    assert trial.verdict.word is not VerdictStatus.REGRESSED
+    assert trial.verdict.status is not VerdictStatus.REGRESSED
     assert len(bench.asked) > 1
 
 
 def test_a_faster_server_is_said_to_be_faster_and_never_fails(tmp_path):
     settings = settings_in(saved(tmp_path), strict=True)
     trial, _, _ = trial_of(settings, *[{"ttft": 600, "step": 70}] * 3)
-    assert trial.verdict.word is VerdictStatus.FASTER
+    assert trial.verdict.status is VerdictStatus.FASTER
     assert not trial.is_failing(settings)
 
 
 def test_a_broken_limit_needs_no_second_run(tmp_path):
     trial, bench, _ = trial_of(settings_in(saved(tmp_path)), {"ttft": 1000, "step": 120}, words={"min_tps": 500})
-    assert trial.verdict.word is VerdictStatus.BROKEN
+    assert trial.verdict.status is VerdictStatus.BROKEN
     assert bench.asked == [True]
 
 
@@ -171,7 +171,7 @@ def test_a_slower_run_that_breaks_a_limit_too_is_kept_apart(tmp_path):
     usual, slow = saved(tmp_path), {"ttft": 1000, "step": 150}
     before = kept(usual)
     trial, bench, _ = trial_of(settings_in(usual, save=True), slow, slow, slow, words={"min_tps": 1e6})
-    assert trial.verdict.word is VerdictStatus.BROKEN
+    assert trial.verdict.status is VerdictStatus.BROKEN
     assert (kept(usual), apart(usual)) == (before, len(bench.asked))
     assert "pytest-ollama-perf accept" in trial.verdict.accept
 
@@ -179,13 +179,13 @@ def test_a_slower_run_that_breaks_a_limit_too_is_kept_apart(tmp_path):
 def test_an_unchanged_run_that_breaks_a_limit_is_history(tmp_path):
     before = kept(saved(tmp_path))
     trial, _, _ = trial_of(settings_in(tmp_path, save=True), steady(1), words={"min_tps": 1e6})
-    assert trial.verdict.word is VerdictStatus.BROKEN
+    assert trial.verdict.status is VerdictStatus.BROKEN
     assert (kept(tmp_path), apart(tmp_path)) == (before + 1, 0)
 
 
 def test_an_invalid_run_is_no_history(tmp_path):
     trial, _, _ = trial_of(settings_in(tmp_path, save=True), USUAL, words={"num_predict": 500})
-    assert trial.verdict.word is VerdictStatus.INVALID
+    assert trial.verdict.status is VerdictStatus.INVALID
     assert kept(tmp_path) == 0
 
 
@@ -194,7 +194,7 @@ BUSY = {"read_lag_ns": 900_000_000}
 
 def test_a_run_on_a_busy_machine_is_measured_again(tmp_path):
     trial, _, _ = trial_of(settings_in(tmp_path), BUSY, USUAL)
-    assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.OK, 1)
+    assert (trial.verdict.status, len(trial.loads)) == (VerdictStatus.OK, 1)
     (note,) = trial.verdict.problems
     assert note.text.startswith(
         "1 run measured again, because this machine was busy: not a valid measurement: the client"
@@ -205,9 +205,9 @@ def test_a_run_on_a_busy_machine_is_measured_again(tmp_path):
 
 def test_a_machine_that_stays_busy_is_invalid_after_the_allowed_runs(tmp_path):
     trial, bench, _ = trial_of(settings_in(tmp_path), *[BUSY] * 5)
-    assert (trial.verdict.word, len(bench.asked)) == (VerdictStatus.INVALID, 3)
+    assert (trial.verdict.status, len(bench.asked)) == (VerdictStatus.INVALID, 3)
     trial, bench, _ = trial_of(settings_in(tmp_path, max_runs=1), *[BUSY] * 5)
-    assert (trial.verdict.word, len(bench.asked)) == (VerdictStatus.INVALID, 1)
+    assert (trial.verdict.status, len(bench.asked)) == (VerdictStatus.INVALID, 1)
 
 
 def test_busy_runs_count_towards_the_runs_of_a_verdict(tmp_path):
@@ -215,7 +215,7 @@ def test_busy_runs_count_towards_the_runs_of_a_verdict(tmp_path):
     trial, bench, _ = trial_of(settings_in(saved(tmp_path)), slow, BUSY, slow)
     assert len(bench.asked) == 3
     assert [load.run.measured[0].read_lag_ns for load in trial.loads] == [0, 0]
-    assert trial.verdict.word in {VerdictStatus.REGRESSED, VerdictStatus.UNSURE}
+    assert trial.verdict.status in {VerdictStatus.REGRESSED, VerdictStatus.UNSURE}
 
 
 def test_an_invalid_run_for_another_reason_is_not_measured_again(tmp_path):
@@ -227,14 +227,14 @@ def test_a_run_without_success_is_never_a_baseline(tmp_path):
     settings = settings_in(tmp_path, save=True)
     for _ in range(2):
         trial, _, _ = trial_of(settings, {"fail": True})
-        assert trial.verdict.word is VerdictStatus.BROKEN
+        assert trial.verdict.status is VerdictStatus.BROKEN
         assert kept(tmp_path) == 0
 
 
 def test_another_model_digest_is_incomparable_and_says_so(tmp_path):
     other = Fingerprint(server_version="0.32.15", model_digest="def")
     trial, _, _ = trial_of(settings_in(saved(tmp_path)), USUAL, fingerprint=other)
-    assert trial.verdict.word is VerdictStatus.INCOMPARABLE
+    assert trial.verdict.status is VerdictStatus.INCOMPARABLE
     assert "abc -> def" in trial.verdict.reason
     assert trial.is_failing(settings_in(tmp_path, strict=True))
 
@@ -251,7 +251,7 @@ def test_a_damaged_history_is_never_taken_for_none(tmp_path):
     (record,) = (tmp_path / "history").glob("*/2*.json")
     record.write_bytes(record.read_bytes()[:200])
     trial, _, _ = trial_of(settings_in(tmp_path), USUAL)
-    assert trial.verdict.word is VerdictStatus.INVALID
+    assert trial.verdict.status is VerdictStatus.INVALID
     assert trial.verdict.reason.startswith("the history of this test cannot be read")
     assert record.name in trial.verdict.reason
 
@@ -261,7 +261,7 @@ def test_a_damaged_record_among_others_is_named_and_the_others_count(tmp_path):
     record = sorted((tmp_path / "history").glob("*/2*.json"))[0]
     record.write_text("garbage")
     trial, _, _ = trial_of(settings_in(tmp_path), steady(1))
-    assert trial.verdict.word is VerdictStatus.OK
+    assert trial.verdict.status is VerdictStatus.OK
     assert [problem.name for problem in trial.verdict.problems] == ["damaged history"]
 
 
@@ -274,7 +274,7 @@ def test_an_unreadable_acceptance_makes_the_verdict_invalid(tmp_path, content):
     file.write_text(content)
     before = kept(tmp_path)
     trial, _, _ = trial_of(settings_in(tmp_path, save=True), steady(0))
-    assert trial.verdict.word is VerdictStatus.INVALID
+    assert trial.verdict.status is VerdictStatus.INVALID
     assert "an acceptance cannot be read" in trial.verdict.reason
     assert file.name in trial.verdict.reason
     assert kept(tmp_path) == before
@@ -295,7 +295,7 @@ def test_a_stored_run_without_a_success_is_no_baseline(tmp_path):
     bench = ScriptedBench(settings_in(tmp_path), [{"outcome": Outcome.REFUSED}])
     store.add(bench.measure(build_load_spec({"model": "m"}).workload, TEST, fresh=True, listener=None))
     trial, _, _ = trial_of(settings_in(tmp_path, save=True), USUAL)
-    assert trial.verdict.word is VerdictStatus.NEW
+    assert trial.verdict.status is VerdictStatus.NEW
 
 
 def test_a_long_history_is_not_read_completely(tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_long_history_is_not_read_completely(tmp_path, monkeypatch):
     real = store_base.decode_run
     monkeypatch.setattr(store_base, "decode_run", lambda data, where: decoded.append(where) or real(data, where))
     trial, _, _ = trial_of(settings_in(tmp_path), USUAL)
-    assert trial.verdict.word is VerdictStatus.OK
+    assert trial.verdict.status is VerdictStatus.OK
     assert trial.verdict.stored == 20
     assert len(decoded) <= 120
 
@@ -323,7 +323,7 @@ def test_a_rare_machine_keeps_its_baseline_in_a_long_history(tmp_path):
         store.add(msgspec.structs.replace(template, id=f"new{number}", started_at=1.9e9 + number, fingerprint=other))
     trial, _, _ = trial_of(settings_in(tmp_path), USUAL, USUAL, USUAL, fingerprint=rare)
     assert trial.verdict.stored == 1
-    assert trial.verdict.word is not VerdictStatus.INCOMPARABLE
+    assert trial.verdict.status is not VerdictStatus.INCOMPARABLE
 
 
 def test_a_history_that_cannot_be_written_is_said(tmp_path, monkeypatch):
@@ -341,8 +341,8 @@ def test_more_gating_pairs_in_a_build_ask_for_more_evidence(tmp_path):
     slow = {"ttft": 1000, "step": 110}
     alone, _, _ = trial_of(settings_in(tmp_path), slow, slow, slow, pairs=2)
     among_many, _, _ = trial_of(settings_in(tmp_path), slow, slow, slow, pairs=100_000_000)
-    assert alone.verdict.word is VerdictStatus.REGRESSED
-    assert among_many.verdict.word is VerdictStatus.UNSURE
+    assert alone.verdict.status is VerdictStatus.REGRESSED
+    assert among_many.verdict.status is VerdictStatus.UNSURE
 
 
 def test_a_further_run_waits_where_the_first_looks_slower_and_says_for_how_long(tmp_path, monkeypatch):
@@ -353,7 +353,7 @@ def test_a_further_run_waits_where_the_first_looks_slower_and_says_for_how_long(
     listener.show_message = lambda text, *, time="": told.append((text, time))
     monkeypatch.setattr("time.sleep", slept.append)
     trial = run_load(ExperimentContext(bench, RunHistory(settings, 2), listener), build_load_spec({"model": "m"}), TEST)
-    assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.REGRESSED, 3)
+    assert (trial.verdict.status, len(trial.loads)) == (VerdictStatus.REGRESSED, 3)
     turn = "inconclusive, run 2 of at most 3"
     waiting = [(f"{turn} in", f"{seconds} s") for seconds in (3, 2, 1)]
     assert told == [*waiting, (turn, ""), ("inconclusive, run 3 of at most 3", "")]
@@ -364,7 +364,7 @@ def test_where_only_history_is_thin_nothing_waits(tmp_path):
     settings = settings_in(saved(tmp_path, 1))
     bench = Patient(settings, [USUAL] * 3)
     trial = run_load(ExperimentContext(bench, RunHistory(settings, 2), Silent()), build_load_spec({"model": "m"}), TEST)
-    assert (trial.verdict.word, len(trial.loads)) == (VerdictStatus.UNSURE, 3)
+    assert (trial.verdict.status, len(trial.loads)) == (VerdictStatus.UNSURE, 3)
     assert len(bench.waits) == 5
 
 
@@ -372,7 +372,7 @@ def test_where_only_history_is_thin_nothing_waits(tmp_path):
 def test_max_runs_bounds_what_a_verdict_may_take(tmp_path, runs, word):
     slow = {"ttft": 1000, "step": 110}
     trial, bench, _ = trial_of(settings_in(saved(tmp_path), max_runs=runs), slow, slow, slow)
-    assert (trial.verdict.word, len(bench.asked)) == (word, runs)
+    assert (trial.verdict.status, len(bench.asked)) == (word, runs)
 
 
 def test_a_margin_on_the_marker_beats_the_one_for_all_tests(tmp_path):
@@ -380,7 +380,7 @@ def test_a_margin_on_the_marker_beats_the_one_for_all_tests(tmp_path):
     saved(tmp_path)
     settings = settings_in(tmp_path, margins={"tps": 0.02})
     trial, _, _ = trial_of(settings, slow, slow, slow, words={"max_regression": {"tps": "25%"}})
-    assert trial.verdict.word is VerdictStatus.OK
+    assert trial.verdict.status is VerdictStatus.OK
 
 
 def test_a_margin_for_all_tests_that_has_no_say_in_one_is_named(tmp_path):
@@ -404,9 +404,9 @@ def test_runs_too_short_to_tell_are_named_where_a_verdict_is_not_green(tmp_path,
     text = "tps varies widely within a run: use longer runs (requests, num_predict)"
     hint = Hint(code=HintCode.LONGER_RUNS, text=text)
     unsure, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 112}] * 3)
-    assert (unsure.verdict.word, unsure.verdict.hints) == (VerdictStatus.UNSURE, (hint,))
+    assert (unsure.verdict.status, unsure.verdict.hints) == (VerdictStatus.UNSURE, (hint,))
     green, _, _ = trial_of(settings_in(tmp_path), *[{"ttft": 1000, "step": 70}] * 3)
-    assert (green.verdict.word, green.verdict.hints) == (VerdictStatus.FASTER, ())
+    assert (green.verdict.status, green.verdict.hints) == (VerdictStatus.FASTER, ())
 
 
 def test_a_drift_is_a_warning_with_its_start(tmp_path):
@@ -426,17 +426,17 @@ def test_a_new_baseline_text_starts_an_epoch_and_the_old_text_continues_it(tmp_p
     saved(tmp_path)
     before = kept(tmp_path)
     red, _, _ = trial_of(settings_in(tmp_path), SLOWER, SLOWER, SLOWER)
-    assert red.verdict.word is VerdictStatus.REGRESSED
+    assert red.verdict.status is VerdictStatus.REGRESSED
     (hint,) = [hint for hint in red.verdict.hints if hint.code is HintCode.RUNS_NOT_SAVED]
     assert 'baseline="..."' in hint.text
     accepted, _, _ = trial_of(settings_in(tmp_path), SLOWER, words={"baseline": AGREED})
-    assert (accepted.verdict.word, accepted.verdict.reason) == (VerdictStatus.NEW, f"new baseline: {AGREED}")
+    assert (accepted.verdict.status, accepted.verdict.reason) == (VerdictStatus.NEW, f"new baseline: {AGREED}")
     assert kept(tmp_path) == before, "the pull request saves nothing"
     trial_of(settings_in(tmp_path, save=True), SLOWER, words={"baseline": AGREED})
     history = DirectoryStore(tmp_path / "history").read_history(TEST)
     assert [(one.why, len(one.runs)) for one in history.acceptances] == [(AGREED, 1)]
     green, _, _ = trial_of(settings_in(tmp_path, save=True), SLOWER, SLOWER, SLOWER, words={"baseline": AGREED})
-    assert green.verdict.word in {VerdictStatus.OK, VerdictStatus.UNSURE}
+    assert green.verdict.status in {VerdictStatus.OK, VerdictStatus.UNSURE}
     assert green.verdict.stored == 1
     assert len(DirectoryStore(tmp_path / "history").read_history(TEST).acceptances) == 1
 

@@ -251,7 +251,7 @@ def test_the_verdict_hook_is_called_once_per_test_in_the_controller(run) -> None
         def pytest_ollama_verdict(config, result):
             worker = hasattr(config, "workerinput")
             with open("verdicts.txt", "a") as file:
-                file.write(f"{result.test} {result.verdict.word.value} {worker}\\n")
+                file.write(f"{result.test} {result.verdict.status.value} {worker}\\n")
     """
     run.write("@load\ndef test_one():\n    pass\n\n@load\ndef test_two():\n    pass\n", conftest=conftest)
     assert run(*TWO, beside=("xdist",)).status == 0

@@ -52,7 +52,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]:
 def ok(run: Run) -> bool:
     return (
         all(sample.ok for sample in run.measured)
-        and evaluate_run(run, (), strict=False).verdict.word is VerdictStatus.OK
+        and evaluate_run(run, (), strict=False).verdict.status is VerdictStatus.OK
     )
 
 

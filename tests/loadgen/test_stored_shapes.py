@@ -57,7 +57,7 @@ def test_a_shaped_load_is_the_same_load_when_it_comes_back_but_for_what_it_sent(
 
 def test_a_report_holds_the_shape_without_the_megabytes_of_its_images() -> None:
     run = run_of(sample(turn=2, first_sent_ns=5, first_error="busy: full"), workload=SHAPES)
-    result = TestResult("t", Verdict(word=VerdictStatus.OK, reason=""), (MeasuredLoad(run, summarise(run)),))
+    result = TestResult("t", Verdict(status=VerdictStatus.OK, reason=""), (MeasuredLoad(run, summarise(run)),))
     content = build_report([result], meta=ReportMeta(plugin_version="1", started_at=0.0))
     assert b"iVBORw0KGgo=" not in content
     (load,) = parse_document(content, "it").tests[0].loads

@@ -58,7 +58,7 @@ def judged(number: int = 0, runs: int = 1, requests: int = 20) -> TestResult:
         rows=(
             row(
                 "ttft",
-                word=VerdictStatus.REGRESSED,
+                status=VerdictStatus.REGRESSED,
                 value=0.231,
                 baseline=0.182,
                 change=0.269,

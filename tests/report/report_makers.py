@@ -62,15 +62,17 @@ def load(samples=None, *, workload=WORKLOAD, fingerprint=FINGERPRINT, **run):
     return MeasuredLoad(made, summarise(made))
 
 
-def row(metric, stat="", word=VerdictStatus.OK, **fields):
-    return VerdictRow(metric=metric, stat=stat, word=word, reason="", **fields)
+def row(metric, stat="", status=VerdictStatus.OK, **fields):
+    return VerdictRow(metric=metric, stat=stat, status=status, reason="", **fields)
 
 
 def result(
-    word=VerdictStatus.OK,
+    status=VerdictStatus.OK,
     reason="every limit is met",
     loads=None,
     test="tests/test_chat.py::test_chat_speed",
     **verdict,
 ):
-    return TestResult(test, Verdict(word=word, reason=reason, **verdict), (load(),) if loads is None else tuple(loads))
+    return TestResult(
+        test, Verdict(status=status, reason=reason, **verdict), (load(),) if loads is None else tuple(loads)
+    )

@@ -41,7 +41,7 @@ def test_a_test_stands_with_its_verdict():
         result(
             VerdictStatus.BROKEN,
             "tps 84.1 /s, limit >= 150 /s: 44 % below",
-            rows=(row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),),
+            rows=(row("tps", status=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),),
             problems=(Problem(code=ProblemCode.SHORT_OUTPUTS, text="2 answers ended early", invalidates=False),),
             hints=(Hint(code=HintCode.SLOTS, text="OLLAMA_NUM_PARALLEL is probably 1"),),
             loads=[],
@@ -61,7 +61,7 @@ def test_a_test_stands_with_its_verdict():
                     {
                         "metric": "tps",
                         "stat": "",
-                        "word": "broken",
+                        "status": "broken",
                         "reason": "",
                         "gating": True,
                         "op": ">=",

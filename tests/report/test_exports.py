@@ -35,7 +35,7 @@ SMALL = document_of(result(loads=[load([sample(0), sample(1)])]))
 FAILED = document_of(result(loads=[load([sample(0), sample(1, outcome=Outcome.BUSY)])]))
 NOTHING = document_of()
 EVERYTHING_FAILED = document_of(result(loads=[load([sample(0, outcome=Outcome.BUSY)])]))
-UNMEASURED = document_of(TestResult(TEST, Verdict(word=VerdictStatus.INVALID, reason="nothing answers")))
+UNMEASURED = document_of(TestResult(TEST, Verdict(status=VerdictStatus.INVALID, reason="nothing answers")))
 SWEPT = document_of(
     result(
         loads=[load([sample(0)], workload=msgspec.structs.replace(WORKLOAD, concurrency=number)) for number in (1, 2)]

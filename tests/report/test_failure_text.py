@@ -16,7 +16,7 @@ from pytest_ollama_perf.report.facts import redact_url
 from pytest_ollama_perf.report.terminal import format_failure
 
 LIMITS = (
-    row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),
+    row("tps", status=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1, low=82.0, high=86.0),
     row("latency", "p95", op="<=", bound=2.5, value=1.2, low=1.1, high=1.4),
 )
 HISTORY = (
@@ -108,15 +108,15 @@ def test_limits_and_history_are_both_drawn():
 
 def test_a_row_without_baseline_shows_what_there_is():
     drawn = format_failure(
-        result(VerdictStatus.NEW, "no baseline", rows=(row("tps", word=VerdictStatus.NEW, value=84.1),))
+        result(VerdictStatus.NEW, "no baseline", rows=(row("tps", status=VerdictStatus.NEW, value=84.1),))
     )
     assert "    tps           -    84.1 /s         -         -         -" in drawn.splitlines()
 
 
 def test_an_unsure_row_is_marked_and_one_that_does_not_gate_is_not():
     rows = (
-        row("tps", word=VerdictStatus.UNSURE, op=">=", bound=1.0, value=1.0),
-        row("qps", word=VerdictStatus.BROKEN, op=">=", bound=1.0, value=0.5, gating=False),
+        row("tps", status=VerdictStatus.UNSURE, op=">=", bound=1.0, value=1.0),
+        row("qps", status=VerdictStatus.BROKEN, op=">=", bound=1.0, value=0.5, gating=False),
     )
     marks = [line[2] for line in format_failure(result(rows=rows)).splitlines() if "/s" in line and ">=" in line]
     assert marks == ["?", " "]

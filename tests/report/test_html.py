@@ -84,8 +84,8 @@ def test_a_test_stands_with_its_verdict_its_reason_and_its_numbers():
 
 def test_the_cell_of_a_verdict_has_the_class_of_its_status():
     changes = [
-        row("tps", value=110.0, baseline=100.0, change=0.1, word=VerdictStatus.FASTER),
-        row("latency", "p50", value=1.1, baseline=1.0, change=0.1, word=VerdictStatus.REGRESSED, gating=False),
+        row("tps", value=110.0, baseline=100.0, change=0.1, status=VerdictStatus.FASTER),
+        row("latency", "p50", value=1.1, baseline=1.0, change=0.1, status=VerdictStatus.REGRESSED, gating=False),
     ]
     text = page(document_of(result(VerdictStatus.OK, "fine", rows=tuple(changes), loads=[]))).decode()
     assert re.findall(r'<td class="word ([^"]*)">([^<]*)</td>', text) == [

@@ -27,11 +27,11 @@ BROKEN = result(
     "tps 84.1 /s, limit >= 150 /s: 44 % below",
     loads=[load([sample(0), sample(1)])],
     rows=(
-        row("tps", word=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1),
+        row("tps", status=VerdictStatus.BROKEN, op=">=", bound=150.0, value=84.1),
         row(
             "ttft",
             "p50",
-            word=VerdictStatus.REGRESSED,
+            status=VerdictStatus.REGRESSED,
             value=0.231,
             baseline=0.182,
             change=0.269,

@@ -233,7 +233,7 @@ def test_a_check_holds_the_load_against_more_limits(perf) -> None:
     perf.write(f"""
         @pytest.mark.ollama_load({LOAD})
         def test_good(ollama_load):
-            assert ollama_load.check(min_tps=1).word.value == "ok"
+            assert ollama_load.check(min_tps=1).status.value == "ok"
 
         @pytest.mark.ollama_load({LOAD})
         def test_bad(ollama_load):
@@ -255,7 +255,7 @@ def test_a_load_from_code_is_judged_unless_asked_otherwise(perf) -> None:
 
         def test_measured(ollama):
             result = ollama.load({LOAD}, min_tps=1e6, check=False)
-            assert result.verdict.word.value == "broken"
+            assert result.verdict.status.value == "broken"
             assert result.tps > 0
 
         def test_several(ollama):

@@ -43,7 +43,7 @@ def test_the_fixture_gives_the_numbers_the_samples_and_the_verdict(perf) -> None
             assert ollama_load.metric("latency").n == 20
             assert [sample.url for sample in ollama_load.samples] == [ollama_url] * 20
             assert ollama_load.run.workload.model == "tiny"
-            assert ollama_load.verdict.word.value == "ok"
+            assert ollama_load.verdict.status.value == "ok"
     """)
     found = perf.run()
     assert found.counts == {"passed": 1}

@@ -72,7 +72,7 @@ def test_numbers_read_beside_the_load_are_metrics_of_it():
 )
 def test_limits_hold_what_instruments_showed(words, word, reason):
     verdict = judged(**words)
-    assert (verdict.word, verdict.reason) == (word, reason)
+    assert (verdict.status, verdict.reason) == (word, reason)
 
 
 WORDS = {"max_gpu_memory": "999GiB", "max_gpu_temperature": 999, "max_joules_per_token": 999}
@@ -93,7 +93,7 @@ WORDS = {"max_gpu_memory": "999GiB", "max_gpu_temperature": 999, "max_joules_per
 )
 def test_a_limit_without_telemetry_is_never_ok(word, telemetry, why):
     verdict = judged(telemetry, **{word: WORDS[word]})
-    assert verdict.word is VerdictStatus.BROKEN
+    assert verdict.status is VerdictStatus.BROKEN
     assert verdict.reason == f"{word.removeprefix('max_')} was not measured: {why}"
 
 
@@ -164,7 +164,7 @@ def test_no_history_is_kept_of_what_is_read_beside_the_load():
 )
 def test_a_slow_down_is_named_and_spoils_where_it_is_no_ordinary_one(throttled, word, text):
     verdict = judged(with_gpu(throttled=throttled, max_temperature_c=91.0, max_power_w=700.0))
-    assert verdict.word is word
+    assert verdict.status is word
     assert [(each.name, each.text) for each in verdict.problems] == [("GPU throttled", text)]
 
 
@@ -190,7 +190,7 @@ def test_which_of_several_gpus_was_slowed_down_is_told():
 def test_missing_telemetry_is_told_where_it_was_asked_for_or_broke_off(telemetry, named):
     verdict = judged(telemetry)
     assert [problem.name for problem in verdict.problems] == named
-    assert verdict.word is VerdictStatus.OK
+    assert verdict.status is VerdictStatus.OK
 
 
 def test_a_gpu_that_only_one_of_two_runs_could_read_is_no_other_gpu():

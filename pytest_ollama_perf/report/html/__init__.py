@@ -67,7 +67,7 @@ class TestView(msgspec.Struct, frozen=True, kw_only=True):
 
     anchor: str
     test: str
-    word: str
+    status: str
     tone: str
     reason: str
     highlights: tuple[tuple[str, str], ...]
@@ -153,14 +153,14 @@ def _build_test_view(number: int, test: TestEntry, budget: _ChartLimits) -> Test
     return TestView(
         anchor=f"test-{number}",
         test=clean(test.test),
-        word=test.verdict.value,
+        status=test.verdict.value,
         tone=choose_tone(test.verdict),
         reason=test.reason,
         highlights=tuple(_build_highlights(test.loads)),
         limits=list(_build_limit_rows(limits)),
-        limit_statuses=tuple(row.word.value for row in limits),
+        limit_statuses=tuple(row.status.value for row in limits),
         history=list(_build_change_rows(changes)),
-        history_statuses=tuple(row.word.value for row in changes),
+        history_statuses=tuple(row.status.value for row in changes),
         problems=tuple((each.name, each.text, each.invalidates) for each in test.problems),
         changed=test.changed,
         hints=tuple(hint.text for hint in test.hints),
@@ -208,7 +208,7 @@ def _build_limit_rows(rows: Sequence[RowEntry]) -> Iterator[tuple[str, ...]]:
             else ""
         )
         bound = f"{row.op} {format_value(row.metric, row.bound)}"
-        yield _format_row_name(row), bound, _format_value(row), ends, row.word.value, row.reason
+        yield _format_row_name(row), bound, _format_value(row), ends, row.status.value, row.reason
 
 
 def _build_change_rows(rows: Sequence[RowEntry]) -> Iterator[tuple[str, ...]]:
@@ -225,7 +225,7 @@ def _build_change_rows(rows: Sequence[RowEntry]) -> Iterator[tuple[str, ...]]:
             _format_signed_share(row.change),
             ends,
             _format_signed_share(chart_data.sign_margin(row)),
-            row.word.value if row.gating else f"{row.word.value} (not gating)",
+            row.status.value if row.gating else f"{row.status.value} (not gating)",
             row.reason,
         )
 

@@ -316,7 +316,9 @@ def build_change_charts(rows: Sequence[RowEntry]) -> Iterator[Chart]:
     caption = (
         f"{_format_row_name(row)} {format_percent(row.change, signed=True)}" for row in known if row.change is not None
     )
-    cells = [(_format_row_name(row), row.change, row.low, row.high, sign_margin(row), row.word.value) for row in known]
+    cells = [
+        (_format_row_name(row), row.change, row.low, row.high, sign_margin(row), row.status.value) for row in known
+    ]
     yield charts.draw_changes(f"Changes against the baseline: {', '.join(caption)}", cells)
 
 
