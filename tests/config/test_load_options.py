@@ -435,17 +435,17 @@ ANYTHING = st.recursive(
 )
 
 
-@given(status=st.sampled_from(list_option_names()), value=ANYTHING)
-@example(status="limits", value={"tps": 10**400})
-@example(status="min_tps", value=10**5000)
-@example(status="max_p95_ttft", value=10**400)
-@example(status="options", value=CIRCLE)
-@example(status="options", value={"seed": 10**400})
-@example(status="options", value={"x": 10**30})
-@example(status="max_regression", value={"tps": 10**5000})
-@example(status="timeout", value={10**5000: 1})
-@example(status="timeout", value={"total": 10**400})
-@example(status="prompt", value="\ud800")
+@given(word=st.sampled_from(list_option_names()), value=ANYTHING)
+@example(word="limits", value={"tps": 10**400})
+@example(word="min_tps", value=10**5000)
+@example(word="max_p95_ttft", value=10**400)
+@example(word="options", value=CIRCLE)
+@example(word="options", value={"seed": 10**400})
+@example(word="options", value={"x": 10**30})
+@example(word="max_regression", value={"tps": 10**5000})
+@example(word="timeout", value={10**5000: 1})
+@example(word="timeout", value={"total": 10**400})
+@example(word="prompt", value="\ud800")
 def test_any_value_of_any_word_is_taken_or_refused_in_one_line(word: str, value: object) -> None:
     lines: list[str] = []
     with contextlib.suppress(ConfigError):

@@ -48,7 +48,7 @@ def test_a_load_is_fired_once_for_all_its_clauses(contracts: Contracts) -> None:
         ("c.ollama.toml::tiny::concurrency=2", "broken"),
     ]
     rows = contracts.report["tests"][0]["rows"]
-    assert [(row["metric"], row["stat"], row["word"]) for row in rows] == [
+    assert [(row["metric"], row["stat"], row["status"]) for row in rows] == [
         ("tps", "", "ok"),
         ("ttft", "p50", "broken"),
         ("error_rate", "", "ok"),

@@ -52,7 +52,7 @@ def test_the_comparison_stands_in_the_report(run_source, urls):
     (test,) = result.tests
     (found,) = test["findings"]
     assert (test["verdict"], found["kind"], found["blocks"]) == ("regressed", "ab_comparison", 4)
-    assert (found["rows"][0]["metric"], found["rows"][0]["word"]) == ("tps", "regressed")
+    assert (found["rows"][0]["metric"], found["rows"][0]["status"]) == ("tps", "regressed")
     assert [load["model"] for load in test["loads"]] == ["tiny:latest"] * 16
     assert {sample["url"] for load in test["loads"][:8] for sample in load["samples"]} == {fast}
 
