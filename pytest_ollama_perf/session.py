@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pytest_ollama_perf.config import Settings
 from pytest_ollama_perf.core import OllamaPerfError, ServerUnreachableError
-from pytest_ollama_perf.core.lock import ServerLock, Waiting
 from pytest_ollama_perf.experiments import Experiment, list_other_urls
 
 if TYPE_CHECKING:
+    from pytest_ollama_perf.core.lock import ServerLock
     from pytest_ollama_perf.harness import Harness, ProgressListener
     from pytest_ollama_perf.harness.evaluation import Evaluation, TestResult
     from pytest_ollama_perf.harness.history import RunHistory
@@ -85,7 +85,7 @@ class Session:
         self._history: RunHistory | None = None
         self._unsaved: list[str] = []
         self._started_at = time.time()
-        self._lock = ServerLock(session_id)
+        self._lock: ServerLock | None = None
 
     @property
     def harness(self) -> Harness:
@@ -221,6 +221,9 @@ class Session:
             listener.show_message(message[0])  # raises when the test was cancelled
             (time.sleep if stop is None else stop.wait)(seconds)
 
+        from pytest_ollama_perf.core.lock import ServerLock, Waiting
+
+        self._lock = self._lock or ServerLock(self._session_id)
         waiting = Waiting(sleep, announce, self.settings.wait_s)
         return self._lock.hold((server.address.url for server in servers), test, waiting)
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pytest_ollama_perf.config.report_targets import REPORT_TYPES, ReportTarget
 from pytest_ollama_perf.config.report_targets import parse_report_target as parse_report
@@ -23,8 +23,7 @@ DEFAULT_WAIT_S = 1800.0
 _MAX_SPACING_S = 3600.0
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One setting: ``--ollama-<name>`` on the command line, ``ollama_<name>`` in the ini file.
 
     ``kind`` is ``"value"``, ``"list"`` (repeatable; one a line in the ini file) or ``"flag"``. Flags default to
@@ -177,8 +176,7 @@ OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class GitHubJob:
+class GitHubJob(NamedTuple):
     """The job of GitHub Actions that this session is a part of: the file of its summary and the folder of the
     repository, each empty where the job names none."""
 

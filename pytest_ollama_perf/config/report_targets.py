@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_ollama_perf.core import ConfigError
 from pytest_ollama_perf.core.text import suggest_match
@@ -60,8 +59,7 @@ def get_added_writer(name: str) -> Callable[[Any], bytes] | None:
     return _added_writers.get(name)
 
 
-@dataclass(frozen=True)
-class ReportTarget:
+class ReportTarget(NamedTuple):
     """One report to write."""
 
     type: str
