@@ -203,7 +203,7 @@ class HintCode(str, enum.Enum):
 
 
 class Hint(msgspec.Struct, frozen=True, kw_only=True):
-    """One suggestion of a verdict: its code, and one line for a person."""
+    """One suggestion of a verdict: its code, and one line for display."""
 
     code: HintCode
     text: str

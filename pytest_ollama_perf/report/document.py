@@ -109,7 +109,7 @@ class ProblemEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HintEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One hint: its stable code, and one line for a person."""
+    """One hint: its stable code, and one line of text."""
 
     code: str
     text: str
