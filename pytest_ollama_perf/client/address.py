@@ -222,7 +222,7 @@ class SecretMask:
     def apply_to_answer(self, answer: Any) -> Any:
         """Return decoded JSON with ``***`` in place of every secret in its texts.
 
-        A short header may be a name that the answer needs, such as a model's: it is left in which it is.
+        A short header may be a name that the answer needs, such as a model's: it is not replaced.
         """
         if self._certain is None:
             return answer
